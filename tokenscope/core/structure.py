@@ -221,10 +221,11 @@ def _router(self, layer):
     module = next((m for m in layer.modules() if _is_one(m, classes)), None)
     return module and Place(module, "output", getattr(stated, "index", 0))
 
-# %% ../../nbs/core/structure.ipynb #886c69b9
+# %% ../../nbs/core/structure.ipynb #ac3aecc1
 Structure._probed = cached_property(_probe)
 Structure._probed.__set_name__(Structure, "_probed")
 Structure.router = _router
+Structure.after_layers = property(lambda self: self._probed[1])  # final norm, in OPT perhaps a projection
 
 # %% ../../nbs/core/structure.ipynb #988f5cf1
 def place_of(
