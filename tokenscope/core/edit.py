@@ -66,7 +66,7 @@ def _check_edit(edit):
     if isinstance(edit.positions, str) and edit.positions not in ("all", "prompt", "generated", "last"):
         raise ScopeError(f"Unknown positions {edit.positions!r}; accepted: an integer, a list, a slice, 'all', 'prompt', 'generated', 'last'")
 
-# %% ../../nbs/core/edit.ipynb #4dfbea00
+# %% ../../nbs/core/edit.ipynb #fbc985ff
 @dataclass
 class Progress:
     "Where a running forward is: real positions of its tokens and keys, and the length of the prompt."
@@ -76,7 +76,7 @@ class Progress:
     generating: bool = False  # inside `generate`, where only the first forward is the prompt
 
     def see(self, module, args, kwargs):
-        "A forward is about to begin: take note of it (a forward pre-hook of the body)."
+        "A forward is about to begin: take note of it (a forward pre-hook)."
         given = kwargs.get("input_ids", args[0] if args else None)
         given = kwargs.get("inputs_embeds") if given is None else given
         n_rows, n_new = given.shape[:2]
@@ -221,6 +221,28 @@ def _taps_of(scope, edits, progress):
         taps += [(site, layer, tap) for layer in layers]
     return taps
 
+# %% ../../nbs/core/edit.ipynb #bdd4273c
+@contextmanager
+def _watched(scope, progress):
+    "Tell the progress of every forward, as the outermost of model, body and decoder sees it (each may be called alone)."
+    depth = 0
+
+    def enter(module, args, kwargs):
+        nonlocal depth
+        if not (depth or scope.handing):
+            progress.see(module, args, kwargs)
+        depth += 1
+
+    def leave(module, args, output):
+        nonlocal depth
+        depth -= 1
+
+    with ExitStack() as stack:
+        for module in {scope.model, scope.structure.body, scope.structure.decoder}:
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield
+
 # %% ../../nbs/core/edit.ipynb #b31348d3
 @contextmanager
 def _logits_edited(scope, taps):
@@ -237,7 +259,7 @@ def _logits_edited(scope, taps):
         scope.edits_logits -= 1
         handle.remove()
 
-# %% ../../nbs/core/edit.ipynb #283379fc
+# %% ../../nbs/core/edit.ipynb #20935cb6
 @contextmanager
 def edit(
     scope: "Scope",
@@ -253,9 +275,8 @@ def edit(
     progress = Progress()
     taps = _taps_of(scope, active, progress)
     on_logits = [tap for site, _, tap in taps if site == "logits"]
-    watch = lambda module, args, kwargs: None if scope.handing else progress.see(module, args, kwargs)
     with ExitStack() as stack:
-        stack.callback(scope.structure.body.register_forward_pre_hook(watch, with_kwargs=True).remove)
+        stack.enter_context(_watched(scope, progress))
         if on_logits:
             stack.enter_context(_logits_edited(scope, on_logits))
         stack.enter_context(site_taps(scope.structure, [t for t in taps if t[0] != "logits"]))

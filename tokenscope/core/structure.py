@@ -119,7 +119,13 @@ def _passed_on(calls, start):
             last = call
     return last
 
-# %% ../../nbs/core/structure.ipynb #8604c2f1
+# %% ../../nbs/core/structure.ipynb #bec77925
+def _adds_itself(calls, start):
+    "Does the attention block return the sum with the residual (BLOOM)? Then a norm takes it on its way into the MLP."
+    norm = next((c for c in calls[start + 1:] if c.given is calls[start].made and not _has_matrix(c.module)), None)
+    return norm is not None and any(c.given is norm.made and _has_matrix(c.module) for c in calls)
+
+# %% ../../nbs/core/structure.ipynb #b61a6e03
 def layer_places(
     calls: list[Call],  # calls of the layer's direct children, in order
     layer_input: torch.Tensor,  # the residual stream entering the layer
@@ -129,11 +135,13 @@ def layer_places(
 ) -> dict[str, Place]:  # site name -> place
     "Find `attn_out`, `resid_mid`, `mlp_out` and `mlp_post` of one layer."
     places, start = {}, next((i for i, c in enumerate(calls) if c.module is attention), None)
+    if start is not None and _adds_itself(calls, start):
+        return {"resid_mid": Place(attention, "output")}
     if start is not None:
         places["attn_out"] = Place(_passed_on(calls, start).module, "output")
     after = calls[start + 1:] if start is not None else calls
     known = [layer_input] + [c.made for c in calls]
-    made_here = next((c for c in after if c.given is not None and c.given.shape == layer_input.shape
+    made_here = next((c for c in after if c.given is not None and c.given.numel() == layer_input.numel()
                       and not any(c.given is t for t in known)), None)
     if made_here is not None and start is not None:
         places["resid_mid"] = Place(made_here.module, "input", inplace=True)
@@ -227,7 +235,7 @@ Structure._probed.__set_name__(Structure, "_probed")
 Structure.router = _router
 Structure.after_layers = property(lambda self: self._probed[1])  # final norm, in OPT perhaps a projection
 
-# %% ../../nbs/core/structure.ipynb #988f5cf1
+# %% ../../nbs/core/structure.ipynb #930b30de
 def place_of(
     structure: Structure,
     site: str,  # a site that is not inside attention
@@ -242,6 +250,7 @@ def place_of(
     if place is None:
         why = {"resid_mid": "attention and MLP run side by side in this layer, so there is no stream between them",
                "router_logits": "this layer has no router", "mlp_post": "this layer's MLP is a mixture of experts",
-               "attn_out": "this layer has no attention block"}.get(site, "the layer has no such block")
+               "attn_out": "this layer has no attention block, or one that adds the residual itself"}.get(
+                   site, "the layer has no such block, or one that adds the residual itself")
         raise ScopeError(f"No {site} in layer {layer} of {type(structure.model).__name__}: {why}")
     return place

@@ -54,7 +54,7 @@ def hook_input(
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, key: new})
     return place.module.register_forward_pre_hook(hook, with_kwargs=True)
 
-# %% ../../nbs/core/taps.ipynb #9de0b6b1
+# %% ../../nbs/core/taps.ipynb #544322f6
 @contextmanager
 def site_taps(
     structure: Structure,
@@ -62,6 +62,7 @@ def site_taps(
 ):
     "Attach functions to any sites but `logits` while the block runs."
     inside = [t for t in taps if t[0] in ATTENTION_SITES or t[0] == "attn_bias"]
+    structure.after_layers  # the probe must not run when taps are on
     with ExitStack() as stack:
         stack.enter_context(attention_taps(structure, inside))
         for site, layer, tap in taps:

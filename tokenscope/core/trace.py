@@ -142,22 +142,24 @@ class _Handed(dict):
     def __getattr__(self, name): return self.hidden if name == "last_hidden_state" else None
     def __getitem__(self, i): return self.hidden if i in (0, "last_hidden_state") else None
 
-# %% ../../nbs/core/trace.ipynb #1e9baa95
+# %% ../../nbs/core/trace.ipynb #14b9ac00
 @contextmanager
 def _body_returns(scope, hidden):
     "For the time of the block the body does not compute but returns `hidden`."
-    body = scope.structure.body
-    before = body.__dict__.get("forward")
-    body.forward = lambda *a, **k: _Handed(hidden)
+    bodies = {scope.structure.body, scope.structure.decoder}  # OPT's head calls the decoder itself
+    before = {m: m.__dict__.get("forward") for m in bodies}
     scope.handing = True  # an edit's bookkeeping must not mistake this for a forward
     try:
+        for m in bodies:
+            m.forward = lambda *a, **k: _Handed(hidden)
         yield
     finally:
         scope.handing = False
-        if before is None:
-            del body.forward
-        else:
-            body.forward = before
+        for m, own in before.items():
+            if own is None:
+                m.__dict__.pop("forward", None)
+            else:
+                m.forward = own
 
 # %% ../../nbs/core/trace.ipynb #02579dfb
 def unembed(
