@@ -67,13 +67,14 @@ class Tokens(Sequence):
         starts = [i for i in range(len(self)) if not (i and self.offsets and self.offsets[i][0] < self.offsets[i - 1][1])]
         return [range(a, b) for a, b in zip(starts, starts[1:] + [len(self)])]
 
-# %% ../../nbs/core/tokens.ipynb #d1bdb5df
+# %% ../../nbs/core/tokens.ipynb #244ea4ba
 def byte_level_table() -> dict[str, int]:  # printable character -> byte
     "The table with which byte-level BPE writes bytes as characters."
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     moved = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(moved)}
 
+# %% ../../nbs/core/tokens.ipynb #753a685f
 BYTE_LEVEL = byte_level_table()
 
 # %% ../../nbs/core/tokens.ipynb #736ed16e
@@ -199,13 +200,14 @@ def char_index(
         at, count = at + sum(sizes), count + len(sizes)
     return "".join(text), index + [count]
 
-# %% ../../nbs/core/tokens.ipynb #02dc20c2
+# %% ../../nbs/core/tokens.ipynb #95b5b60a
 def text_index(
     text: str,  # a text that is known; a lone surrogate counts as its three bytes
 ) -> list[int]:  # for each byte (and the end) the index of its character
     "Which character of a known text each of its bytes belongs to."
     return [n for n, c in enumerate(text) for _ in range(len(c.encode("utf-8", "surrogatepass")))] + [len(text)]
 
+# %% ../../nbs/core/tokens.ipynb #44075e9b
 def byte_spans_to_chars(
     spans: list[tuple[int, int]],  # (start, end) of each token, in bytes
     index: list[int],  # from `char_index`
