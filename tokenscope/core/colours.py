@@ -85,7 +85,7 @@ def contrast_ratio(
     low, high = sorted((luminance(rgb_over(text)), luminance(rgb_over(colour, page))))
     return (high + 0.05) / (low + 0.05)
 
-# %% ../../nbs/core/colours.ipynb #aa34a361
+# %% ../../nbs/core/colours.ipynb #4657c106
 def scale_limits(
     values,  # numbers, the last axis is the token
     scale: str = "sequential",  # or "diverging"
@@ -107,6 +107,12 @@ def scale_limits(
     high, usual = float(body.max()), float(np.percentile(body, 95))
     if limits is None and usual > low:
         high = min(high, low + 3 * (usual - low))
+    first = real(values[..., 0]) if limits is None and values.shape[-1] else np.zeros(0)
+    if first.size and high > low:  # a first token that is near the others joins the scale
+        first = np.abs(first) if scale == "diverging" else first
+        near = (high - low) / 2
+        low = float(first.min()) if low - near <= first.min() < low else low
+        high = float(first.max()) if high < first.max() <= high + near else high
     low, high = (low, high) if high > low else (min(low, 0.0), max(high, 0.0) or 1.0)
     return (-high, high) if scale == "diverging" else (low, high)
 

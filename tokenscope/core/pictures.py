@@ -182,7 +182,7 @@ def patch_grid(
     head = f"<b>{html_text.escape(name)}</b> {html_text.escape(unit)} &nbsp; {legend_bar(low_high, scale, SOLID_MAP)}"
     return Markup(f'<div style="font:13px/1.6 system-ui,sans-serif">{head}{body}<div>{html_text.escape(summary)}.</div></div>')
 
-# %% ../../nbs/core/pictures.ipynb #06055cdf
+# %% ../../nbs/core/pictures.ipynb #bbb45462
 def box_places(
     tokens: Tokens,  # the tokens of one text
     columns: int = 80,  # width of a line in characters
@@ -197,7 +197,7 @@ def box_places(
         if x and x + width > columns:
             x, line = 0.0, line + 1
         places.append((box, shown, x, line, width))
-        x, line = (0.0, line + text.count("\n")) if "\n" in text else (x + width + 0.5, line)
+        x, line = (0.0, line + text.count("\n")) if "\n" in text else (x + width + 0.8, line)
     return places
 
 # %% ../../nbs/core/pictures.ipynb #3b173a47

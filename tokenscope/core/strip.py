@@ -6,21 +6,23 @@ Docs: https://tokenscope.github.io/tokenscope/core/strip.html.md"""
 
 # %% auto #0
 __all__ = ['SHEET', 'STRIP_CLASS', 'NOT_FORWARD', 'strip_style', 'value_title', 'marked_html', 'token_html', 'arabic_joins',
-           'box_html', 'text_direction', 'directed_runs', 'row_html', 'layers_html', 'strip_notes', 'strip_html']
+           'box_html', 'text_direction', 'directed_runs', 'directed_html', 'row_html', 'layers_html', 'strip_notes',
+           'strip_html']
 
-# %% ../../nbs/core/strip.ipynb #f64d99ea
+# %% ../../nbs/core/strip.ipynb #a23f6583
 import html as html_text
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from hashlib import sha1
 
-from .colours import SOLID_MAP, Markup, legend_bar, short_number, tint
+from .colours import SOLID, SOLID_MAP, Markup, legend_bar, short_number, tint
 from .marks import box_text, token_boxes, visible_parts, visible_text
 from .pictures import map_image
 from .tokens import Tokens
 
-# %% ../../nbs/core/strip.ipynb #e343fe07
+# %% ../../nbs/core/strip.ipynb #1e2972bb
 SHEET = """
 .K{font:15px/1.5 system-ui,-apple-system,"Segoe UI","Noto Sans",sans-serif;margin:.5em 0;max-width:60em}
 .K p{margin:.25em 0;line-height:2;white-space:pre-wrap}
@@ -30,13 +32,14 @@ margin:0 1px;border-radius:4px;vertical-align:baseline;box-shadow:inset 0 0 0 1p
 .K [aria-label^=" "]::before{content:"·";position:absolute;opacity:.62}
 .K.d i[title^="-"]::after,.K.d s[title^="-"]::after{content:"−"}.K.d i[title^="+"]::after,.K.d s[title^="+"]::after{content:"+"}
 .K i[title*="▲"]::after,.K s[title*="▲"]::after{content:"▲"}.K i[title*="▼"]::after,.K s[title*="▼"]::after{content:"▼"}
-.K i::after,.K s::after{font-size:.6em;vertical-align:super;opacity:.75;margin-left:1px}
+.K i::after,.K s::after{font-size:.6em;vertical-align:super;opacity:.7;margin-left:1px}
 .K [title^=n]{box-shadow:none;outline:1px dashed #8889;outline-offset:-1px}
 .K .o{box-shadow:inset 0 0 0 1.5px #888b;font-size:.85em}
 .K .m{border-bottom:3px double}
+.K .n{display:inline;box-decoration-break:clone;-webkit-box-decoration-break:clone}
 .K s{text-decoration:line-through 2px;text-decoration-skip-ink:none}
-.K.h i{background-image:repeating-linear-gradient(135deg,#8885 0 1px,#0000 1px 5px)!important}
-.K .g{display:inline-flex;flex-direction:column;align-items:center;padding:0 1px 2px;vertical-align:text-bottom}
+.K.h i{background-image:repeating-linear-gradient(135deg,#888a 0 1px,#0000 1px 5px)!important}
+.K .g{display:inline-flex;flex-direction:column;align-items:center;padding:0 1px 2px;vertical-align:baseline}
 .K .g b{display:flex;gap:1px;align-self:stretch}.K .g b i{flex:1;min-width:9px;height:9px;line-height:9px;margin:0;padding:0;border-radius:2px;box-shadow:inset 0 0 0 1px #8886}
 .K .g b i::after{font-size:8px;vertical-align:top}
 .K :focus-visible{outline:2px solid #2b7fd4;outline-offset:1px}
@@ -67,17 +70,19 @@ def value_title(
     text += "" if token_id is None else f" id {token_id}"
     return text + ("" if not raw else " bytes " + raw.hex(" ").upper())
 
-# %% ../../nbs/core/strip.ipynb #a91166d7
+# %% ../../nbs/core/strip.ipynb #7ac6e02b
 def marked_html(
     piece: str,  # a token's text
     raw: "bytes | None" = None,  # its bytes
 ) -> str:  # escaped, marks in <u>
     "A token's text as HTML."
-    if raw and "\ufffd" in raw.decode("utf-8", "replace") and b"\xef\xbf\xbd" not in raw:
-        return f"<u>{html_text.escape(piece)}</u>"
-    return "".join(f"<u>{html_text.escape(t)}</u>" if mark else html_text.escape(t) for t, mark in visible_parts(piece))
+    broken = raw and "\ufffd" in raw.decode("utf-8", "replace") and b"\xef\xbf\xbd" not in raw
+    spelled = re.split(r"((?:\\x[0-9A-F]{2})+)", piece) if broken else [piece]  # every second part is a run of broken bytes
+    parts = [part for n, text in enumerate(spelled) for part in ([(text, True)] if n % 2 else visible_parts(text))]
+    html = "".join(f"<u>{html_text.escape(t.replace('⏎', '⏎' + chr(10)))}</u>" if mark else html_text.escape(t) for t, mark in parts)
+    return "".join(html.rsplit("\n", 1)) if piece.endswith("\n") else html  # the last break comes after the box
 
-# %% ../../nbs/core/strip.ipynb #63dfdd5e
+# %% ../../nbs/core/strip.ipynb #e6e8e338
 def token_html(
     tokens: Tokens,  # the tokens of one text
     i: int,  # which one
@@ -86,13 +91,14 @@ def token_html(
     scale: str = "sequential",  # or "diverging"
     kept=True,  # False: struck through; "merged": underlined twice
     text: "str | None" = None,  # HTML to show; None: the token's own
+    shared: bool = False,  # the token is one of several in a box
 ) -> str:  # one element
     "One token as HTML: an <i>, or an <s> where it was dropped."
-    piece, shared = tokens[i], text is not None
+    piece = tokens[i]
     label = (" " if piece[:1] == " " and piece != " " * len(piece) and not shared else "") + visible_text(piece).removeprefix("·" if piece.strip(" ") else "")
     raw = tokens.raw[i] if shared and tokens.raw else None
     title = value_title(value, limits, scale == "diverging", tokens.ids[i] if tokens.ids else None, raw)
-    marks = [name for name, on in (("o", tokens.special[i]), ("m", isinstance(kept, str))) if on]
+    marks = [name for name, on in (("o", tokens.special[i]), ("m", isinstance(kept, str)), ("n", "\n" in piece[:-1])) if on]
     tag = "i" if isinstance(kept, str) or kept else "s"
     style = f"background:{tint(value, limits, scale)}" if math.isfinite(value) or math.isinf(value) else ""
     bare = " " not in title
@@ -113,7 +119,7 @@ def arabic_joins(
     arabic = lambda c: "\u0620" <= c <= "\u06d3" and unicodedata.category(c) in ("Lo", "Lm")
     return bool(left and right and arabic(left[-1]) and arabic(right[0]) and left[-1] not in NOT_FORWARD)
 
-# %% ../../nbs/core/strip.ipynb #1bcf41d4
+# %% ../../nbs/core/strip.ipynb #071279bb
 def box_html(
     tokens: Tokens,  # the tokens of one text
     box: range,  # token indices
@@ -124,20 +130,16 @@ def box_html(
 ) -> str:  # HTML, with the line breaks that the text has there
     "One box of the strip, with its line breaks after it."
     state = lambda i: True if kept is None else kept[i]
-    text = box_text(tokens, box)
+    text, first, last = box_text(tokens, box), box[0], box[-1]
+    raw = b"".join(tokens.raw[i] for i in box) if tokens.raw else None
+    start = "\u200d" * arabic_joins(tokens[first - 1] if first else "", text)
+    end = "\u200d" * arabic_joins(text, tokens[last + 1] if last + 1 < len(tokens) else "")
+    shown = start + marked_html(text, raw) + end
     if len(box) == 1:
-        i = box[0]
-        before, after = tokens[i - 1] if i else "", tokens[i + 1] if i + 1 < len(tokens) else ""
-        start, end = "\u200d" * arabic_joins(before, text), "\u200d" * arabic_joins(text, after)
-        joined = start + marked_html(text) + end if start or end else None
-        html = token_html(tokens, i, values[i], limits, scale, state(i))
-        html = html if joined is None else html[:html.index(">") + 1] + joined + html[-4:]
-    else:
-        ticks = "".join(token_html(tokens, i, values[i], limits, scale, state(i), text="") for i in box)
-        gone = "" if all(state(i) for i in box) else ' style="text-decoration:line-through"'
-        raw = b"".join(tokens.raw[i] for i in box) if tokens.raw else None
-        html = f"<i class=g{gone}>{marked_html(text, raw)}<b>{ticks}</b></i>"
-    return html + "\n" * text.count("\n")
+        return token_html(tokens, first, values[first], limits, scale, state(first), shown) + "\n" * text.endswith("\n")
+    ticks = "".join(token_html(tokens, i, values[i], limits, scale, state(i), "", shared=True) for i in box)
+    gone = "" if all(state(i) for i in box) else ' style="text-decoration:line-through"'
+    return f"<i class=g{gone}>{shown}<b>{ticks}</b></i>" + "\n" * text.endswith("\n")
 
 # %% ../../nbs/core/strip.ipynb #8430ece0
 def text_direction(
@@ -159,7 +161,24 @@ def directed_runs(
     starts = [i for i, w in enumerate(ways) if i == 0 or w != ways[i - 1]]
     return [(ways[a], range(a, b)) for a, b in zip(starts, starts[1:] + [len(ways)])]
 
-# %% ../../nbs/core/strip.ipynb #d7ccc344
+# %% ../../nbs/core/strip.ipynb #c0fb19f7
+def directed_html(
+    pieces: list[str],  # text of each box
+    body: list[str],  # HTML of each box
+    base: str,  # direction of the row
+) -> str:  # HTML; numbers keep their digits in order inside text from right to left
+    "The boxes of a row in the order in which they are read."
+    html, number = [], lambda i: text_direction(pieces[i]) is None and any(c.isdigit() for c in pieces[i])
+    for way, run in directed_runs(pieces, base):
+        out = []
+        for i in run:
+            opens = way == "rtl" and number(i) and (i == run.start or not number(i - 1))
+            closes = way == "rtl" and number(i) and (i + 1 == run.stop or not number(i + 1))
+            out.append("<span dir=ltr>" * opens + body[i] + "</span>" * closes)
+        html.append("".join(out) if way == base else f"<span dir={way}>{''.join(out)}</span>")
+    return "".join(html)
+
+# %% ../../nbs/core/strip.ipynb #0942c0f9
 def row_html(
     tokens: Tokens,  # the tokens of one text
     values: "Sequence[float]",  # one value a token
@@ -175,30 +194,28 @@ def row_html(
     base = text_direction("".join(p for p, s in zip(tokens[:fold], tokens.special) if not s)) or "ltr"
     html = []
     for part in (drawn[:fold], drawn[fold:]):
-        runs = directed_runs([box_text(tokens, b) for b in part], base)
-        body = ["".join(box_html(tokens, part[i], values, limits, scale, kept) for i in run) for _, run in runs]
-        text = "".join(h if way == base else f"<span dir={way}>{h}</span>" for h, (way, _) in zip(body, runs))
+        body = [box_html(tokens, b, values, limits, scale, kept) for b in part]
+        text = directed_html([box_text(tokens, b) for b in part], body, base)
         html.append(f'<p{" dir=rtl" if base == "rtl" else ""} style="white-space:pre-wrap">{text}</p>')
-    hidden = len(tokens) - (drawn[fold - 1].stop if len(drawn) > fold else drawn[-1].stop if drawn else 0)
     more = f"<details><summary>{sum(map(len, drawn[fold:])):,} more tokens</summary>{html[1]}</details>" if len(drawn) > fold else ""
     left = len(tokens) - (drawn[-1].stop if drawn else 0)
     rest = f"<p>… and {left:,} tokens that are not drawn; <code>html(most=None)</code> draws all.</p>" if left else ""
     return html[0] + more + rest
 
-# %% ../../nbs/core/strip.ipynb #4ba112ec
+# %% ../../nbs/core/strip.ipynb #c5e55fe5
 def layers_html(
     tokens: Tokens,  # the tokens of one text
     values,  # (layer, token)
     limits: "tuple[float, float]",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     layers: "Sequence | None" = None,  # names of the rows
-    most: int = 1500,  # cells drawn as a table
+    most: int = 1500,  # cells drawn as a table, else as a picture
 ) -> str:  # HTML
     "A table of layers and tokens, or a picture where it is large."
     names = [str(x) for x in (range(len(values)) if layers is None else layers)]
     if values.size > most:
         image = map_image(values, limits, scale, f"{len(names)} layers by {len(tokens)} tokens", f"width:100%;height:{max(120, 8 * len(names))}px")
-        return (f"<div>{legend_bar(limits, scale, SOLID_MAP)}<br>{image}</div><p>One pixel a token and layer: {len(tokens):,} tokens from left to right, layers {html_text.escape(names[0])} (top) to "
+        return (f"<div>{image}</div><p>One pixel a token and layer: {len(tokens):,} tokens from left to right, layers {html_text.escape(names[0])} (top) to "
                 f"{html_text.escape(names[-1])} (bottom). <code>heatmap()</code> and <code>to_df()</code> give the numbers.</p>")
     head = "".join(f"<th scope=col>{marked_html(p)}" for p in tokens)
     beyond = lambda v: "▲" if v > limits[1] else "▼" if v < limits[0] else ""
@@ -232,7 +249,7 @@ def strip_notes(
     notes += ["Hatched: do not trust these numbers."] if hatched else []
     return notes + ([note] if note else [])
 
-# %% ../../nbs/core/strip.ipynb #4b335fed
+# %% ../../nbs/core/strip.ipynb #095002c9
 def strip_html(
     tokens: Tokens,  # the tokens of one text
     values,  # array, (token,) or (layer, token)
@@ -244,13 +261,16 @@ def strip_html(
     kept: "Sequence | None" = None,  # what became of each token
     hatched: bool = False,  # numbers not to be trusted
     note: "str | None" = None,  # a sentence under the strip
+    style: bool = True,  # with the style sheet; a page with many strips needs it once
     **options,  # `fold` and `most`, see `row_html`
 ) -> Markup:  # self-contained HTML
     "A whole strip: legend, tokens, notes."
     body = layers_html(tokens, values, limits, scale, layers) if values.ndim == 2 else row_html(tokens, values.tolist(), limits, scale, kept, **options)
     notes = " ".join(html_text.escape(n) for n in strip_notes(tokens, values, limits, kept, hatched, note))
+    bar = legend_bar(limits, scale, SOLID_MAP if "<img" in body and values.ndim == 2 else SOLID)
     kinds = STRIP_CLASS + " d" * (scale == "diverging") + " h" * hatched
-    head = f"<header><b>{html_text.escape(name)}</b> {html_text.escape(unit)} &nbsp;{legend_bar(limits, scale)}</header>"
+    head = f"<header><b>{html_text.escape(name)}</b> {html_text.escape(unit)} &nbsp;{bar}</header>"
     foot = f"<footer>{notes}</footer>" if notes else ""
     empty = "" if len(tokens) else "<p>No tokens.</p>"
-    return Markup(f'<div class="{kinds}">{strip_style()}{head}{body}{empty}{foot}</div>')
+    sheet = strip_style() if style else ""
+    return Markup(f'<div class="{kinds}">{sheet}{head}{body}{empty}{foot}</div>')
