@@ -74,15 +74,15 @@ def html(
 @patch
 def _repr_html_(self: TokenScores): return str(self.html())
 
-# %% ../../nbs/core/display.ipynb #8bd7dc38
+# %% ../../nbs/core/display.ipynb #28d4d46b
 def text_bar(
     value: float,  # a token's value
     top: float,  # the value of a full bar
 ) -> str:  # up to 20 blocks
     "The size of a value as a bar of characters."
-    return "" if math.isnan(value) else "█" * round(20 * min(abs(value) / top, 1)) + "▲" * (abs(value) > top)
+    return "" if math.isnan(value) else "█" * round(20 * min(abs(value) / top, 1)) + "▲" * int(abs(value) > top)
 
-# %% ../../nbs/core/display.ipynb #809d21dd
+# %% ../../nbs/core/display.ipynb #e53b523b
 @patch
 def to_text(
     self: TokenScores,
@@ -92,7 +92,7 @@ def to_text(
     head = f"{self.name}{f' ({self.unit})' if self.unit else ''}, scale {short_number(self.limits[0])} to {short_number(self.limits[1])}"
     names = [visible_text(t) for t in self.tokens[:most]]
     width = min(max(map(len, names), default=0), 24)
-    rows = self.values.reshape(-1, len(self)).T[:most]
+    rows = self.values.reshape(-1, len(self)).T[:most].tolist() if len(self) else []
     top = max(map(abs, self.limits))
     bar = lambda row: " " + text_bar(row[0], top) if len(row) == 1 else ""
     kept = [True] * len(self) if self.kept is None else self.kept
