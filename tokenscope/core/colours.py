@@ -116,13 +116,13 @@ def scale_limits(
     low, high = (low, high) if high > low else (min(low, 0.0), max(high, 0.0) or 1.0)
     return (-high, high) if scale == "diverging" else (low, high)
 
-# %% ../../nbs/core/colours.ipynb #e448553b
+# %% ../../nbs/core/colours.ipynb #a6245289
 def short_number(
     value: float,  # any number
     digits: int = 3,  # significant digits
 ) -> str:  # without a needless exponent
     "A number in few characters."
-    value = float(value)
+    value = float(value) + 0.0  # no negative zero
     if not math.isfinite(value):
         return {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
     size = math.floor(math.log10(abs(value))) if value else 0

@@ -82,7 +82,7 @@ def text_bar(
     "The size of a value as a bar of characters."
     return "" if math.isnan(value) else "█" * round(20 * min(abs(value) / top, 1)) + "▲" * int(abs(value) > top)
 
-# %% ../../nbs/core/display.ipynb #e53b523b
+# %% ../../nbs/core/display.ipynb #af3292af
 @patch
 def to_text(
     self: TokenScores,
@@ -92,7 +92,7 @@ def to_text(
     head = f"{self.name}{f' ({self.unit})' if self.unit else ''}, scale {short_number(self.limits[0])} to {short_number(self.limits[1])}"
     names = [visible_text(t) for t in self.tokens[:most]]
     width = min(max(map(len, names), default=0), 24)
-    rows = self.values.reshape(-1, len(self)).T[:most].tolist() if len(self) else []
+    rows = (self.values if self.values.ndim == 2 else self.values[None]).T[:most].tolist()
     top = max(map(abs, self.limits))
     bar = lambda row: " " + text_bar(row[0], top) if len(row) == 1 else ""
     kept = [True] * len(self) if self.kept is None else self.kept
@@ -115,14 +115,14 @@ def ansi_tint(
     "Black text on a tint."
     return f"\x1b[38;2;0;0;0;48;2;{';'.join(str(round(c)) for c in rgb_over(colour))}{more}m{text}\x1b[0m"
 
-# %% ../../nbs/core/display.ipynb #f37f013b
+# %% ../../nbs/core/display.ipynb #56cb790d
 @patch
 def ansi(self: TokenScores) -> str:  # text with escape sequences of our own only
     "The strip for a colour terminal."
     kept, layered = [True] * len(self) if self.kept is None else self.kept, self.values.ndim == 2
     paint = lambda value: tint(value, self.limits, self.scale)
     lines = ["".join(ansi_tint(f" {short_number(v)} ", paint(v)) for v in (self.limits[0], sum(self.limits) / 2, self.limits[1]))]
-    for n, row in enumerate(self.values.reshape(-1, len(self)).tolist() if len(self) else []):
+    for n, row in enumerate((self.values if layered else self.values[None]).tolist()):
         line = f"{visible_text(str(self.layers[n] if self.layers else n)):>5} " if layered else ""
         for i, (token, value) in enumerate(zip(self.tokens, row)):
             shown = visible_text(token)
@@ -152,18 +152,16 @@ def to_df(self: TokenScores):  # a pandas DataFrame, one row a token (and layer)
 # %% ../../nbs/core/display.ipynb #8cb35a53
 NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # Thai, Lao, Burmese, Khmer, Chinese, Japanese
 
-# %% ../../nbs/core/display.ipynb #918736b0
+# %% ../../nbs/core/display.ipynb #54b30d78
 def word_starts(
     before: str,  # the text of a box
     after: str,  # the text of the next box
 ) -> bool:  # True where a new word begins
     "Does a new word begin between two boxes?"
-    if not before or not after:
-        return False
     letter = lambda c: c.isalnum() or c in "'’_" or bool(re.match(r"[^\W]|[\u0300-\u036f\u0900-\u0dff]", c))
-    return after[0].isspace() or before[-1].isspace() or letter(before[-1]) != letter(after[0]) or bool(NO_SPACES.match(before[-1]) or NO_SPACES.match(after[0]))
+    return bool(before and after) and (after[0].isspace() or before[-1].isspace() or letter(before[-1]) != letter(after[0]) or bool(NO_SPACES.match(before[-1]) or NO_SPACES.match(after[0])))
 
-# %% ../../nbs/core/display.ipynb #b156d5bb
+# %% ../../nbs/core/display.ipynb #8b88ce24
 def merge_scores(
     scores: TokenScores,  # scores of tokens
     groups: list[range],  # token indices of each new unit
@@ -176,7 +174,8 @@ def merge_scores(
     t, part = scores.tokens, lambda g: scores.values[..., g.start:g.stop]
     count = lambda g: np.isfinite(part(g)).sum(-1)
     total = lambda g: np.where(count(g) > 0, np.nansum(part(g), -1) / (count(g).clip(1) if reduce == "mean" else 1), np.nan)
-    values = np.stack([total(g) for g in groups], -1) if groups else scores.values
+    with np.errstate(all="ignore"):  # inf and -inf in one word
+        values = np.stack([total(g) for g in groups], -1) if groups else scores.values
     spans = [(t.offsets[g[0]][0], t.offsets[g[-1]][1]) for g in groups] if t.offsets else None
     raw = [b"".join(t.raw[g.start:g.stop]) for g in groups] if t.raw else None
     units = Tokens([box_text(t, g) for g in groups], None, spans, t.text, [t.special[g[0]] for g in groups], raw)
@@ -263,13 +262,13 @@ def strips(
         out.append(TokenScores(s.tokens, s.values, name=name, unit=s.unit, scale=scale, limits=limits, layers=s.layers, kept=s.kept, hatched=s.hatched, note=s.note).html(style=not out))
     return Markup("".join(out))
 
-# %% ../../nbs/core/display.ipynb #a285a605
+# %% ../../nbs/core/display.ipynb #fb7c6395
 @patch
 def heatmap(self: TokenScores):  # a matplotlib Figure
     "Layers by tokens as a figure."
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
-    rows, names = self.values.reshape(-1, len(self)), [visible_text(t) for t in self.tokens]
+    rows, names = self.values if self.values.ndim == 2 else self.values[None], [visible_text(t) for t in self.tokens]
     steps = range(-STEPS if self.scale == "diverging" else 0, STEPS + 1, 4)
     colours = LinearSegmentedColormap.from_list("tint", [tuple(c / 255 for c in rgb_over(shade_colour(s, self.scale, 0.95))) for s in steps])
     figure = Figure(figsize=(min(1.5 + 0.3 * max(len(self), 4), 14), min(1.4 + 0.22 * len(rows), 9)), layout="constrained")

@@ -111,7 +111,7 @@ def map_with_tokens(
     return (f'<div style="display:inline-grid;grid-template-columns:auto {side}px;gap:3px 6px;font-size:12px;white-space:pre"><div></div>'
             f'<div style="display:flex;align-items:flex-end">{top}</div><div style="text-align:right">{column}</div>{image}</div>')
 
-# %% ../../nbs/core/pictures.ipynb #a00a83cf
+# %% ../../nbs/core/pictures.ipynb #c207c62e
 def attention_map(
     tokens,  # `Tokens` or a list of strings
     pattern,  # weights (query, key), (head, query, key) or (layer, head, query, key)
@@ -129,10 +129,10 @@ def attention_map(
     limits = scale_limits(maps, scale, limits)
     sheet = maps.reshape((1,) * (4 - maps.ndim) + maps.shape)
     rows, columns = sheet.shape[:2]
-    small, step = shrink_map(sheet, max(8, most // max(1, round(max(rows, columns) ** 0.75))))
+    small, step = shrink_map(sheet, max(8, min(most, round((2 * most * most / (rows * columns)) ** 0.5))))
     pixels = map_sheet(small) if rows * columns > 1 else small[0, 0]
     fits = maps.ndim == 2 and len(tokens) <= 40
-    zoom = 18 if fits else max(1, 480 // max(pixels.shape))
+    zoom = 18 if fits else max(1, min(640 // pixels.shape[1], 640 // pixels.shape[0]))
     size = f"width:{pixels.shape[1] * zoom}px;height:{pixels.shape[0] * zoom}px" + ("" if fits else ";max-width:100%")
     image = map_image(pixels, limits, scale, f"{title}: {len(tokens)} x {len(tokens)} tokens", size)
     lines = [map_with_tokens(tokens, image) if fits else image, *map_summary(tokens, sheet, step)]

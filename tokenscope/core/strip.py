@@ -223,7 +223,7 @@ def layers_html(
     rows = "".join(f"<tr><th scope=row>{html_text.escape(n)}" + "".join(map(cell, row)) for n, row in zip(names, values.tolist()))
     return f'<div role=region tabindex=0 aria-label="layers by tokens"><table><tr><th>layer{head}{rows}</table></div>'
 
-# %% ../../nbs/core/strip.ipynb #5339dbb9
+# %% ../../nbs/core/strip.ipynb #d3374025
 def strip_notes(
     tokens: Tokens,  # the tokens of one text
     values,  # (token,) or (layer, token)
@@ -233,8 +233,8 @@ def strip_notes(
     note: "str | None" = None,  # a sentence of the caller
 ) -> list[str]:  # sentences, plain text
     "What the strip has to say beside its colours."
-    notes, rows = [], values.reshape(-1, values.shape[-1])
-    first = rows[:, 0] if len(tokens) else rows[:0, :1].ravel()
+    notes, rows = [], values if values.ndim == 2 else values[None]
+    first = rows[:, :1].ravel()
     if len(tokens) > 2 and ((first > limits[1]) | (first < limits[0])).any():
         largest = first[abs(first).argmax()]
         notes.append(f"The initial token ({short_number(largest)}{'' if len(rows) == 1 else ' at most'}) lies beyond the scale.")
