@@ -1,0 +1,173 @@
+"Scope, Trace and Edit on bad input: each a clear error or the right answer."
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from architectures import VOCAB, tiny
+from tokenscope.core.batch import choose_columns, make_batch, real_index
+from tokenscope.core.edit import Edit, position_mask
+from tokenscope.core.names import ScopeError
+from tokenscope.core.scope import Scope, load
+
+
+@pytest.fixture(scope="module")
+def scope():
+    return Scope(tiny("llama"))
+
+
+masks = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 6), st.booleans()), min_size=1, max_size=4)
+
+
+def padded(rows):
+    "An attention mask with rows of some lengths, padded on one side for all."
+    width, left = max(p + n for p, n, _ in rows), rows[0][2]
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, (_, n, _) in enumerate(rows):
+        mask[i, width - n:] = 1 if left else mask[i, width - n:]
+        mask[i, :n] = mask[i, :n] if left else 1
+    return mask
+
+
+@given(masks)
+def test_real_positions_count_up_from_zero_whatever_the_padding(rows):
+    mask = padded(rows)
+    index = real_index(mask)
+    for i, m in zip(index, mask.bool()):
+        assert i[m].tolist() == list(range(int(m.sum()))) and (i[~m] == -1).all()
+
+
+@given(masks, st.integers(-6, 5))
+def test_a_chosen_position_is_a_real_token_or_an_error(rows, position):
+    mask = padded(rows)
+    lengths = mask.sum(1)
+    if any(not -n <= position < n for n in lengths.tolist()):
+        with pytest.raises(ScopeError, match="No such position"):
+            choose_columns(position, mask)
+        return
+    columns, real = choose_columns(position, mask)
+    found = real_index(mask).gather(1, columns)[:, 0]
+    assert real.all() and found.tolist() == [position % n for n in lengths.tolist()]
+
+
+@given(masks, st.lists(st.integers(-6, 8), max_size=3), st.integers(0, 3))
+def test_position_masks_never_touch_padding(rows, positions, made):
+    index = real_index(padded(rows))
+    n_prompt = (index.max(1, keepdim=True).values + 1 - made).clamp(min=1)
+    for p in (None, "all", "prompt", "generated", "last", slice(1, None), slice(-2, None), positions):
+        chosen = position_mask(p, index, n_prompt)
+        assert chosen.shape == index.shape and not chosen[index < 0].any()
+    prompt, generated = position_mask("prompt", index, n_prompt), position_mask("generated", index, n_prompt)
+    assert torch.equal(prompt | generated, index >= 0) and not (prompt & generated).any()
+
+
+@pytest.mark.parametrize("given, message", [
+    ([], "batch is empty"), ([[]], "no tokens"), ([[VOCAB]], "outside the model's vocabulary"), ([[-1]], "outside"), ([list(range(3)) * 30], "too long"),
+    ("text", "No tokenizer"), (3.5, "Not a text"), ([[1], None], "Not a text"), ({"attention_mask": torch.ones(1, 1)}, "No input_ids"),
+    ({"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 3)}, "Wrong shape")])
+def test_what_cannot_be_read(scope, given, message):
+    with pytest.raises(ScopeError, match=message):
+        scope.read(given)
+
+
+@pytest.mark.parametrize("how, message", [
+    (dict(sites="resid"), "Unknown site"), (dict(sites=[]), "No sites"), (dict(layers=3), "No such layer"), (dict(layers=[]), "No layers"), (dict(layers="all"), "Not a layer"),
+    (dict(positions=5), "No such position"), (dict(positions="first"), "Unknown positions"), (dict(positions=-1, grad=True), "does not go with")])
+def test_how_it_cannot_be_read(scope, how, message):
+    with pytest.raises(ScopeError, match=message):
+        scope.read([5, 6, 7], **how)
+
+
+@pytest.mark.parametrize("edit, message", [
+    (lambda: Edit("resid_post"), "exactly one"), (lambda: Edit("resid_post", add=1.0, scale=2.0), "exactly one"), (lambda: Edit("resid_post", fn=3), "must be a function"),
+    (lambda: Edit("resid_post", add=float("nan")), "NaN or infinity"), (lambda: Edit("resid_post", add=1.0, heads=0), "no head axis"),
+    (lambda: Edit("z", add=1.0, keys=0), "keys= belongs"), (lambda: Edit("z", add=1.0, when="never"), "Unknown when"), (lambda: Edit("z", add=1.0, positions="first"), "Unknown positions"),
+    (lambda: Edit("attn", add=1.0), "Unknown site"), (lambda: Edit("resid_post", layers=9, add=1.0), "No such layer"), (lambda: Edit("z", heads=4, add=1.0), "No such head"),
+    (lambda: Edit("resid_post", add=torch.ones(7)), "does not fit"), (lambda: Edit("resid_post", fn=lambda x: x[:, :1]), "changed the shape"),
+    (lambda: Edit("resid_post", fn=lambda x: None), "changed the shape"), (lambda: "no edit", "Not an edit")])
+def test_what_cannot_be_edited(scope, edit, message):
+    with pytest.raises(ScopeError, match=message), scope.edit(edit()):
+        scope.model(torch.tensor([[5, 6, 7]]))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in scope.model.modules())
+
+
+def test_one_token_reads_and_generates(scope):
+    trace = scope.read([5], ["resid_post", "pattern", "logits"])
+    assert trace["pattern"].shape == (1, 3, 4, 1, 1) and trace["logits"].shape == (1, 1, VOCAB)
+    assert scope.surprisal([5]).values.shape == (1,) and torch.tensor(scope.surprisal([5]).values).isnan().all()
+    assert len(scope.generate([5], max_new_tokens=2, eos_token_id=None)) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_reads_edits_and_generates(dtype):
+    scope = Scope(tiny("llama").to(dtype))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    trace = scope.read(ids, ["resid_post", "pattern", "logits"])
+    assert trace["resid_post"].dtype == dtype and trace["logits"].isfinite().all()
+    direction = torch.ones(32, dtype=torch.float64)  # a direction of another dtype is cast to the model's
+    with scope.edit(Edit("resid_post", layers=1, add=direction), Edit("attn_scores", add=0.7, keys=0)):
+        assert scope.read(ids, "logits")["logits"].isfinite().all() and len(scope.generate(ids[0].tolist(), max_new_tokens=3, eos_token_id=None)) == 3
+
+
+def test_a_reader_inside_an_edit_sees_the_edit(scope):
+    plain = scope.read([5, 6, 7], "resid_post", layers=1)["resid_post"]
+    with scope.edit(Edit("resid_post", layers=1, add=2.0)):
+        edited = scope.read([5, 6, 7], "resid_post", layers=1)["resid_post"]
+        with scope.edit(Edit("resid_post", layers=1, scale=3.0)):
+            nested = scope.read([5, 6, 7], "resid_post", layers=1)["resid_post"]
+    torch.testing.assert_close(edited[:, :, 1:], plain[:, :, 1:] + 2)
+    torch.testing.assert_close(nested[:, :, 1:], 3 * (plain[:, :, 1:] + 2))
+    assert torch.equal(nested[:, :, 0], plain[:, :, 0])  # the first token is left out unless asked for
+
+
+def test_gradients_at_a_site_match_a_finite_difference(scope):
+    double = Scope(tiny("llama").double())
+    trace = double.read([5, 6, 7], ["resid_mid", "logits"], layers=1, grad=True)
+    slope, = torch.autograd.grad(trace["logits"][0, -1, 9], trace.at("resid_mid", 1))
+    step = torch.zeros(1, 3, 32, dtype=torch.double)
+    step[0, 1, 4] = 5e-3  # the family's norm works in float32, so a smaller step drowns in rounding
+    sides = []
+    for sign in (1, -1):
+        with double.edit(Edit("resid_mid", layers=1, add=sign * step)):
+            sides.append(double.read([5, 6, 7], "logits")["logits"][0, -1, 9])
+    torch.testing.assert_close((sides[0] - sides[1]) / 1e-2, slope[0, 1, 4], rtol=3e-3, atol=1e-5)
+
+
+def test_only_what_is_asked_for_is_computed(scope):
+    ran = []
+    hooks = [layer.register_forward_hook(lambda *a, i=i: ran.append(i)) for i, layer in enumerate(scope.structure.layers)]
+    hooks.append(scope.model.lm_head.register_forward_hook(lambda m, a, out: ran.append(tuple(out.shape))))
+    scope.read([5, 6, 7], "resid_mid", layers=1)
+    assert ran == [0]
+    ran.clear()
+    scope.read([5, 6, 7], "logits", positions=-1)
+    assert ran == [0, 1, 2, (1, 1, VOCAB)]
+    for h in hooks:
+        h.remove()
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.lists(st.integers(3, VOCAB - 1), min_size=1, max_size=8), min_size=1, max_size=4), st.sampled_from(["left", "right"]))
+def test_any_batch_equals_its_rows(rows, side):
+    scope = Scope(tiny("qwen3"))
+    batch = make_batch(rows, padding_side=side)
+    together = scope.logprobs(batch)
+    for row, values, mask in zip(rows, together, batch.attention_mask.bool()):
+        torch.testing.assert_close(values[mask], scope.logprobs([row])[0], rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def test_a_name_that_is_no_model():
+    for name in ("no/such-model-anywhere", "missing.gguf"):
+        with pytest.raises(ScopeError, match="No such"):
+            load(name)
+    with pytest.raises(ScopeError, match="Not a Hugging Face model"):
+        Scope(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.model
+def test_the_default_model_from_files(tmp_path):
+    scope = load()
+    again = load(scope.model.name_or_path)
+    ids = scope.encode("The capital of France is").input_ids
+    assert torch.equal(scope.logits(ids), again.logits(ids))
+    assert scope.generate("The capital of France is", max_new_tokens=2).startswith(" Paris")
+    assert [str(t) for t in scope.read("Hi ‍🔥", "embed").tokens[0]]
