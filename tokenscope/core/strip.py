@@ -22,7 +22,7 @@ from .marks import box_text, token_boxes, visible_parts, visible_text
 from .pictures import map_image
 from .tokens import Tokens
 
-# %% ../../nbs/core/strip.ipynb #1e2972bb
+# %% ../../nbs/core/strip.ipynb #6f39d687
 SHEET = """
 .K{font:15px/1.5 system-ui,-apple-system,"Segoe UI","Noto Sans",sans-serif;margin:.5em 0;max-width:60em}
 .K p{margin:.25em 0;line-height:2;white-space:pre-wrap}
@@ -43,8 +43,8 @@ margin:0 1px;border-radius:4px;vertical-align:baseline;box-shadow:inset 0 0 0 1p
 .K .g b{display:flex;gap:1px;align-self:stretch}.K .g b i{flex:1;min-width:9px;height:9px;line-height:9px;margin:0;padding:0;border-radius:2px;box-shadow:inset 0 0 0 1px #8886}
 .K .g b i::after{font-size:8px;vertical-align:top}
 .K :focus-visible{outline:2px solid #2b7fd4;outline-offset:1px}
-.K header,.K footer{font-size:13px;line-height:1.7}.K footer{opacity:.8}.K header span{white-space:nowrap}
-.K div{overflow-x:auto}.K table{border-collapse:collapse;font-size:12px;line-height:1.5}
+.K .l,.K .f{font-size:13px;line-height:1.7}.K .f{opacity:.85}.K .l span{white-space:nowrap}
+.K .r{overflow-x:auto}.K table{border-collapse:collapse;table-layout:auto;width:auto;margin:0;font-size:12px;line-height:1.5}
 .K td,.K th{padding:0 4px;text-align:right;font-weight:400;white-space:pre;border:1px solid #8882}.K th{text-align:center}
 .K summary{cursor:pointer;font-size:13px}
 """
@@ -202,7 +202,7 @@ def row_html(
     rest = f"<p>… and {left:,} tokens that are not drawn; <code>html(most=None)</code> draws all.</p>" if left else ""
     return html[0] + more + rest
 
-# %% ../../nbs/core/strip.ipynb #c5e55fe5
+# %% ../../nbs/core/strip.ipynb #b00150ff
 def layers_html(
     tokens: Tokens,  # the tokens of one text
     values,  # (layer, token)
@@ -221,7 +221,7 @@ def layers_html(
     beyond = lambda v: "▲" if v > limits[1] else "▼" if v < limits[0] else ""
     cell = lambda v: "<td>∅" if math.isnan(v) else f"<td style=background:{tint(v, limits, scale)} title={short_number(v, 6)}>{short_number(v)}{beyond(v)}"
     rows = "".join(f"<tr><th scope=row>{html_text.escape(n)}" + "".join(map(cell, row)) for n, row in zip(names, values.tolist()))
-    return f'<div role=region tabindex=0 aria-label="layers by tokens"><table><tr><th>layer{head}{rows}</table></div>'
+    return f'<div class=r role=region tabindex=0 aria-label="layers by tokens"><table data-quarto-disable-processing=true><tr><th>layer{head}{rows}</table></div>'
 
 # %% ../../nbs/core/strip.ipynb #d3374025
 def strip_notes(
@@ -249,7 +249,7 @@ def strip_notes(
     notes += ["Hatched: do not trust these numbers."] if hatched else []
     return notes + ([note] if note else [])
 
-# %% ../../nbs/core/strip.ipynb #095002c9
+# %% ../../nbs/core/strip.ipynb #2f278507
 def strip_html(
     tokens: Tokens,  # the tokens of one text
     values,  # array, (token,) or (layer, token)
@@ -269,8 +269,8 @@ def strip_html(
     notes = " ".join(html_text.escape(n) for n in strip_notes(tokens, values, limits, kept, hatched, note))
     bar = legend_bar(limits, scale, SOLID_MAP if "<img" in body and values.ndim == 2 else SOLID)
     kinds = STRIP_CLASS + " d" * (scale == "diverging") + " h" * hatched
-    head = f"<header><b>{html_text.escape(name)}</b> {html_text.escape(unit)} &nbsp;{bar}</header>"
-    foot = f"<footer>{notes}</footer>" if notes else ""
+    head = f"<div class=l><b>{html_text.escape(name)}</b> {html_text.escape(unit)} &nbsp;{bar}</div>"
+    foot = f"<div class=f>{notes}</div>" if notes else ""
     empty = "" if len(tokens) else "<p>No tokens.</p>"
     sheet = strip_style() if style else ""
     return Markup(f'<div class="{kinds}">{sheet}{head}{body}{empty}{foot}</div>')

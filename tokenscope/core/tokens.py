@@ -125,7 +125,7 @@ def added_space(
     return any(s["type"] == "WordPiece" or s["type"] == "Metaspace" and scheme(s) != "never"
                or s["type"] == "Strip" and s.get("start") and s.get("content") == " " for s in steps)
 
-# %% ../../nbs/core/tokens.ipynb #1e8c19d1
+# %% ../../nbs/core/tokens.ipynb #680ff09b
 def vocabulary_entries(
     tokenizer,  # a Hugging Face tokenizer, a `tokenizers.Tokenizer`, or a SentencePiece processor
     ids: list[int],  # token ids
@@ -135,7 +135,7 @@ def vocabulary_entries(
     if lookup is None:
         raise ScopeError(f"Not a tokenizer: {type(tokenizer).__name__} has no convert_ids_to_tokens; give a Hugging Face tokenizer, or None")
     added = getattr(tokenizer, "added_tokens_decoder", None) or getattr(tokenizer, "get_added_tokens_decoder", dict)()
-    special = {i for i, t in added.items() if getattr(t, "special", False)} | set(getattr(tokenizer, "all_special_ids", ()))
+    special = {i for i, t in added.items() if getattr(t, "special", False)} | set(getattr(tokenizer, "all_special_ids", None) or getattr(tokenizer, "special_ids", ()))
     known = {}
     for i in set(ids):
         try:
@@ -144,15 +144,15 @@ def vocabulary_entries(
             known[i] = None
     return [known[i] for i in ids], {i: str(getattr(t, "content", t)) for i, t in added.items()}, special
 
-# %% ../../nbs/core/tokens.ipynb #47a65db5
+# %% ../../nbs/core/tokens.ipynb #0702612e
 def token_bytes(
-    tokenizer,  # any Hugging Face tokenizer, a `tokenizers.Tokenizer`, or one with tiktoken's interface
+    tokenizer,  # any Hugging Face tokenizer, a `tokenizers.Tokenizer`, or one of tiktoken or mistral-common
     ids: "Sequence[int]",  # token ids of one text
 ) -> list[bytes]:  # one for each id; unknown ids give no bytes
     "The exact bytes of each token."
     ids = id_list(ids)
-    if hasattr(tokenizer, "decode_single_token_bytes"):
-        return [tiktoken_bytes(tokenizer, i) for i in ids]
+    if lookup := stated_bytes(tokenizer):
+        return [lookup(i) for i in ids]
     entries, added, special = vocabulary_entries(tokenizer, ids)
     steps = decoder_steps(tokenizer)
     cache = {e: entry_bytes(e, steps) for e in set(entries) if e is not None}
@@ -164,7 +164,7 @@ def token_bytes(
         raw[-1] = raw[-1].removesuffix(b" ")
     return raw
 
-# %% ../../nbs/core/tokens.ipynb #69ddea3d
+# %% ../../nbs/core/tokens.ipynb #e3551733
 def id_list(ids) -> list[int]:
     "Ids of one text as a plain list, from a list, an array or a tensor."
     ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
@@ -174,12 +174,23 @@ def id_list(ids) -> list[int]:
         raise ScopeError("Ids of more than one text: give the token ids of one text as a flat list of integers")
     return [int(i) for i in ids]
 
-def tiktoken_bytes(encoding, i: int) -> bytes:
-    "The bytes of one id of a tiktoken encoding."
-    try:
-        return encoding.decode_single_token_bytes(i)
-    except (KeyError, OverflowError):
-        return b""
+# %% ../../nbs/core/tokens.ipynb #5130a59f
+def stated_bytes(tokenizer):
+    "The function of a tokenizer that itself gives the bytes of an id (tiktoken, mistral-common), or None."
+    name = next((n for n in ("decode_single_token_bytes", "id_to_byte_piece") if hasattr(tokenizer, n)), None)
+    if name is None:
+        return None
+    more = ()
+    if name == "id_to_byte_piece":
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+        more = (SpecialTokenPolicy.KEEP,)
+
+    def lookup(i: int) -> bytes:
+        try:
+            return getattr(tokenizer, name)(i, *more) if i >= 0 else b""
+        except (IndexError, KeyError, OverflowError, ValueError, AssertionError):
+            return b""
+    return lookup
 
 # %% ../../nbs/core/tokens.ipynb #fed167c5
 def char_index(
@@ -283,12 +294,12 @@ def tokens_of(
     pieces = [n if s or not r else piece_text(r) for r, s, n in zip(raw, special, names)]
     return Tokens(pieces, ids, chars, text, special, raw)
 
-# %% ../../nbs/core/tokens.ipynb #0c828c96
+# %% ../../nbs/core/tokens.ipynb #be077b25
 def special_tokens(tokenizer, ids: list[int]) -> tuple[list[bool], list[str]]:
     "Which tokens are special (or unknown to the tokenizer), and what each is called."
-    if hasattr(tokenizer, "decode_single_token_bytes"):
-        special = {tokenizer.encode_single_token(t) for t in getattr(tokenizer, "special_tokens_set", ())}
-        names = [piece_text(tiktoken_bytes(tokenizer, i)) or None for i in ids]
+    if lookup := stated_bytes(tokenizer):
+        special = {tokenizer.encode_single_token(t) for t in getattr(tokenizer, "special_tokens_set", ())} | set(getattr(tokenizer, "special_ids", ()))
+        names = [piece_text(lookup(i)) or None for i in ids]
     else:
         entries, added, special = vocabulary_entries(tokenizer, ids)
         names = [added.get(i, e) for i, e in zip(ids, entries)]
