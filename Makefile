@@ -1,0 +1,51 @@
+# tokenscope. `make tour` and `make test` need nothing but Python 3.10+, git, make and the package registries.
+PYTHON ?= python3
+BIN := .venv/bin
+TEXT ?=
+export TEXT
+export TOKENIZERS_PARALLELISM = false
+# Outputs that are committed come from one set of weights, the same on every machine.
+WHEEL := TOKENSCOPE_DEFAULT=wheel
+
+.PHONY: tour test lab docs claims notebooks export clean-nbs bench
+
+tour: .venv/.run                 ## read a sentence with a real model and write tour.html  (TEXT="…")
+	@$(BIN)/tokenscope tour $${TEXT:+"$$TEXT"}
+
+test: .venv/.dev                 ## every notebook and all of tests/
+	$(WHEEL) $(BIN)/python -m pytest tests --durations=12
+
+lab: .venv/.dev                  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+docs: .venv/.dev                 ## the site in _docs/ (Quarto if installed, else smalldocs)
+	$(BIN)/python nbs/build_docs.py
+
+notebooks: .venv/.dev            ## run the notebooks and save their outputs; slow cells keep theirs
+	$(WHEEL) $(BIN)/python tests/notebooks.py --save $(NB)
+	$(MAKE) clean-nbs
+
+claims: .venv/.dev               ## the same with the slow cells, which measure the papers' claims
+	$(WHEEL) $(BIN)/python tests/notebooks.py --save --slow $(NB)
+	$(MAKE) clean-nbs
+
+export: .venv/.dev               ## write tokenscope/ from the notebooks
+	$(BIN)/nbdev-export
+
+clean-nbs: .venv/.dev
+	$(BIN)/nbdev-clean
+	$(BIN)/python -c "from tokenscope.core.explore import clean_notebooks; clean_notebooks('nbs')"
+
+bench: .venv/.dev                ## ratios to a plain forward
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s
+
+.venv/.run: settings.ini setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.run
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,tokenizers]"
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/browser/install_chromium.sh
+	@touch $@

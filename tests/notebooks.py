@@ -1,0 +1,49 @@
+"Run notebooks, each in a fresh process: to test them, or to save their outputs."
+import argparse
+import copy
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def notebooks() -> list[Path]:
+    "All notebooks of the package, those that others build on first."
+    return sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def flagged(cell, flag: str) -> bool:
+    "Does a code cell carry a directive, such as `#| slow`?"
+    head = [line.strip() for line in cell.source.splitlines() if line.startswith("#|")]
+    return cell.cell_type == "code" and any(line.removeprefix("#|").strip() == flag for line in head)
+
+
+def run(path: Path, slow: bool = False, save: bool = False) -> float:
+    "Run a notebook's cells, without the slow ones unless asked; return seconds. Saving keeps the outputs of what was not run."
+    whole = nbformat.read(path, as_version=4)
+    part = copy.copy(whole)
+    part.cells = [c for c in whole.cells if slow or not (flagged(c, "slow") or flagged(c, "eval: false"))]
+    begun = time.time()
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    with tempfile.TemporaryDirectory() as elsewhere:  # what a cell writes must not change the tree
+        where = str(path.parent) if save else elsewhere
+        NotebookClient(part, timeout=1800, kernel_name="python3", resources={"metadata": {"path": where}}).execute()
+    if save:
+        nbformat.write(whole, path)
+    return time.time() - begun
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--slow", action="store_true")
+    asked = parser.parse_args()
+    for path in asked.paths or notebooks():
+        print(f"{path.resolve().relative_to(ROOT)}: {run(path.resolve(), asked.slow, asked.save):.0f} s", file=sys.stderr, flush=True)
