@@ -111,11 +111,12 @@ def left_out(
     live = "all of them" if thin else "; ".join(texts)
     return said + (f"Run the notebook for {live}." if live else "")
 
-# %% ../../nbs/core/twin.ipynb #5b12bfb0
+# %% ../../nbs/core/twin.ipynb #a43b9e48
 def frame_html(
     compute,  # tuple of values -> HTML
     values: tuple,  # of the controls
-    must: bool,  # True for the opening setting: an error is raised
+    failed: list,  # gets a line for an error
+    must: bool = False,  # True for the opening setting: an error is raised
 ) -> str:  # HTML
     "One setting's picture, or its error in red."
     try:
@@ -123,7 +124,7 @@ def frame_html(
     except Exception as error:
         if must:
             raise
-        warnings.warn(f"the saved panel shows an error at {values!r}: {type(error).__name__}: {error}", stacklevel=2)
+        failed.append(f"{values!r}: {type(error).__name__}: {error}")
         html = red_message(error)
     return html.encode("utf-8", "replace").decode()
 
@@ -136,11 +137,13 @@ def frames_of(
     "Every setting's picture, the equal ones once."
     from tqdm import tqdm
 
-    known, values = {} if known is None else known, [control.values for control in controls]
+    known, failed, values = {} if known is None else known, [], [control.values for control in controls]
     opening = tuple(control.start for control in controls)  # computed first: a panel that cannot open stops here
     missing = [at for at in dict.fromkeys([opening, *product(*kept)]) if at not in known]
     for at in tqdm(missing, desc="settings for the saved page", delay=2, leave=False, file=sys.stderr):
-        known[at] = frame_html(compute, tuple(column[i] for column, i in zip(values, at)), at == opening)
+        known[at] = frame_html(compute, tuple(column[i] for column, i in zip(values, at)), failed, at == opening)
+    if failed:
+        warnings.warn(f"the saved panel shows an error for {len(failed)} of its settings, the first at {failed[0]}", stacklevel=2)
     stored = {}
     order = [stored.setdefault(sha1(known[at].encode()).hexdigest(), (len(stored), known[at]))[0] for at in product(*kept)]
     return [html for _, html in stored.values()], order
@@ -219,16 +222,16 @@ for (const root of document.querySelectorAll(`[data-ts="${data.id}"]:not([data-o
 }
 """
 
-# %% ../../nbs/core/twin.ipynb #0fef1819
+# %% ../../nbs/core/twin.ipynb #c16cc286
 PANEL_STYLE = """.ts-panel{margin:.5em 0;padding:.6em .8em;border:1px solid #8885;border-radius:8px;font-family:system-ui,sans-serif;overflow-x:auto}
 .ts-panel .ts-title{font-weight:600;margin:0 0 .4em}.ts-bar{display:flex;flex-wrap:wrap;gap:.4em 1.4em;align-items:center;font-size:14px;margin:0 0 .6em}
 .ts-bar label{display:inline-flex;gap:.5em;align-items:center;margin:0}.ts-bar .ts-name{font-weight:600}.ts-bar output{min-width:3em;font-variant-numeric:tabular-nums}
-.ts-bar input,.ts-bar select{accent-color:#2b7fd4;font:inherit;margin:0}.ts-bar select{color:inherit;background:#8881;border:1px solid #8888;border-radius:5px;padding:.1em .4em}
+.ts-bar [type=range]{width:min(240px,50vw)}.ts-bar input,.ts-bar select{accent-color:#1f6fc4;font:inherit;margin:0}.ts-bar select{color:inherit;background:#8881;border:1px solid #8888;border-radius:5px;padding:.1em .4em}
 .ts-bar option{color:#111;background:#fff}.ts-bar .ts-wide{flex-basis:100%;display:flex;flex-wrap:wrap;gap:.5em;align-items:baseline}.ts-note{font-size:13px;opacity:.8;margin:.5em 0 0}"""
 PICK_STYLE = """.ts-pick{display:inline-flex;flex-wrap:wrap;gap:2px}.ts-pick button{font:14px/1.5 ui-monospace,monospace;color:inherit;background:#8882;border:1px solid #8885;
-border-radius:4px;padding:0 .3em;margin:0;cursor:pointer;white-space:pre}.ts-pick button:hover{border-color:#2b7fd4}
-.ts-pick [aria-checked=true]{background:#2b7fd4;border-color:#2b7fd4;color:#fff;font-weight:600}
-.ts-panel :focus-visible,.ts-pick :focus-visible{outline:2px solid #2b7fd4;outline-offset:2px}"""
+border-radius:4px;padding:0 .3em;margin:0;cursor:pointer;white-space:pre}.ts-pick button:hover{border-color:#1f6fc4}
+.ts-pick [aria-checked=true]{background:#1f6fc4;border-color:#1f6fc4;color:#fff;font-weight:600}
+.ts-panel :focus-visible,.ts-pick :focus-visible{outline:2px solid #1f6fc4;outline-offset:2px}"""
 
 # %% ../../nbs/core/twin.ipynb #a6f87252
 def script_json(
