@@ -155,7 +155,7 @@ def test_boxes_join_what_makes_one_sign():
         assert any(box_text(tokens, b).strip() == sign for b in token_boxes(tokens)), sign
     flags = Tokens(list("🇫🇷🇩🇪"))
     assert [len(b) for b in token_boxes(flags)] == [2, 2]
-    assert [len(b) for b in token_boxes(Tokens(["a", "\u200d", "b", "\u0301"], special=[0, 0, 0, 1]))] == [1, 1, 1, 1]
+    assert [len(b) for b in token_boxes(Tokens(["a", "\u200d", "b", "\u0301"], special=[False, False, False, True]))] == [1, 1, 1, 1]
 
 
 @given(st.text(alphabet=st.characters(), max_size=30))

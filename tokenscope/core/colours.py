@@ -21,10 +21,10 @@ SOLID = 0.62  # opacity of the largest value under text: more would cost contras
 SOLID_MAP = 0.95  # the same in a map, which has no text on it
 STEPS = 48  # shades a side
 
-# %% ../../nbs/core/colours.ipynb #7eb80141
+# %% ../../nbs/core/colours.ipynb #18932690
 def shade_step(
-    value: float,  # the value
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    value: "int | float",  # the value
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
 ) -> int:  # 0 to STEPS; negative on the negative side of a diverging scale
     "Which of the scale's shades a value has."
@@ -48,28 +48,28 @@ def shade_colour(
     channels = [round(a + (b - a) * size) for a, b in zip(soft, hard)] + [round(255 * solid * size)]
     return "#" + "".join(f"{int(c):02x}" for c in channels)
 
-# %% ../../nbs/core/colours.ipynb #e62829bf
+# %% ../../nbs/core/colours.ipynb #5ddacc2a
 def tint(
-    value: float,  # the value
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    value: "int | float",  # the value
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
 ) -> str:  # "#rrggbbaa"
     "The translucent colour of a value; NaN is clear."
     return shade_colour(shade_step(value, limits, scale), scale)
 
-# %% ../../nbs/core/colours.ipynb #94e572ef
+# %% ../../nbs/core/colours.ipynb #8316bdda
 def luminance(
-    rgb: "tuple[float, float, float]",  # sRGB, 0 to 255
+    rgb: "tuple",  # sRGB, 0 to 255
 ) -> float:  # 0 (black) to 1 (white)
     "Relative luminance of a colour."
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in rgb)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-# %% ../../nbs/core/colours.ipynb #8a120058
+# %% ../../nbs/core/colours.ipynb #402a6136
 def rgb_over(
     colour: str,  # "#rrggbb" or "#rrggbbaa"
     page: str = "#ffffff",  # the colour underneath
-) -> "tuple[float, float, float]":  # the colour seen
+) -> "tuple":  # the colour seen
     "A translucent colour on a page."
     top, under = ([int(c[i:i + 2], 16) for i in range(1, len(c), 2)] for c in (colour, page))
     solid = top[3] / 255 if len(top) == 4 else 1.0
@@ -85,12 +85,12 @@ def contrast_ratio(
     low, high = sorted((luminance(rgb_over(text)), luminance(rgb_over(colour, page))))
     return (high + 0.05) / (low + 0.05)
 
-# %% ../../nbs/core/colours.ipynb #4657c106
+# %% ../../nbs/core/colours.ipynb #f5eecffa
 def scale_limits(
     values,  # numbers, the last axis is the token
     scale: str = "sequential",  # or "diverging"
     limits=None,  # (low, high), "all", or None
-) -> tuple[float, float]:  # low and high, high above low
+) -> tuple:  # low and high, high above low
     "Limits of a colour scale that one giant cannot spoil."
     import numpy as np
     values = np.asarray(values, dtype=float)
@@ -116,9 +116,9 @@ def scale_limits(
     low, high = (low, high) if high > low else (min(low, 0.0), max(high, 0.0) or 1.0)
     return (-high, high) if scale == "diverging" else (low, high)
 
-# %% ../../nbs/core/colours.ipynb #a6245289
+# %% ../../nbs/core/colours.ipynb #39e185ef
 def short_number(
-    value: float,  # any number
+    value: "int | float",  # any number
     digits: int = 3,  # significant digits
 ) -> str:  # without a needless exponent
     "A number in few characters."
@@ -136,9 +136,9 @@ class Markup(str):
     "HTML that shows itself in a notebook."
     def _repr_html_(self): return str(self)
 
-# %% ../../nbs/core/colours.ipynb #d3dd7729
+# %% ../../nbs/core/colours.ipynb #72ef1580
 def legend_bar(
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     solid: float = SOLID,  # opacity of the largest value
 ) -> Markup:  # numbers and a colour bar

@@ -24,12 +24,12 @@ from .pictures import attention_map, box_places, figure_html, patch_grid
 from .strip import strip_html, strip_notes
 from .tokens import Tokens, tokens_of
 
-# %% ../../nbs/core/display.ipynb #97bdf106
+# %% ../../nbs/core/display.ipynb #212dad52
 class TokenScores:
     "A number for each token (and layer), which shows itself as a token strip."
     def __init__(
         self,
-        tokens: "Tokens | Sequence[str]",  # the tokens
+        tokens: "Tokens | Sequence",  # the tokens
         values,  # numbers, shape (token,) or (layer, token); NaN where there is none
         *,
         name: str = "score",  # what the numbers are
@@ -74,10 +74,10 @@ def html(
 @patch
 def _repr_html_(self: TokenScores): return str(self.html())
 
-# %% ../../nbs/core/display.ipynb #28d4d46b
+# %% ../../nbs/core/display.ipynb #6f270752
 def text_bar(
-    value: float,  # a token's value
-    top: float,  # the value of a full bar
+    value: "int | float",  # a token's value
+    top: "int | float",  # the value of a full bar
 ) -> str:  # up to 20 blocks
     "The size of a value as a bar of characters."
     return "" if math.isnan(value) else "█" * round(20 * min(abs(value) / top, 1)) + "▲" * int(abs(value) > top)
@@ -240,10 +240,10 @@ def compare(
 @patch
 def __sub__(self: TokenScores, other: TokenScores): return self.compare(other)
 
-# %% ../../nbs/core/display.ipynb #b61d375e
+# %% ../../nbs/core/display.ipynb #c11d9107
 def shared_limits(
     *scores: TokenScores,  # scores to be shown together
-) -> tuple[float, float]:  # low and high
+) -> tuple:  # low and high
     "One scale that fits all of them."
     if not scores:
         raise ScopeError("No scores to share a scale: give at least one TokenScores")

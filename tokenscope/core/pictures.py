@@ -46,10 +46,10 @@ def palette_png(
             + png_block(b"PLTE", b"".join(c[:3] for c in colours)) + png_block(b"tRNS", bytes(c[3] for c in colours))
             + png_block(b"IDAT", zlib.compress(lines, 9)) + png_block(b"IEND", b""))
 
-# %% ../../nbs/core/pictures.ipynb #9549498a
+# %% ../../nbs/core/pictures.ipynb #e005441b
 def map_image(
     values,  # (row, column) numbers
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     alt: str = "map",  # what it shows, in words
     size: str = "width:100%",  # its size on the page, in CSS
@@ -164,10 +164,10 @@ def map_summary(tokens: Tokens, sheet, step: int) -> list[str]:
         lines.append("Strongest otherwise: " + strongest_pairs(tokens, sheet[0, 0]))
     return lines
 
-# %% ../../nbs/core/pictures.ipynb #f9c779ef
+# %% ../../nbs/core/pictures.ipynb #afe24aae
 def patch_grid(
     values,  # one number a patch, in reading order
-    grid: tuple[int, int],  # (rows, columns)
+    grid: "Sequence",  # (rows, columns)
     name: str = "score",  # what the numbers are
     unit: str = "",  # their unit
     limits=None,  # (low, high), "all", or None
@@ -210,11 +210,11 @@ def box_places(
         x, line = (0.0, line + text.count("\n")) if "\n" in text else (x + width + 0.8, line)
     return places
 
-# %% ../../nbs/core/pictures.ipynb #3b173a47
+# %% ../../nbs/core/pictures.ipynb #a1154811
 def figure_html(
     fig,  # a matplotlib figure
     alt: str = "figure",  # what the picture shows, in words
-    max_kb: float = 40,  # the most the picture may weigh, in KB
+    max_kb: "int | float" = 40,  # the most the picture may weigh, in KB
     dpi: int = 150,  # pixels per inch to start from; the picture is shown at its own size
 ) -> Markup:  # one <img>, with the picture inside
     "A matplotlib figure as one small picture."

@@ -22,7 +22,7 @@ from .marks import box_text, token_boxes, visible_parts, visible_text
 from .pictures import map_image
 from .tokens import Tokens
 
-# %% ../../nbs/core/strip.ipynb #6f39d687
+# %% ../../nbs/core/strip.ipynb #1116b595
 SHEET = """
 .K{font:15px/1.5 system-ui,-apple-system,"Segoe UI","Noto Sans",sans-serif;margin:.5em 0;max-width:60em}
 .K p{margin:.25em 0;line-height:2;white-space:pre-wrap}
@@ -45,7 +45,7 @@ margin:0 1px;border-radius:4px;vertical-align:baseline;box-shadow:inset 0 0 0 1p
 .K :focus-visible{outline:2px solid #2b7fd4;outline-offset:1px}
 .K .l,.K .f{font-size:13px;line-height:1.7}.K .f{opacity:.85}.K .l span{white-space:nowrap}
 .K .r{overflow-x:auto}.K table{border-collapse:collapse;table-layout:auto;width:auto;margin:0;font-size:12px;line-height:1.5}
-.K td,.K th{padding:0 4px;text-align:right;font-weight:400;white-space:pre;border:1px solid #8882}.K th{text-align:center}
+.K td,.K th{padding:0 4px;text-align:right;font-weight:400;white-space:pre;border:1px solid #8882}.K th{text-align:center}.K td,.K th{font-size:12px;line-height:1.5}.K tr{background:none!important}
 .K summary{cursor:pointer;font-size:13px}
 """
 STRIP_CLASS = "tk" + sha1(SHEET.encode()).hexdigest()[:6]
@@ -55,17 +55,17 @@ def strip_style() -> str:  # a <style> element
     "The style sheet of a strip."
     return f"<style>{SHEET.replace(chr(10), '').replace('.K', '.' + STRIP_CLASS)}</style>"
 
-# %% ../../nbs/core/strip.ipynb #03bd3932
+# %% ../../nbs/core/strip.ipynb #a20166fa
 def value_title(
-    value: float,  # the token's value
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    value: "int | float",  # the token's value
+    limits: "tuple",  # where the scale begins and ends
     signed: bool = False,  # write the plus of positive values
     token_id: "int | None" = None,  # id in the vocabulary
     raw: "bytes | None" = None,  # bytes of a token that shares its box
 ) -> str:  # plain ASCII, but for ▲ and ▼
     "The hover text of a token: exact value, beyond the scale or not, id, bytes."
     sign = "" if not signed else " " if abs(value) < limits[1] / 1000 else "+" if value > 0 else ""  # next to zero: no mark for the sign
-    text = "no value" if math.isnan(value) else sign + short_number(value, 6)
+    text = "no value" if math.isnan(value) else sign + short_number(value, 7)
     text += " ▲ above the scale" if value > limits[1] else " ▼ below the scale" if value < limits[0] else ""
     text += "" if token_id is None else f" id {token_id}"
     return text + ("" if not raw else " bytes " + raw.hex(" ").upper())
@@ -82,12 +82,12 @@ def marked_html(
     html = "".join(f"<u>{html_text.escape(t.replace('⏎', '⏎' + chr(10)))}</u>" if mark else html_text.escape(t) for t, mark in parts)
     return "".join(html.rsplit("\n", 1)) if piece.endswith("\n") else html  # the last break comes after the box
 
-# %% ../../nbs/core/strip.ipynb #e6e8e338
+# %% ../../nbs/core/strip.ipynb #ea05c9e1
 def token_html(
     tokens: Tokens,  # the tokens of one text
     i: int,  # which one
-    value: float,  # its value
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    value: "int | float",  # its value
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     kept=True,  # False: struck through; "merged": underlined twice
     text: "str | None" = None,  # HTML to show; None: the token's own
@@ -119,12 +119,12 @@ def arabic_joins(
     arabic = lambda c: "\u0620" <= c <= "\u06d3" and unicodedata.category(c) in ("Lo", "Lm")
     return bool(left and right and arabic(left[-1]) and arabic(right[0]) and left[-1] not in NOT_FORWARD)
 
-# %% ../../nbs/core/strip.ipynb #071279bb
+# %% ../../nbs/core/strip.ipynb #2b3a9c57
 def box_html(
     tokens: Tokens,  # the tokens of one text
     box: range,  # token indices
-    values: "Sequence[float]",  # values of all tokens
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    values: "Sequence",  # values of all tokens
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     kept: "Sequence | None" = None,  # what became of each token
 ) -> str:  # HTML, with the line breaks that the text has there
@@ -178,11 +178,11 @@ def directed_html(
         html.append("".join(out) if way == base else f"<span dir={way}>{''.join(out)}</span>")
     return "".join(html)
 
-# %% ../../nbs/core/strip.ipynb #0942c0f9
+# %% ../../nbs/core/strip.ipynb #a28fe1c3
 def row_html(
     tokens: Tokens,  # the tokens of one text
-    values: "Sequence[float]",  # one value a token
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    values: "Sequence",  # one value a token
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     kept: "Sequence | None" = None,  # what became of each token
     fold: int = 300,  # tokens shown before the fold
@@ -202,11 +202,11 @@ def row_html(
     rest = f"<p>… and {left:,} tokens that are not drawn; <code>html(most=None)</code> draws all.</p>" if left else ""
     return html[0] + more + rest
 
-# %% ../../nbs/core/strip.ipynb #b00150ff
+# %% ../../nbs/core/strip.ipynb #ba7a8448
 def layers_html(
     tokens: Tokens,  # the tokens of one text
     values,  # (layer, token)
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     layers: "Sequence | None" = None,  # names of the rows
     most: int = 1500,  # cells drawn as a table, else as a picture
@@ -223,11 +223,11 @@ def layers_html(
     rows = "".join(f"<tr><th scope=row>{html_text.escape(n)}" + "".join(map(cell, row)) for n, row in zip(names, values.tolist()))
     return f'<div class=r role=region tabindex=0 aria-label="layers by tokens"><table data-quarto-disable-processing=true><tr><th>layer{head}{rows}</table></div>'
 
-# %% ../../nbs/core/strip.ipynb #d3374025
+# %% ../../nbs/core/strip.ipynb #4d253156
 def strip_notes(
     tokens: Tokens,  # the tokens of one text
     values,  # (token,) or (layer, token)
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    limits: "tuple",  # where the scale begins and ends
     kept: "Sequence | None" = None,  # what became of each token
     hatched: bool = False,  # numbers not to be trusted
     note: "str | None" = None,  # a sentence of the caller
@@ -249,11 +249,11 @@ def strip_notes(
     notes += ["Hatched: do not trust these numbers."] if hatched else []
     return notes + ([note] if note else [])
 
-# %% ../../nbs/core/strip.ipynb #2f278507
+# %% ../../nbs/core/strip.ipynb #d10992bb
 def strip_html(
     tokens: Tokens,  # the tokens of one text
     values,  # array, (token,) or (layer, token)
-    limits: "tuple[float, float]",  # where the scale begins and ends
+    limits: "tuple",  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     name: str = "score",  # what the numbers are
     unit: str = "",  # their unit

@@ -31,17 +31,17 @@ def piece_text(
             at += bad.end
     return "".join(out)
 
-# %% ../../nbs/core/tokens.ipynb #3d7fa7a2
+# %% ../../nbs/core/tokens.ipynb #154fd4a9
 class Tokens(Sequence):
     "The tokens of one text; indexing and iteration give the piece strings."
     def __init__(
         self,
-        pieces: "Sequence[str]",  # what each token looks like
-        ids: "Sequence[int] | None" = None,  # id of each token in the vocabulary
-        offsets: "Sequence[tuple[int, int]] | None" = None,  # (start, end) of each token in `text`, in characters
+        pieces: "Sequence",  # what each token looks like
+        ids: "Sequence | None" = None,  # id of each token in the vocabulary
+        offsets: "Sequence | None" = None,  # (start, end) of each token in `text`, in characters
         text: "str | None" = None,  # the whole text
-        special: "Sequence[bool] | None" = None,  # True where a token is a mark of the tokenizer, not text
-        raw: "Sequence[bytes] | None" = None,  # the bytes of each token
+        special: "Sequence | None" = None,  # True where a token is a mark of the tokenizer, not text
+        raw: "Sequence | None" = None,  # the bytes of each token
     ):
         self.pieces = [p if isinstance(p, str) else piece_text(p) if isinstance(p, bytes) else str(p) for p in pieces]
         for name, field in (("ids", ids), ("offsets", offsets), ("special", special), ("raw", raw)):
@@ -144,10 +144,10 @@ def vocabulary_entries(
             known[i] = None
     return [known[i] for i in ids], {i: str(getattr(t, "content", t)) for i, t in added.items()}, special
 
-# %% ../../nbs/core/tokens.ipynb #0702612e
+# %% ../../nbs/core/tokens.ipynb #0e91abf1
 def token_bytes(
     tokenizer,  # any Hugging Face tokenizer, a `tokenizers.Tokenizer`, or one of tiktoken or mistral-common
-    ids: "Sequence[int]",  # token ids of one text
+    ids,  # token ids of one text, as a list, an array or a tensor
 ) -> list[bytes]:  # one for each id; unknown ids give no bytes
     "The exact bytes of each token."
     ids = id_list(ids)
@@ -251,9 +251,9 @@ def align_bytes(
         spans[-1] = (spans[-1][0], len(data))
     return spans
 
-# %% ../../nbs/core/tokens.ipynb #5b2df79b
+# %% ../../nbs/core/tokens.ipynb #5e7780d4
 def tile_offsets(
-    offsets: "Sequence[tuple[int, int]]",  # as a fast tokenizer gives them, in characters
+    offsets: "Sequence",  # as a fast tokenizer gives them, in characters
     text: str,  # the text
 ) -> list[tuple[int, int]]:  # the same, in order and without gaps
     "Close the gaps between stated offsets; white space goes to the token after it."
@@ -265,12 +265,12 @@ def tile_offsets(
         spans[-1] = (spans[-1][0], len(text))
     return spans
 
-# %% ../../nbs/core/tokens.ipynb #1fd412b5
+# %% ../../nbs/core/tokens.ipynb #a0977c44
 def tokens_of(
     tokenizer,  # any Hugging Face tokenizer, or None
-    ids: "Sequence[int]",  # token ids of one text
+    ids,  # token ids of one text, as a list, an array or a tensor
     text: "str | None" = None,  # the text that was tokenised, if known
-    offsets: "Sequence[tuple[int, int]] | None" = None,  # the tokenizer's own offsets into `text`, if known
+    offsets: "Sequence | None" = None,  # the tokenizer's own offsets into `text`, if known
 ) -> Tokens:  # pieces, ids, offsets, text, special marks and bytes
     "The tokens of one text, with bytes and offsets that tile it."
     ids = id_list(ids)
