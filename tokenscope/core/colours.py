@@ -8,8 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/colours.html.md"""
 __all__ = ['SEQUENTIAL', 'DIVERGING', 'SOLID', 'SOLID_MAP', 'STEPS', 'shade_step', 'shade_colour', 'tint', 'luminance',
            'rgb_over', 'contrast_ratio', 'scale_limits', 'short_number', 'Markup', 'legend_bar', 'as_numbers']
 
-# %% ../../nbs/core/colours.ipynb #f0facfd9
-import html as html_text
+# %% ../../nbs/core/colours.ipynb #5183e3e8
 import math
 
 from .names import ScopeError

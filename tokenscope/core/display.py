@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/display.html.md"""
 __all__ = ['NO_SPACES', 'TokenScores', 'text_bar', 'ansi_tint', 'word_starts', 'merge_scores', 'common_units', 'shared_limits',
            'strips']
 
-# %% ../../nbs/core/display.ipynb #f86285fb
+# %% ../../nbs/core/display.ipynb #5527ae68
 import math
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .marks import box_text, token_boxes, visible_text
 from .names import ScopeError
 from .pictures import attention_map, box_places, figure_html, patch_grid
 from .strip import strip_html, strip_notes
-from .tokens import Tokens, tokens_of
+from .tokens import Tokens
 
 # %% ../../nbs/core/display.ipynb #212dad52
 class TokenScores:

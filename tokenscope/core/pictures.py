@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/pictures.html.md"""
 __all__ = ['png_block', 'palette_png', 'map_image', 'shrink_map', 'map_sheet', 'strongest_pairs', 'map_with_tokens',
            'attention_map', 'patch_grid', 'box_places', 'figure_html']
 
-# %% ../../nbs/core/pictures.ipynb #9d782870
+# %% ../../nbs/core/pictures.ipynb #1fd90f48
 import html as html_text
 import io
 import math
@@ -17,7 +17,7 @@ import unicodedata
 import zlib
 from base64 import b64encode
 
-from .colours import (SOLID_MAP, STEPS, Markup, as_numbers, legend_bar, rgb_over, scale_limits, shade_colour, shade_step,
+from .colours import (SOLID_MAP, STEPS, Markup, as_numbers, legend_bar, scale_limits, shade_colour, shade_step,
                                      short_number)
 from .marks import box_text, token_boxes, visible_text
 from .names import ScopeError
