@@ -10,6 +10,9 @@ from tokenscope.core.names import ScopeError
 from tokenscope.core.scope import Scope, load
 
 
+REFUSED = (ScopeError, TypeError)  # with annotations checked, a wrong type is stopped before our own message
+
+
 @pytest.fixture(scope="module")
 def scope():
     return Scope(tiny("llama"))
@@ -70,22 +73,22 @@ def test_what_cannot_be_read(scope, given, message):
 
 
 @pytest.mark.parametrize("how, message", [
-    (dict(sites="resid"), "Unknown site"), (dict(sites=[]), "No sites"), (dict(layers=3), "No such layer"), (dict(layers=[]), "No layers"), (dict(layers="all"), "Not a layer"),
+    (dict(sites="resid"), "Unknown site"), (dict(sites=[]), "No sites"), (dict(layers=3), "No such layer"), (dict(layers=[]), "No layers"), (dict(layers=["all"]), "Not a layer|Type-check"),
     (dict(positions=5), "No such position"), (dict(positions="first"), "Unknown positions"), (dict(positions=-1, grad=True), "does not go with")])
 def test_how_it_cannot_be_read(scope, how, message):
-    with pytest.raises(ScopeError, match=message):
+    with pytest.raises(REFUSED, match=message):
         scope.read([5, 6, 7], **how)
 
 
 @pytest.mark.parametrize("edit, message", [
-    (lambda: Edit("resid_post"), "exactly one"), (lambda: Edit("resid_post", add=1.0, scale=2.0), "exactly one"), (lambda: Edit("resid_post", fn=3), "must be a function"),
+    (lambda: Edit("resid_post"), "exactly one"), (lambda: Edit("resid_post", add=1.0, scale=2.0), "exactly one"), (lambda: Edit("resid_post", fn=3), "must be a function|Type-check"),
     (lambda: Edit("resid_post", add=float("nan")), "NaN or infinity"), (lambda: Edit("resid_post", add=1.0, heads=0), "no head axis"),
     (lambda: Edit("z", add=1.0, keys=0), "keys= belongs"), (lambda: Edit("z", add=1.0, when="never"), "Unknown when"), (lambda: Edit("z", add=1.0, positions="first"), "Unknown positions"),
     (lambda: Edit("attn", add=1.0), "Unknown site"), (lambda: Edit("resid_post", layers=9, add=1.0), "No such layer"), (lambda: Edit("z", heads=4, add=1.0), "No such head"),
     (lambda: Edit("resid_post", add=torch.ones(7)), "does not fit"), (lambda: Edit("resid_post", fn=lambda x: x[:, :1]), "changed the shape"),
-    (lambda: Edit("resid_post", fn=lambda x: None), "changed the shape"), (lambda: "no edit", "Not an edit")])
+    (lambda: Edit("resid_post", fn=lambda x: None), "changed the shape"), (lambda: "no edit", "Not an edit|Type-check")])
 def test_what_cannot_be_edited(scope, edit, message):
-    with pytest.raises(ScopeError, match=message), scope.edit(edit()):
+    with pytest.raises(REFUSED, match=message), scope.edit(edit()):
         scope.model(torch.tensor([[5, 6, 7]]))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in scope.model.modules())
 

@@ -66,7 +66,7 @@ def _check_edit(edit):
     if isinstance(edit.positions, str) and edit.positions not in ("all", "prompt", "generated", "last"):
         raise ScopeError(f"Unknown positions {edit.positions!r}; accepted: an integer, a list, a slice, 'all', 'prompt', 'generated', 'last'")
 
-# %% ../../nbs/core/edit.ipynb #fbc985ff
+# %% ../../nbs/core/edit.ipynb #ab437cdf
 @dataclass
 class Progress:
     "Where a running forward is: real positions of its tokens and keys, and the length of the prompt."
@@ -84,7 +84,7 @@ class Progress:
         past = int(cache.get_seq_length()) if cache is not None else 0
         mask = kwargs.get("attention_mask")
         if not (torch.is_tensor(mask) and mask.ndim == 2 and mask.shape[1] >= past + n_new):
-            mask = torch.ones(n_rows, past + n_new, device=given.device)
+            mask = torch.ones(n_rows, past + n_new, dtype=torch.long, device=given.device)
         self.key_index = real_index(mask[:, :past + n_new])
         self.index = self.key_index[:, past:]
         if not self.generating or self.n_prompt is None:

@@ -67,7 +67,7 @@ def encode(
         return text
     return make_batch(text, self.tokenizer, self.device, padding_side, self.vocab_size, self.structure.max_tokens)
 
-# %% ../../nbs/core/scope.ipynb #6d477e9b
+# %% ../../nbs/core/scope.ipynb #dddf252b
 def generate(
     self: Scope,
     text,  # prompt or prompts, as in `encode`
@@ -75,7 +75,7 @@ def generate(
     return_ids: bool = False,  # give the new token ids too: decoding loses how a text was cut
     seed: "int | None" = None,  # for sampling; the surrounding random state is left alone
     **kwargs,  # anything transformers' `generate` takes
-) -> "str | list[str] | tuple":  # one text for one prompt, a list for a list; with `return_ids` also the ids
+) -> "str | list | tuple":  # one text for one prompt, a list for a list (ids without a tokenizer); with `return_ids` also the ids
     "Let the model continue."
     batch = self.encode(text, padding_side="left")
     limit = self.structure.max_tokens
