@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tokenscope
+from tokenscope.core.explore import clean_outputs, explore
 
 pytestmark = pytest.mark.browser
 CELL = '''
@@ -28,14 +29,24 @@ explore(answer, title="Lab", layer=(0, 8), token=Pick(["How", " are", " you"]), 
 '''
 
 
+def save(path, source, shown=None):
+    "A notebook of one cell."
+    outputs = [{"output_type": "display_data", "metadata": {}, "data": shown}] if shown else []
+    cell = {"cell_type": "code", "id": "a1", "source": source, "metadata": {}, "outputs": outputs, "execution_count": None}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "A JupyterLab on an empty folder; stopped afterwards."
     pytest.importorskip("jupyterlab")
     folder = tmp_path_factory.mktemp("lab")
-    cell = {"cell_type": "code", "id": "a1", "source": CELL, "metadata": {}, "outputs": [], "execution_count": None}
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    (folder / "panel.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    save(folder / "panel.ipynb", CELL)
+    panel = explore(lambda layer: f"saved layer {layer}", layer=(0, 8))
+    live = {"application/vnd.jupyter.widget-view+json": {"model_id": "gone", "version_major": 2, "version_minor": 0}}
+    save(folder / "saved.ipynb", "panel", {**live, "text/html": panel.twin(), "text/plain": repr(panel)})
+    assert clean_outputs(folder / "saved.ipynb")
     quiet = folder / ".home/JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
@@ -51,7 +62,8 @@ def lab(tmp_path_factory):
     server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, stdout=log, stderr=log, env=environment)
     try:
         wait_for(f"http://127.0.0.1:{port}/api", server, folder / "server.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/panel.ipynb", folder / "panel.ipynb"
+        yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}", lambda name: subprocess.run(
+            [sys.executable, "-m", "jupyter", "trust", folder / name], env=environment, check=True, capture_output=True)
     finally:
         server.terminate()
         try:
@@ -73,9 +85,9 @@ def wait_for(url, server, log, seconds=40):
 
 
 def test_live_panel_answers(lab, page, outside):
-    address, saved = lab
+    address, _ = lab
     page.set_default_timeout(30_000)
-    page.goto(address)
+    page.goto(address("panel.ipynb"))
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
     page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()
     page.get_by_text("Run", exact=True).click()
@@ -102,3 +114,19 @@ def test_live_panel_answers(lab, page, outside):
     page.keyboard.press("ArrowRight")
     output.get_by_text("LIVE LAYER 8").wait_for()
     assert page.locator(".jp-Cell").count() <= 2 and not outside()
+
+
+def test_saved_panel_before_and_after_trust(lab, page, outside):
+    address, trust = lab
+    page.set_default_timeout(30_000)
+    page.goto(address("saved.ipynb"))
+    output = page.locator(".jp-OutputArea-output")
+    output.get_by_text("saved layer 4").wait_for()  # a notebook from elsewhere: no script runs, the picture is there
+    assert "layer 4" in output.inner_text() and output.get_by_role("slider").count() == 0
+    trust("saved.ipynb")
+    page.goto("about:blank")
+    page.goto(address("saved.ipynb"))
+    page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()
+    output.get_by_role("slider", name="layer").press("ArrowRight")
+    output.get_by_text("saved layer 5").wait_for()
+    assert not outside()

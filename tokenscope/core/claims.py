@@ -122,9 +122,9 @@ class Claim:
     def _repr_html_(self):
         return claims_html([self.record()])
 
-# %% ../../nbs/core/claims.ipynb #683ea1d9
+# %% ../../nbs/core/claims.ipynb #82aeea43
 def checked(
-    text: str,  # what the paper says
+    text,  # what the paper says
     measured,  # the number found here
     control,  # the same under the control, or None
     holds,  # True, False or None
@@ -158,11 +158,11 @@ def whole(
         raise ScopeError(f"Not a count: {what}={count!r}; give a whole number of at least 1")
     return None if count is None else int(count)
 
-# %% ../../nbs/core/claims.ipynb #c36d7804
+# %% ../../nbs/core/claims.ipynb #37550c20
 page_claims: dict[str, Claim] = {}  # by sentence, in the order first made
 
 def claim(
-    text: str,  # what the paper says, one sentence
+    text,  # what the paper says, one sentence
     measured,  # the number found here (finite), or words
     control=None,  # the same under the control, or "none needed: …" with the reason
     holds=True,  # True, False, or None where it cannot be tested here

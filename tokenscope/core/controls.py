@@ -8,31 +8,32 @@ Docs: https://tokenscope.github.io/tokenscope/core/controls.html.md"""
 __all__ = ['CONTROLS', 'Slider', 'slider_values', 'Choice', 'place', 'Switch', 'Text', 'Pick', 'as_control', 'opened_at',
            'as_controls']
 
-# %% ../../nbs/core/controls.ipynb #fac713c6
+# %% ../../nbs/core/controls.ipynb #3aeb6682
 import inspect
 import math
-import numbers
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Number, Real
+from typing import SupportsIndex
 
 from .marks import visible_text
 from .names import ScopeError
 from .tokens import Tokens
 
-# %% ../../nbs/core/controls.ipynb #90664fdc
+# %% ../../nbs/core/controls.ipynb #d6f7fb1d
 @dataclass(frozen=True)
 class Slider:
     "Numbers at equal steps, both ends included."
-    low: float  # smallest value
-    high: float  # largest value
-    step: "float | None" = None  # distance of two values; 1, or a tenth of the way between fractions
-    value: "float | None" = None  # where it opens; the middle if None
+    low: Real  # smallest value
+    high: Real  # largest value
+    step: "Real | None" = None  # distance of two values; 1, or a tenth of the way between fractions
+    value: "Real | None" = None  # where it opens; the middle if None
     label: str = ""  # words beside the control; the parameter's name if empty
     unit: str = ""  # written after the number
     kind = "slider"
 
     @property
     def values(self) -> list:
-        "All its numbers."
+        "All its "
         return slider_values(self.low, self.high, self.step)
 
     @property
@@ -52,21 +53,21 @@ class Slider:
         return near
 
 def slider_values(
-    low: float,  # first value
-    high: float,  # last value
-    step: "float | None",  # distance of two values
+    low: Real,  # first value
+    high: Real,  # last value
+    step: "Real | None",  # distance of two values
 ) -> list:  # ints if low and step are, else floats
     "Numbers from low to high, without the dust of floating point."
-    if not all(isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x) for x in (low, high, 1 if step is None else step)):
+    if not all(isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in (low, high, 1 if step is None else step)):
         raise ScopeError(f"Not a slider: ({low!r}, {high!r}, {step!r}); give three finite numbers: low, high, step")
-    whole = isinstance(low, numbers.Integral) and isinstance(1 if step is None else step, numbers.Integral)
-    step = step if step is not None else 1 if whole and isinstance(high, numbers.Integral) else (high - low) / 10
+    whole = isinstance(low, Integral) and isinstance(1 if step is None else step, Integral)
+    step = step if step is not None else 1 if whole and isinstance(high, Integral) else (high - low) / 10
     if not (low < high and step > 0) or (high - low) / step > 10_000:
         raise ScopeError(f"An empty or endless slider: ({low}, {high}, {step}); low must be below high and step above 0, with at most 10,000 steps")
     count = math.floor((high - low) / step + 1e-9) + 1
     return [int(low) + i * int(step) if whole else float(f"{low + i * step:.10g}") for i in range(count)]
 
-# %% ../../nbs/core/controls.ipynb #3ae15738
+# %% ../../nbs/core/controls.ipynb #ea3a2fac
 @dataclass(frozen=True)
 class Choice:
     "One of several things."
@@ -99,7 +100,7 @@ def place(
 ) -> int:  # its place
     "Where a value stands among others."
     for i, other in enumerate(values):
-        if value is other or (type(value) is type(other) or isinstance(value, numbers.Number)) and value == other:
+        if value is other or (type(value) is type(other) or isinstance(value, Number)) and value == other:
             return i
     raise ScopeError(f"Not an option: {value!r}; the options are {', '.join(map(repr, values[:20]))}")
 
@@ -136,12 +137,12 @@ class Text:
         "The same, on one line."
         return [" ".join(text.split()) or "(empty)" for text in self.values]
 
-# %% ../../nbs/core/controls.ipynb #c8d70ecf
+# %% ../../nbs/core/controls.ipynb #06cf1f06
 @dataclass(frozen=True)
 class Pick:
     "One token of a sentence; the function gets its place."
     tokens: "Tokens | list"  # the tokens, or their texts
-    value: int = 0  # place of the token that is picked first; negative counts from the end
+    value: SupportsIndex = 0  # place of the token that is picked first; negative counts from the end
     label: str = ""  # words beside the control
     kind = "pick"
 
@@ -163,7 +164,7 @@ class Pick:
             raise ScopeError(f"No such token to pick: {self.value!r}; there are {count} tokens, 0 to {count - 1}")
         return self.value.__index__() % count
 
-# %% ../../nbs/core/controls.ipynb #8b044e5d
+# %% ../../nbs/core/controls.ipynb #cc97ff31
 CONTROLS = (Slider, Choice, Switch, Text, Pick)
 
 def as_control(
@@ -178,7 +179,7 @@ def as_control(
         made = Switch(given) if isinstance(given, bool) else Text(given)
     elif isinstance(given, range) and len(given) > 1:
         made = Slider(min(given), max(given), abs(given.step))
-    elif isinstance(given, tuple) and 2 <= len(given) <= 4 and all(isinstance(x, numbers.Real) for x in given):
+    elif isinstance(given, tuple) and 2 <= len(given) <= 4 and all(isinstance(x, Real) for x in given):
         made = Slider(*given)
     elif isinstance(given, (list, tuple, dict)):
         made = Choice(given if isinstance(given, dict) else list(given))

@@ -9,12 +9,13 @@ __all__ = ['PICK_SCRIPT', 'STILL', 'WIDGET_MIME', 'EXECUTION_NOISE', 'live_contr
            'run_live', 'run_soon', 'live_panel', 'explore', 'clean_output', 'clean_notebook', 'clean_outputs',
            'clean_notebooks']
 
-# %% ../../nbs/core/explore.ipynb #18047e10
+# %% ../../nbs/core/explore.ipynb #fed819f7
 import asyncio
 import json
 import traceback
 from functools import cache
 from html import escape
+from numbers import Real
 from pathlib import Path
 
 from .controls import Choice, Pick, Slider, Switch, Text, as_controls
@@ -69,13 +70,13 @@ def pick_widget():  # a widget class
               "label": traitlets.Unicode("").tag(sync=True), "_esm": PICK_SCRIPT, "_css": PICK_STYLE, "__doc__": "A row of tokens to pick from."}
     return type("TokenPick", (anywidget.AnyWidget,), traits)
 
-# %% ../../nbs/core/explore.ipynb #b25eff73
+# %% ../../nbs/core/explore.ipynb #ee3e56ae
 STILL = 0.15  # seconds without a change before the function runs
 
 class ExplorePanel:
     "A function with controls, which shows itself live and as a saved page."
 
-    def __init__(self, fn, controls: dict, title: str = "", max_kb: float = 120, max_frames: int = 64):
+    def __init__(self, fn, controls: dict, title: str = "", max_kb: Real = 120, max_frames: int = 64):
         self.fn, self.controls, self.title, self.max_kb, self.max_frames = fn, controls, title, max_kb, max_frames
         self.error, self._page, self._live, self._waiting = None, None, None, None
 
@@ -148,12 +149,12 @@ def live_panel(
     head = [w.HTML(f"<b>{escape(panel.title)}</b>")] if panel.title else []
     return w.VBox([style, *head, bar, picture], layout=w.Layout(border="1px solid #8885", padding="8px 12px"))
 
-# %% ../../nbs/core/explore.ipynb #0098094a
+# %% ../../nbs/core/explore.ipynb #4558ecec
 def explore(
     fn,  # function of the controls; returns something with `_repr_html_`, a figure, a text, a number, or a list of these
     *,
     title: "str | None" = None,  # above the panel
-    max_kb: float = 120,  # the saved page's sliders are thinned to keep it below this, in KB; at most 200
+    max_kb: Real = 120,  # the saved page's sliders are thinned to keep it below this, in KB; at most 200
     max_frames: int = 64,  # the most settings in the saved page; 1 saves the opening one only
     **controls,  # parameter -> (low, high, step), list, bool, text, Slider, Choice, Switch, Text or Pick
 ) -> ExplorePanel:  # shows itself

@@ -8,9 +8,8 @@ Docs: https://tokenscope.github.io/tokenscope/core/twin.html.md"""
 __all__ = ['STRIP_SCRIPT', 'TWIN_SCRIPT', 'HARD_KB', 'shown', 'shown_figure', 'red_message', 'evenly', 'thinned', 'left_out',
            'frame_html', 'frames_of', 'packed', 'script_json', 'turnable', 'twin_html', 'twin_of']
 
-# %% ../../nbs/core/twin.ipynb #33b95124
+# %% ../../nbs/core/twin.ipynb #4edb195d
 import json
-import numbers
 import sys
 import warnings
 import zlib
@@ -19,11 +18,12 @@ from hashlib import sha1
 from html import escape
 from itertools import product
 from math import prod
+from numbers import Number, Real
 
 from .controls import Choice, Pick, Slider, Switch, Text, as_controls
 from .names import ScopeError
 
-# %% ../../nbs/core/twin.ipynb #802a767e
+# %% ../../nbs/core/twin.ipynb #93c69645
 def shown(
     value,  # what the function returned
 ) -> str:  # HTML
@@ -35,7 +35,7 @@ def shown(
         return f'<div style="white-space:pre-wrap">{escape(value)}</div>'
     if isinstance(value, (list, tuple)):
         return "".join(f'<div style="margin:.3em 0">{shown(one)}</div>' for one in value)
-    if isinstance(value, numbers.Number):
+    if isinstance(value, Number):
         return f'<div style="font-size:1.4em">{escape(str(value) if isinstance(value, (bool, int, complex)) else f"{value:.4g}")}</div>'
     figure = getattr(value, "figure", value)
     if hasattr(figure, "savefig"):
@@ -155,11 +155,11 @@ def packed(
     "Frames as one short line of text."
     return b64encode(zlib.compress(json.dumps(frames, ensure_ascii=False).encode(), 9)).decode()
 
-# %% ../../nbs/core/twin.ipynb #5b677714
+# %% ../../nbs/core/twin.ipynb #320f7281
 STRIP_SCRIPT = """
 const strip = (tokens, at, label, pick) => {
   const row = document.createElement("span");
-  row.className = "ts-pick"; row.dataset.lmSuppressShortcuts = "true";
+  row.className = "ts-pick";
   row.setAttribute("role", "radiogroup"); row.setAttribute("aria-label", label);
   const set = (i, focus) => row.childNodes.forEach((b, n) => {
     b.setAttribute("aria-checked", n === i); b.tabIndex = n === i ? 0 : -1;
@@ -167,7 +167,7 @@ const strip = (tokens, at, label, pick) => {
   });
   tokens.forEach((text, i) => {
     const b = document.createElement("button");
-    b.type = "button"; b.textContent = text; b.title = "token " + i; b.setAttribute("role", "radio");
+    b.type = "button"; b.textContent = text; b.title = "token " + i; b.setAttribute("role", "radio"); b.dataset.lmSuppressShortcuts = "true";
     b.onclick = () => { set(i, true); pick(i); };
     b.onkeydown = e => {
       const n = {ArrowRight: i + 1, ArrowDown: i + 1, ArrowLeft: i - 1, ArrowUp: i - 1, Home: 0, End: tokens.length - 1}[e.key];
@@ -182,9 +182,11 @@ const strip = (tokens, at, label, pick) => {
 };
 """
 
-# %% ../../nbs/core/twin.ipynb #0720a4e6
+# %% ../../nbs/core/twin.ipynb #8bf77868
 TWIN_SCRIPT = """
-const make = (tag, props, ...kids) => { const e = Object.assign(document.createElement(tag), props); e.append(...kids); return e; };
+const make = (tag, props, ...kids) => {
+  const e = Object.assign(document.createElement(tag), props); e.append(...kids); e.dataset.lmSuppressShortcuts = "true"; return e;
+};
 const control = (c, turn) => {
   const head = make("span", {className: "ts-name", textContent: c.label});
   if (c.kind === "pick") return make("div", {className: "ts-wide"}, head, strip(c.texts, c.at, c.label, turn));
@@ -209,7 +211,7 @@ const unpack = async line => {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
 };
 for (const root of document.querySelectorAll(`[data-ts="${data.id}"]:not([data-on])`)) {
-  root.dataset.on = "1"; root.dataset.lmSuppressShortcuts = "true";
+  root.dataset.on = "1";
   const bar = root.querySelector(".ts-bar"), picture = root.querySelector(".ts-picture");
   const at = data.controls.map(c => c.at), frames = unpack(data.frames);
   const show = async () => {
@@ -280,14 +282,14 @@ class TwinPage(str):
     def _repr_html_(self):
         return str(self)
 
-# %% ../../nbs/core/twin.ipynb #25db9db8
+# %% ../../nbs/core/twin.ipynb #f87ad782
 HARD_KB = 200  # the most a twin may ever weigh
 
 def twin_of(
     compute,  # tuple of values -> HTML
     controls: list,  # the controls
     title: str = "",  # above the panel
-    max_kb: float = 120,  # sliders are thinned until the page weighs no more, in KB
+    max_kb: Real = 120,  # sliders are thinned until the page weighs no more, in KB
     max_frames: int = 64,  # the most settings; 1 keeps the opening one only
 ) -> TwinPage:  # HTML
     "The static twin of a function with controls."
