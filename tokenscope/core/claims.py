@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/claims.html.md"""
 
 # %% auto #0
 __all__ = ['VERDICTS', 'SIGNS', 'page_claims', 'CLAIMS_MIME', 'claim_value', 'one_item', 'claim_text', 'claim_row', 'claims_html',
-           'Claim', 'checked', 'whole', 'claim', 'new_page', 'ClaimsTable', 'claims_table', 'notebook_card',
+           'Claim', 'whole', 'checked', 'claim', 'new_page', 'ClaimsTable', 'claims_table', 'notebook_card',
            'notebook_claims', 'collect_claims', 'ClaimsPage', 'totals', 'claims_page']
 
 # %% ../../nbs/core/claims.ipynb #5106d26b
@@ -122,7 +122,17 @@ class Claim:
     def _repr_html_(self):
         return claims_html([self.record()])
 
-# %% ../../nbs/core/claims.ipynb #82aeea43
+# %% ../../nbs/core/claims.ipynb #6d70e658
+def whole(
+    count,  # a count, or None
+    what: str,  # the word for the error message
+) -> "int | None":  # the same as an int
+    "A count of at least 1, or None."
+    if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
+        raise ScopeError(f"Not a count: {what}={count!r}; give a whole number of at least 1")
+    return None if count is None else int(count)
+
+# %% ../../nbs/core/claims.ipynb #7a367074
 def checked(
     text,  # what the paper says
     measured,  # the number found here
@@ -148,15 +158,6 @@ def checked(
         raise ScopeError(f"A number without a verdict: holds=None but measured={measured}; say whether it holds, or in words why it cannot be tested")
     seeds = len(list(seeds)) if hasattr(seeds, "__iter__") and not isinstance(seeds, str) else seeds
     return Claim(text.strip(), measured, control, holds, whole(n, "n"), whole(seeds, "seeds"), str(source))
-
-def whole(
-    count,  # a count, or None
-    what: str,  # the word for the error message
-) -> "int | None":  # the same as an int
-    "A count of at least 1, or None."
-    if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
-        raise ScopeError(f"Not a count: {what}={count!r}; give a whole number of at least 1")
-    return None if count is None else int(count)
 
 # %% ../../nbs/core/claims.ipynb #37550c20
 page_claims: dict[str, Claim] = {}  # by sentence, in the order first made
@@ -205,7 +206,7 @@ def claims_table() -> ClaimsTable:  # shows itself; `.records` are plain dicts
     "The table of the page's claims."
     return ClaimsTable([made.record() for made in page_claims.values()])
 
-# %% ../../nbs/core/claims.ipynb #a0c40315
+# %% ../../nbs/core/claims.ipynb #0fc4667a
 def notebook_card(
     cells: list,  # of a notebook
 ) -> dict:  # the literal `technique` dict, or nothing
@@ -238,6 +239,7 @@ def notebook_claims(
     about = {"notebook": name, "title": card.get("title", path.stem), "paper": card.get("paper", "")}
     return [{**record, **about} for record in records.values() if card]
 
+# %% ../../nbs/core/claims.ipynb #9797cae8
 def collect_claims(
     nbs_path,  # the folder of the notebooks
 ) -> list:  # records with `notebook`, `title` and `paper`
