@@ -84,7 +84,7 @@ def test_frames_are_computed_once_and_stored_once():
     assert not calls and panel.twin() == panel.twin() and len(calls) == len(set(calls)) == 16
     data, frames = data_of(panel.twin())
     assert calls[0] == (3, False) and len(frames) == 4 and len(data["order"]) == 16
-    assert frames[data["order"][5 * 2 + 1]] == shown("is 2") and panel.twin().count(shown("is 1")) == 1
+    assert frames[data["order"][5 * 2 + 1]] == shown("is 2") and frames[data["order"][3 * 2]] is None and panel.twin().count(shown("is 1")) == 1
 
 
 def test_same_panel_same_page():

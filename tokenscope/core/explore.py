@@ -48,11 +48,11 @@ def chosen(
     "The value that a widget stands for."
     return value if control.kind == "text" else control.values[int(value)]
 
-# %% ../../nbs/core/explore.ipynb #3147df80
+# %% ../../nbs/core/explore.ipynb #c237210d
 PICK_SCRIPT = STRIP_SCRIPT + """
 const render = ({model, el}) => {
   const name = document.createElement("span");
-  name.textContent = model.get("label") + " "; name.style.fontWeight = 600;
+  name.textContent = model.get("label"); name.style.marginRight = "8px";
   const row = strip(model.get("tokens"), model.get("value"), model.get("label"), i => { model.set("value", i); model.save_changes(); });
   model.on("change:value", () => row.choose(model.get("value")));
   el.append(name, row);
@@ -108,19 +108,21 @@ class ExplorePanel:
     def __repr__(self):
         return f"explore({getattr(self.fn, '__name__', type(self.fn).__name__)}, {', '.join(self.controls)})"
 
-# %% ../../nbs/core/explore.ipynb #3fad8cc9
+# %% ../../nbs/core/explore.ipynb #0a85b513
 def run_live(
     panel: ExplorePanel,  # the panel to refresh
     picture,  # the HTML widget that shows the result
 ):
     "Run the function with the panel's values and show what it returns."
     panel._waiting, panel.error = None, None
+    picture.add_class("ts-busy")
     try:
         picture.value = panel._html(tuple(panel.values.values()))
     except Exception as error:
         panel.error = error
         lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         picture.value = red_message(error, f"<details><summary>Where</summary><pre>{escape(lines)}</pre></details>")
+    picture.remove_class("ts-busy")
 
 def run_soon(
     panel: ExplorePanel,  # the panel to refresh
@@ -134,6 +136,7 @@ def run_soon(
     except RuntimeError:  # no kernel
         run_live(panel, picture)
 
+# %% ../../nbs/core/explore.ipynb #ac45cd67
 def live_panel(
     panel: ExplorePanel,  # the panel
 ):  # an ipywidgets box

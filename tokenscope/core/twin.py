@@ -24,7 +24,7 @@ from numbers import Number, Real
 from .controls import Choice, Pick, Slider, Switch, Text, as_controls
 from .names import ScopeError
 
-# %% ../../nbs/core/twin.ipynb #93c69645
+# %% ../../nbs/core/twin.ipynb #012bf534
 def shown(
     value,  # what the function returned
 ) -> str:  # HTML
@@ -48,10 +48,10 @@ def shown(
 def shown_figure(
     figure,  # a matplotlib figure
 ) -> str:  # an <img>
-    "A figure as a small picture; closes it."
+    "A figure as a picture of at most 16 KB; closes it."
     from tokenscope.core.pictures import figure_html
 
-    picture = figure_html(figure)
+    picture = figure_html(figure, max_kb=16)
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close(figure)
@@ -149,9 +149,9 @@ def frames_of(
     order = [stored.setdefault(sha1(known[at].encode()).hexdigest(), (len(stored), known[at]))[0] for at in product(*kept)]
     return [html for _, html in stored.values()], order
 
-# %% ../../nbs/core/twin.ipynb #08d2666b
+# %% ../../nbs/core/twin.ipynb #79642c79
 def packed(
-    frames: list,  # HTML texts
+    frames: list,  # HTML texts, None for the one that is in the page already
 ) -> str:  # base64 of the deflated JSON
     "Frames as one short line of text."
     return b64encode(zlib.compress(json.dumps(frames, ensure_ascii=False).encode(), 9)).decode()
@@ -210,7 +210,7 @@ const control = (c, turn) => {
   return make("label", {}, head, list);
 };"""
 
-# %% ../../nbs/core/twin.ipynb #6280be05
+# %% ../../nbs/core/twin.ipynb #3bcb98b4
 TWIN_SCRIPT = """
 const unpack = async line => {
   const bytes = Uint8Array.from(atob(line), c => c.charCodeAt(0));
@@ -219,29 +219,30 @@ const unpack = async line => {
 for (const root of document.querySelectorAll(`[data-ts="${data.id}"]:not([data-on])`)) {
   root.dataset.on = "1";
   const bar = root.querySelector(".ts-bar"), picture = root.querySelector(".ts-picture");
-  const at = data.controls.map(c => c.at), frames = unpack(data.frames);
+  const at = data.controls.map(c => c.at), frames = unpack(data.frames), first = picture.innerHTML;
   const show = async () => {
     const place = data.controls.reduce((n, c, i) => n * c.texts.length + at[i], 0), all = await frames;
     picture.style.minHeight = picture.offsetHeight + "px";
-    picture.innerHTML = all[data.order[place]]; root.dataset.place = place;
+    picture.innerHTML = all[data.order[place]] ?? first; root.dataset.place = place;
   };
   frames.catch(() => bar.append("This browser cannot unpack the other settings."));
   bar.replaceChildren(...data.controls.map((c, i) => control(c, n => { at[i] = n; show(); })));
 }
 """
 
-# %% ../../nbs/core/twin.ipynb #c16cc286
+# %% ../../nbs/core/twin.ipynb #73065668
 PANEL_STYLE = """.ts-panel{margin:.5em 0;padding:.6em .8em;border:1px solid #8885;border-radius:8px;font-family:system-ui,sans-serif;overflow-x:auto}
 .ts-panel .ts-title{font-weight:600;margin:0 0 .4em}.ts-bar{display:flex;flex-wrap:wrap;gap:.4em 1.4em;align-items:center;font-size:14px;margin:0 0 .6em}
 .ts-bar label{display:inline-flex;gap:.5em;align-items:center;margin:0}.ts-bar .ts-name{font-weight:600}.ts-bar output{min-width:3em;font-variant-numeric:tabular-nums}
 .ts-bar [type=range]{width:min(240px,50vw)}.ts-bar input,.ts-bar select{accent-color:#1f6fc4;font:inherit;margin:0}.ts-bar select{color:inherit;background:#8881;border:1px solid #8888;border-radius:5px;padding:.1em .4em}
-.ts-bar option{color:#111;background:#fff}.ts-bar .ts-wide{flex-basis:100%;display:flex;flex-wrap:wrap;gap:.5em;align-items:baseline}.ts-note{font-size:13px;opacity:.8;margin:.5em 0 0}"""
+.ts-bar option{color:#111;background:#fff}.ts-bar .ts-wide{flex-basis:100%;display:flex;flex-wrap:wrap;gap:.5em;align-items:baseline}.ts-note{font-size:13px;opacity:.8;margin:.5em 0 0}
+.ts-busy{opacity:.4;transition:opacity .2s .3s}"""
 PICK_STYLE = """.ts-pick{display:inline-flex;flex-wrap:wrap;gap:2px}.ts-pick button{font:14px/1.5 ui-monospace,monospace;color:inherit;background:#8882;border:1px solid #8885;
 border-radius:4px;padding:0 .3em;margin:0;cursor:pointer;white-space:pre}.ts-pick button:hover{border-color:#1f6fc4}
 .ts-pick [aria-checked=true]{background:#1f6fc4;border-color:#1f6fc4;color:#fff;font-weight:600}
 .ts-panel :focus-visible,.ts-pick :focus-visible{outline:2px solid #1f6fc4;outline-offset:2px}"""
 
-# %% ../../nbs/core/twin.ipynb #fb6950e1
+# %% ../../nbs/core/twin.ipynb #3e69c5a5
 def script_json(
     data,  # anything JSON takes
 ) -> str:  # JSON that may stand in a <script>
@@ -273,7 +274,7 @@ def twin_html(
     fixed = "".join(f"<b>{escape(c.label)}</b> {escape(c.labels[c.start])}. " for c, places in zip(controls, kept) if len(places) == 1 and parts)
     head = f'<p class="ts-title">{escape(title)}</p>' if title else ""
     foot = f'<p class="ts-note">{fixed}{escape(note)}</p>' if fixed or note else ""
-    data = script_json({"id": name, "controls": parts, "order": order, "frames": packed(frames)}) if parts else ""
+    data = script_json({"id": name, "controls": parts, "order": order, "frames": packed([None if html == first else html for html in frames])}) if parts else ""
     script = f"<script>(() => {{\nconst data = {data};{STRIP_SCRIPT}{CONTROL_SCRIPT}{TWIN_SCRIPT}}})();</script>" if parts else ""
     return (f'<div class="ts-panel" data-ts="{name}" role="group" aria-label="{escape(title or "panel")}"><style>{PANEL_STYLE}{PICK_STYLE}</style>'
             f'{head}<div class="ts-bar"><span>{setting}</span></div><div class="ts-picture">{first}</div>{foot}{script}</div>')
@@ -288,7 +289,7 @@ class TwinPage(str):
     def _repr_html_(self):
         return str(self)
 
-# %% ../../nbs/core/twin.ipynb #f87ad782
+# %% ../../nbs/core/twin.ipynb #103a7f53
 HARD_KB = 200  # the most a twin may ever weigh
 
 def twin_of(
@@ -303,11 +304,12 @@ def twin_of(
     while True:
         page = TwinPage(twin_html(controls, kept, *frames_of(compute, controls, kept, known), title=title))
         weight = len(page.encode()) / 1000
+        count, limit = prod(map(len, kept)), min(max_kb, HARD_KB)
         sliders = [len(places) for c, places in zip(controls, kept) if c.kind == "slider"]
-        if weight <= min(max_kb, HARD_KB) or max(sliders, default=1) <= 3:
+        fewest = count // prod(sliders) * 3 ** len(sliders)
+        if weight <= limit or count <= fewest:
             break
-        others = prod(len(places) for places in kept) // prod(sliders)
-        kept = thinned(kept, controls, max(prod(sliders) // 2, 1) * others)
+        kept = thinned(kept, controls, max(fewest, min(count - 1, int(count * limit / weight))))
     if weight > HARD_KB:
         raise ScopeError(f"The saved panel is too heavy: {weight:.0f} KB, at most {HARD_KB} KB; show less in each picture (fewer tokens or layers, "
                          "a smaller figure), give fewer options, or a smaller max_frames")
