@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .names import ScopeError
 
-# %% ../../nbs/core/claims.ipynb #2888813c
+# %% ../../nbs/core/claims.ipynb #f68aa386
 def claim_value(
     value,  # a finite number (NumPy's and one-element tensors too), or words
     what: str = "measured",  # the word for the error message
@@ -40,6 +40,7 @@ def claim_value(
         raise ScopeError(f"Not a finite claim value: {what}={plain}; a claim needs a number that exists")
     return plain
 
+# %% ../../nbs/core/claims.ipynb #2b9a6d16
 def one_item(
     value,  # something with `item()`
     what: str,  # the word for the error message
@@ -71,7 +72,7 @@ CLAIMS_STYLE = """<style>.ts-claims{border-collapse:collapse;font:14px/1.45 syst
 .ts-claims b{font-weight:600;white-space:nowrap;border-left:4px solid #888;padding-left:.5em}
 .ts-claims b.y{border-color:#2b8a6e}.ts-claims b.x{border-color:#d9480f}</style>"""
 
-# %% ../../nbs/core/claims.ipynb #e11581e1
+# %% ../../nbs/core/claims.ipynb #a533c8c0
 VERDICTS = {True: "holds", False: "does not hold", None: "not testable here"}
 SIGNS = {True: ("y", "✓"), False: ("x", "✗"), None: ("u", "?")}
 
@@ -86,6 +87,7 @@ def claim_row(
     return (f'<tr><td>{escape(record["text"])}{small}</td><td class="v">{escape(claim_text(record["measured"]))}</td>'
             f'<td class="v">{escape(claim_text(record.get("control")))}</td><td><b class="{kind}">{sign} {VERDICTS[record["holds"]]}</b></td></tr>')
 
+# %% ../../nbs/core/claims.ipynb #cfcd3d19
 def claims_html(
     records: list,  # from `Claim.record`
 ) -> str:  # a <table>
@@ -159,7 +161,7 @@ def checked(
     seeds = len(list(seeds)) if hasattr(seeds, "__iter__") and not isinstance(seeds, str) else seeds
     return Claim(text.strip(), measured, control, holds, whole(n, "n"), whole(seeds, "seeds"), str(source))
 
-# %% ../../nbs/core/claims.ipynb #37550c20
+# %% ../../nbs/core/claims.ipynb #8f14884e
 page_claims: dict[str, Claim] = {}  # by sentence, in the order first made
 
 def claim(
@@ -176,11 +178,12 @@ def claim(
     page_claims[made.text] = made
     return made
 
+# %% ../../nbs/core/claims.ipynb #9e5ee79d
 def new_page():
     "Forget the claims recorded so far."
     page_claims.clear()
 
-# %% ../../nbs/core/claims.ipynb #30e7004c
+# %% ../../nbs/core/claims.ipynb #a0232a2c
 CLAIMS_MIME = "application/vnd.tokenscope.claims+json"
 
 class ClaimsTable:
@@ -202,11 +205,12 @@ class ClaimsTable:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"text/plain": repr(self), "text/html": self._repr_html_(), CLAIMS_MIME: {"claims": self.records}}
 
+# %% ../../nbs/core/claims.ipynb #bfd38eb2
 def claims_table() -> ClaimsTable:  # shows itself; `.records` are plain dicts
     "The table of the page's claims."
     return ClaimsTable([made.record() for made in page_claims.values()])
 
-# %% ../../nbs/core/claims.ipynb #0fc4667a
+# %% ../../nbs/core/claims.ipynb #fd12833f
 def notebook_card(
     cells: list,  # of a notebook
 ) -> dict:  # the literal `technique` dict, or nothing
@@ -224,6 +228,7 @@ def notebook_card(
                 return ast.literal_eval(line.value)
     return {}
 
+# %% ../../nbs/core/claims.ipynb #8917c083
 def notebook_claims(
     path: Path,  # a notebook
     name: str,  # its path in the records
@@ -251,7 +256,7 @@ def collect_claims(
     seen = sorted(p.as_posix() for p in paths if not any(part.startswith((".", "_")) for part in p.parts))
     return [record for name in seen for record in notebook_claims(root / name, name)]
 
-# %% ../../nbs/core/claims.ipynb #caeb6757
+# %% ../../nbs/core/claims.ipynb #58f7cf9a
 class ClaimsPage(str):
     "HTML that shows itself."
 
@@ -261,6 +266,7 @@ class ClaimsPage(str):
     def _repr_html_(self):
         return str(self)
 
+# %% ../../nbs/core/claims.ipynb #688cff49
 def totals(
     records: list,  # of any page
 ) -> str:  # "2 hold, 1 does not hold, …"
@@ -269,6 +275,7 @@ def totals(
     words = ("hold" if counts[0] != 1 else "holds", "do not hold" if counts[1] != 1 else "does not hold", "not testable here")
     return ", ".join(f"{count} {word}" for count, word in zip(counts, words))
 
+# %% ../../nbs/core/claims.ipynb #a1adf9cc
 def claims_page(
     records: list,  # from `collect_claims`
 ) -> ClaimsPage:  # HTML; a string

@@ -22,7 +22,7 @@ from .controls import Choice, Pick, Slider, Switch, Text, as_controls
 from .names import ScopeError
 from .twin import HARD_KB, PANEL_STYLE, PICK_STYLE, STRIP_SCRIPT, red_message, shown, thinned, twin_of
 
-# %% ../../nbs/core/explore.ipynb #e707fc36
+# %% ../../nbs/core/explore.ipynb #7be73344
 def live_control(
     control,  # from `as_controls`
 ):  # a widget with a `value`
@@ -41,6 +41,7 @@ def live_control(
         return w.Checkbox(value=bool(control.start), indent=False, **look)
     return w.Combobox(value=control.value, options=control.values, ensure_option=False, **look)
 
+# %% ../../nbs/core/explore.ipynb #5a2ca9db
 def chosen(
     control,  # from `as_controls`
     value,  # its widget's `value`
@@ -108,7 +109,7 @@ class ExplorePanel:
     def __repr__(self):
         return f"explore({getattr(self.fn, '__name__', type(self.fn).__name__)}, {', '.join(self.controls)})"
 
-# %% ../../nbs/core/explore.ipynb #0a85b513
+# %% ../../nbs/core/explore.ipynb #bbf77409
 def run_live(
     panel: ExplorePanel,  # the panel to refresh
     picture,  # the HTML widget that shows the result
@@ -124,6 +125,7 @@ def run_live(
         picture.value = red_message(error, f"<details><summary>Where</summary><pre>{escape(lines)}</pre></details>")
     picture.remove_class("ts-busy")
 
+# %% ../../nbs/core/explore.ipynb #7e8aa286
 def run_soon(
     panel: ExplorePanel,  # the panel to refresh
     picture,  # the HTML widget that shows the result
@@ -170,7 +172,7 @@ def explore(
     thinned([list(range(len(c.values))) for c in ready.values()], list(ready.values()), max_frames)
     return ExplorePanel(fn, ready, title or "", max_kb, max_frames)
 
-# %% ../../nbs/core/explore.ipynb #a446e4ba
+# %% ../../nbs/core/explore.ipynb #09add04a
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 EXECUTION_NOISE = ("execution", "ExecuteTime", "executionInfo", "scrolled", "trusted", "collapsed", "jp-MarkdownHeadingCollapsed")
 
@@ -187,6 +189,7 @@ def clean_output(
         output = {**output, "data": data}
     return {**output, "execution_count": None} if "execution_count" in output else output
 
+# %% ../../nbs/core/explore.ipynb #add98fc9
 def clean_notebook(
     notebook: dict,  # the JSON of a notebook
 ) -> dict:  # a new one
@@ -201,7 +204,7 @@ def clean_notebook(
     about = {k: v for k, v in notebook.get("metadata", {}).items() if k != "widgets"}
     return {**notebook, "cells": cells, "metadata": about}
 
-# %% ../../nbs/core/explore.ipynb #798af75c
+# %% ../../nbs/core/explore.ipynb #408e8f3c
 def clean_outputs(
     path,  # a notebook
 ) -> bool:  # True if it was changed
@@ -216,6 +219,7 @@ def clean_outputs(
         path.write_text(json.dumps(after, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     return after != before
 
+# %% ../../nbs/core/explore.ipynb #ed3aa3fa
 def clean_notebooks(
     folder,  # cleaned with the folders in it; hidden ones are left alone
 ) -> list:  # the notebooks that were changed

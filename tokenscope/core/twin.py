@@ -24,7 +24,7 @@ from numbers import Number, Real
 from .controls import Choice, Pick, Slider, Switch, Text, as_controls
 from .names import ScopeError
 
-# %% ../../nbs/core/twin.ipynb #012bf534
+# %% ../../nbs/core/twin.ipynb #5548f487
 def shown(
     value,  # what the function returned
 ) -> str:  # HTML
@@ -45,6 +45,7 @@ def shown(
         raise ScopeError(f"Nothing to show: the function returned {type(value).__name__}; return something with _repr_html_, a figure, a text, a number or a list")
     return f'<pre style="white-space:pre-wrap">{escape(repr(value))}</pre>'
 
+# %% ../../nbs/core/twin.ipynb #446c80cf
 def shown_figure(
     figure,  # a matplotlib figure
 ) -> str:  # an <img>
@@ -57,6 +58,7 @@ def shown_figure(
         pyplot.close(figure)
     return str(picture)
 
+# %% ../../nbs/core/twin.ipynb #1c3eb7ab
 def red_message(
     error: BaseException,  # what went wrong
     more: str = "",  # HTML below the message
@@ -65,7 +67,7 @@ def red_message(
     return ('<div role="alert" style="border-left:4px solid #d6336c;background:#d6336c22;padding:.4em .8em;margin:.3em 0">'
             f"<b>{escape(type(error).__name__)}</b>: {escape(str(error)) or 'no message'}{more}</div>")
 
-# %% ../../nbs/core/twin.ipynb #b827b773
+# %% ../../nbs/core/twin.ipynb #1ee4b2b6
 def evenly(
     places: list,  # in order
     count: int,  # how many to keep
@@ -82,6 +84,7 @@ def evenly(
     picked[min(inner, key=lambda i: abs(picked[i] - home))] = home
     return [places[i] for i in picked]
 
+# %% ../../nbs/core/twin.ipynb #29d2c6e5
 def thinned(
     kept: list,  # for each control, the places of the values kept so far
     controls: list,  # the controls
@@ -112,7 +115,7 @@ def left_out(
     live = "all of them" if thin else "; ".join(texts)
     return said + (f"Run the notebook for {live}." if live else "")
 
-# %% ../../nbs/core/twin.ipynb #a43b9e48
+# %% ../../nbs/core/twin.ipynb #94bf9658
 def frame_html(
     compute,  # tuple of values -> HTML
     values: tuple,  # of the controls
@@ -129,6 +132,7 @@ def frame_html(
         html = red_message(error)
     return html.encode("utf-8", "replace").decode()
 
+# %% ../../nbs/core/twin.ipynb #a80a586b
 def frames_of(
     compute,  # tuple of values -> HTML
     controls: list,  # the controls
@@ -242,13 +246,14 @@ border-radius:4px;padding:0 .3em;margin:0;cursor:pointer;white-space:pre}.ts-pic
 .ts-pick [aria-checked=true]{background:#1f6fc4;border-color:#1f6fc4;color:#fff;font-weight:600}
 .ts-panel :focus-visible,.ts-pick :focus-visible{outline:2px solid #1f6fc4;outline-offset:2px}"""
 
-# %% ../../nbs/core/twin.ipynb #3e69c5a5
+# %% ../../nbs/core/twin.ipynb #7a6c4399
 def script_json(
     data,  # anything JSON takes
 ) -> str:  # JSON that may stand in a <script>
     "JSON without a character that HTML could read."
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
+# %% ../../nbs/core/twin.ipynb #2cb782ba
 def turnable(
     controls: list,  # the controls
     kept: list,  # places of the values kept, a list for each control
@@ -257,6 +262,7 @@ def turnable(
     return [{"kind": "choice" if c.kind == "text" else c.kind, "label": c.label, "texts": [c.labels[i] for i in places], "at": places.index(c.start)}
             for c, places in zip(controls, kept) if len(places) > 1]
 
+# %% ../../nbs/core/twin.ipynb #857f3b98
 def twin_html(
     controls: list,  # the controls
     kept: list,  # places of the values kept, a list for each control
