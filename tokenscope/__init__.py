@@ -4,7 +4,8 @@ __version__ = "0.1.0"
 # A lazy name table: importing the package imports neither torch nor transformers.
 _where = {
     "load": "core.scope", "Scope": "core.scope", "Trace": "core.trace", "Edit": "core.edit",
-    "TokenScores": "core.display", "Tokens": "core.tokens", "explore": "core.explore", "claim": "core.claims",
+    "TokenScores": "core.display", "strips": "core.display", "attention_map": "core.pictures",
+    "Tokens": "core.tokens", "explore": "core.explore", "claim": "core.claims",
     "tour": "core.tour", "gallery": "core.gallery",
 }
 __all__ = ["__version__", *_where]

@@ -45,7 +45,7 @@ class Edit:
         return (self.add is not None and not torch.as_tensor(self.add).any().item()
                 or self.scale is not None and bool((torch.as_tensor(self.scale) == 1).all()))
 
-# %% ../../nbs/core/edit.ipynb #2244c5fc
+# %% ../../nbs/core/edit.ipynb #44e17c48
 def _check_edit(edit):
     "Refuse an edit that says too little, too much, or nonsense."
     given = [k for k in ("fn", "add", "scale", "set") if getattr(edit, k) is not None]
@@ -55,6 +55,8 @@ def _check_edit(edit):
         raise ScopeError(f"fn must be a function of the site's tensor; given: {type(edit.fn).__name__}")
     if given[0] != "fn":
         value = torch.as_tensor(getattr(edit, given[0]))
+        if value.is_meta:
+            raise ScopeError(f"{given[0]} is on the meta device and holds no numbers; give a tensor that does")
         if value.isnan().any() or (value.isinf().any() and edit.site not in ("attn_scores", "logits")):
             raise ScopeError(f"{given[0]} holds NaN or infinity: the model's output would be NaN; give finite numbers")
     if edit.keys is not None and edit.site not in SQUARE_SITES:
@@ -91,7 +93,7 @@ class Progress:
             cut = past or past + n_new
             self.n_prompt = (self.key_index[:, :cut] >= 0).sum(1, keepdim=True)
 
-# %% ../../nbs/core/edit.ipynb #e3c5e129
+# %% ../../nbs/core/edit.ipynb #bea369b3
 def position_mask(
     positions: "None | int | slice | str | Iterable[int]",  # counted among the prompt's real tokens
     index: Int[Tensor, "batch token"],  # real positions, -1 for padding
@@ -104,13 +106,13 @@ def position_mask(
         return real & (index > 0) if positions is None and skip_first else real
     if isinstance(positions, str):
         return {"prompt": real & (index < n_prompt), "generated": index >= n_prompt, "last": index == n_prompt - 1}[positions]
+    at = lambda p: n_prompt + p if p < 0 else torch.full_like(n_prompt, p)
     if isinstance(positions, slice):
-        at = lambda p, other: other if p is None else n_prompt + p if p < 0 else torch.full_like(n_prompt, p)
-        start, stop = at(positions.start, torch.zeros_like(n_prompt)), at(positions.stop, index.max() + 1)
+        start = at(positions.start or 0)
+        stop = index.max() + 1 if positions.stop is None else at(positions.stop)
         return real & (index >= start) & (index < stop) & ((index - start) % (positions.step or 1) == 0)
     chosen = [positions] if hasattr(positions, "__index__") else list(positions)
-    wanted = [torch.where(torch.tensor(p < 0, device=index.device), n_prompt + p, p) for p in chosen]
-    return real & sum((index == w for w in wanted), torch.zeros_like(real)).bool()
+    return real & sum((index == at(p) for p in chosen), torch.zeros_like(real)).bool()
 
 # %% ../../nbs/core/edit.ipynb #f70f75a5
 def _changed(edit, tensor):
@@ -259,10 +261,10 @@ def _logits_edited(scope, taps):
         scope.edits_logits -= 1
         handle.remove()
 
-# %% ../../nbs/core/edit.ipynb #20935cb6
+# %% ../../nbs/core/edit.ipynb #44ea89f8
 @contextmanager
 def edit(
-    scope: "Scope",
+    scope,  # a `Scope`
     *edits: Edit,  # applied in this order
 ):
     "Hold edits in force for forward and generate while the block runs."

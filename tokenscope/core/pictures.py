@@ -167,7 +167,7 @@ def map_summary(tokens: Tokens, sheet, step: int) -> list[str]:
 # %% ../../nbs/core/pictures.ipynb #afe24aae
 def patch_grid(
     values,  # one number a patch, in reading order
-    grid: "Sequence",  # (rows, columns)
+    grid,  # (rows, columns)
     name: str = "score",  # what the numbers are
     unit: str = "",  # their unit
     limits=None,  # (low, high), "all", or None

@@ -69,9 +69,9 @@ def _lens_cell(word, p):
     ink = "#fff" if p > 0.55 else "#111"
     return f'<td title="{_visible(word)} {p:.3f}" style="background:rgb{light};color:{ink}">{_visible(word)}</td>'.replace(", ", ",")
 
-# %% ../../nbs/core/readouts.ipynb #d16858a8
+# %% ../../nbs/core/readouts.ipynb #54256ca4
 def logit_lens(
-    scope: "Scope",
+    scope,  # a `Scope`
     text,  # one text, as in `encode`
     layers: "None | int | slice | Iterable[int]" = None,  # None for all
     positions: "None | int | slice | str | Iterable[int]" = None,  # None for all

@@ -23,9 +23,9 @@ from .trace import EnoughRead, final_hidden, unembed
 # %% ../../nbs/core/scores.ipynb #469f248f
 _chunk = 256  # tokens unembedded at once: about 50 MB of logits for a vocabulary of 49,152
 
-# %% ../../nbs/core/scores.ipynb #fca60910
+# %% ../../nbs/core/scores.ipynb #d76d2c74
 def over_logits(
-    scope: "Scope",
+    scope,  # a `Scope`
     hidden: Float[Tensor, "token d_model"],  # hidden states after the final norm
     reduce,  # (log-probabilities of a piece, its slice) -> tensor with one row a token
     normed: bool = True,
@@ -50,9 +50,9 @@ def _is_single(text):
     "Was one text given, rather than a list?"
     return isinstance(text, str) or (isinstance(text, (list, tuple)) and isinstance(text[0], (int, dict)))
 
-# %% ../../nbs/core/scores.ipynb #373fccf9
+# %% ../../nbs/core/scores.ipynb #14511e8b
 def logprobs(
-    scope: "Scope",
+    scope,  # a `Scope`
     text,  # as in `encode`
 ) -> Float[Tensor, "batch token"]:  # nats; NaN at each first token and at padding
     "Log-probability of every token given the tokens before it."
@@ -65,9 +65,9 @@ def logprobs(
     out[:, 1:][seen] = values
     return out
 
-# %% ../../nbs/core/scores.ipynb #01821cd6
+# %% ../../nbs/core/scores.ipynb #47bf37c0
 def surprisal(
-    scope: "Scope",
+    scope,  # a `Scope`
     text,  # as in `encode`
 ) -> "TokenScores | list[TokenScores]":  # a list for a list of texts
     "How surprising each token was to the model, in nats."
@@ -77,9 +77,9 @@ def surprisal(
     strips = [TokenScores(t, row[m].cpu().numpy(), name="surprisal", unit="nats") for t, row, m in zip(batch.tokens, rows, mask)]
     return strips[0] if _is_single(text) else strips
 
-# %% ../../nbs/core/scores.ipynb #e4cf8315
+# %% ../../nbs/core/scores.ipynb #3127ac07
 def entropy(
-    scope: "Scope",
+    scope,  # a `Scope`
     text,  # as in `encode`
 ) -> "TokenScores | list[TokenScores]":
     "How open the continuation is after each token, in nats."
@@ -90,9 +90,9 @@ def entropy(
     strips = [TokenScores(t, row.cpu().numpy(), name="entropy of the next token", unit="nats") for t, row in zip(batch.tokens, rows)]
     return strips[0] if _is_single(text) else strips
 
-# %% ../../nbs/core/scores.ipynb #46adff0d
+# %% ../../nbs/core/scores.ipynb #6700d53d
 def next_tokens(
-    scope: "Scope",
+    scope,  # a `Scope`
     text,  # one text, as in `encode`
     k: int = 5,  # how many
 ) -> TokenScores:  # probabilities
@@ -114,9 +114,9 @@ def _mean_received(pattern, real, heads):
     sees = (real[:, :, None] & real[:, None, :]) & torch.ones(n, n, dtype=torch.bool, device=p.device).tril()
     return (p.mean(1) * sees).sum(1) / sees.sum(1).clamp(min=1)
 
-# %% ../../nbs/core/scores.ipynb #7b90f08e
+# %% ../../nbs/core/scores.ipynb #0a05c492
 def attention_received(
-    scope: "Scope",
+    scope,  # a `Scope`
     text,  # as in `encode`
     layers: "None | int | slice | Iterable[int]" = None,  # None for all
     heads: "None | int | slice | Iterable[int]" = None,  # None for the mean of all

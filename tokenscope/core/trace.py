@@ -114,9 +114,9 @@ class Collector:
             self.tensors[site] = tensor.new_empty(tensor.shape[0], len(self.layers), *tensor.shape[1:])
         self.tensors[site][:, self.layers.index(layer)] = tensor
 
-# %% ../../nbs/core/trace.ipynb #ead2449c
+# %% ../../nbs/core/trace.ipynb #eb08076e
 def body_inputs(
-    scope: "Scope",
+    scope,  # a `Scope`
     batch: Batch,
 ) -> dict:  # keyword arguments for the model's body
     "What the model's body is called with."
@@ -127,9 +127,9 @@ def body_inputs(
             inputs["position_ids"] = real_index(batch.attention_mask).clamp(min=0)
     return inputs
 
-# %% ../../nbs/core/trace.ipynb #0670f3cd
+# %% ../../nbs/core/trace.ipynb #79ea9fd8
 def final_hidden(
-    scope: "Scope",
+    scope,  # a `Scope`
     batch: Batch,
 ) -> Float[Tensor, "batch token d_model"]:
     "The hidden states that the unembedding would get (after the final norm)."
@@ -161,9 +161,9 @@ def _body_returns(scope, hidden):
             else:
                 m.forward = own
 
-# %% ../../nbs/core/trace.ipynb #02579dfb
+# %% ../../nbs/core/trace.ipynb #97b4252c
 def unembed(
-    scope: "Scope",
+    scope,  # a `Scope`
     hidden: Float[Tensor, "*axes d_model"],  # hidden states
     normed: bool = False,  # has the final norm been applied already?
 ) -> Float[Tensor, "*axes vocab"]:  # logits
@@ -192,9 +192,9 @@ def _asked(scope, sites, layers):
     pieces = [(s, None if s in LAYERLESS_SITES else i) for s in names if s != "logits" for i in ([0] if s == "embed" else layers)]
     return names, layers, pieces
 
-# %% ../../nbs/core/trace.ipynb #7091b38e
+# %% ../../nbs/core/trace.ipynb #effcf1f5
 def read(
-    scope: "Scope",
+    scope,  # a `Scope`
     text,  # a text, a list of texts, a chat, ids, a BatchEncoding
     sites: "str | Iterable[str]" = ("resid_post",),  # names of `core/names`
     layers: "None | int | slice | Iterable[int]" = None,  # None for all; negative from the end

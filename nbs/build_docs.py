@@ -1,0 +1,49 @@
+"Build the site in _docs/: nbdev processes the notebooks, then Quarto (if installed) or smalldocs renders them."
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from nbdev.serve import proc_nbs
+
+from tokenscope.core.gallery import FAMILIES, cards, write_pages
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = {  # what a reader meets first comes first
+    "Scope": "scope trace edit scores readouts", "Seeing": "display strip pictures colours marks tokens", "Turning": "explore controls twin",
+    "Grounds": "names structure attention taps batch claims intervals data fetch default_model gallery tour"}
+
+
+def sidebar() -> list:
+    "The site's table of contents: guides, the seven questions with their techniques, core."
+    guides = [f"guides/{p.name}" for p in sorted((ROOT / "nbs/guides").glob("*.ipynb"))]
+    questions = [{"section": q, "contents": [f"{f}/index.ipynb", *(f"{f}/{c['slug']}.ipynb" for c in cards() if c["family"] == f)]} for f, q in FAMILIES.items()]
+    core = [{"section": f"Core: {name}", "contents": [f"core/{n}.ipynb" for n in some.split()]} for name, some in CORE.items()]
+    return ["index.ipynb", {"section": "Guides", "contents": ["guides/gallery.md", *guides, "guides/claims.md"]}, *questions, *core]
+
+
+def build() -> Path:
+    "Build the whole site; return its folder."
+    os.chdir(ROOT)
+    for stale in ("_docs", "_proc"):
+        shutil.rmtree(stale, ignore_errors=True)
+    proc_nbs("nbs", force=True)
+    source = ROOT / "_proc"
+    for generated in ("_quarto.yml", "nbdev.yml", "sidebar.yml"):  # nbdev writes its own; ours is the root's
+        (source / generated).unlink(missing_ok=True)
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text())
+    config["website"]["sidebar"]["contents"] = sidebar()
+    (source / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    shutil.copy(ROOT / "nbs/styles.css", source)
+    shutil.copytree(ROOT / "nbs/images", source / "images", dirs_exist_ok=True)
+    write_pages(source, ROOT / "nbs")
+    tool = ["quarto", "render"] if shutil.which("quarto") else [str(Path(sys.executable).with_name("smalldocs")), "render"]
+    subprocess.run([*tool, str(source)], check=True)
+    shutil.copytree(source / "_docs", ROOT / "_docs", dirs_exist_ok=True)
+    return ROOT / "_docs"
+
+
+if __name__ == "__main__":  # nbdev starts processes of its own
+    print(build())
