@@ -645,5 +645,7 @@ d = { 'settings': { 'branch': 'main',
                                                                                                                   'tokenscope/tokenizers/tokenizer_betrayal.py'),
                                                           'tokenscope.tokenizers.tokenizer_betrayal.lattice': ( 'tokenizers/tokenizer_betrayal.html#lattice',
                                                                                                                 'tokenscope/tokenizers/tokenizer_betrayal.py'),
+                                                          'tokenscope.tokenizers.tokenizer_betrayal.piece_bytes': ( 'tokenizers/tokenizer_betrayal.html#piece_bytes',
+                                                                                                                    'tokenscope/tokenizers/tokenizer_betrayal.py'),
                                                           'tokenscope.tokenizers.tokenizer_betrayal.random_ban_probe': ( 'tokenizers/tokenizer_betrayal.html#random_ban_probe',
                                                                                                                          'tokenscope/tokenizers/tokenizer_betrayal.py')}}}
