@@ -46,7 +46,7 @@ ATTENTION_SITES = ("q", "k", "v", "attn_scores", "pattern", "z")
 SQUARE_SITES = ("attn_scores", "pattern")  # the two with a query and a key axis
 LAYERLESS_SITES = ("embed", "logits")  # they exist once, not once a layer
 
-# %% ../../nbs/core/names.ipynb #d5abb145
+# %% ../../nbs/core/names.ipynb #462d5d46
 def check_site(
     name: str,  # a site name, with or without TransformerLens' `hook_` prefix
 ) -> str:  # the bare name
@@ -56,8 +56,8 @@ def check_site(
     bare = name.split(".")[-1].removeprefix("hook_")
     if bare not in SITES:
         near = get_close_matches(bare, SITES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ScopeError(f"Unknown site {name!r}{hint} Accepted: {', '.join(SITES)}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ScopeError(f"Unknown site {name!r}: {hint}Accepted are {', '.join(SITES)}")
     return bare
 
 # %% ../../nbs/core/names.ipynb #127c5383
