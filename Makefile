@@ -31,6 +31,7 @@ claims: .venv/.dev               ## the same with the slow cells, which measure 
 
 export: .venv/.dev               ## write tokenscope/ from the notebooks
 	$(BIN)/nbdev-export
+	$(BIN)/python nbs/readme.py
 
 clean-nbs: .venv/.dev
 	$(BIN)/nbdev-clean

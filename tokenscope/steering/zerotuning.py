@@ -83,7 +83,7 @@ def random_column_tuning(
         raise ScopeError(f"among must be at least 2, so that there is a column beside the first; given: {among}")
     return zerotuning(scope, gamma=gamma, layers=layers, heads=heads, token=random.Random(seed).randrange(1, among))
 
-# %% ../../nbs/steering/zerotuning.ipynb #e3b1a56c
+# %% ../../nbs/steering/zerotuning.ipynb #6d97bb44
 def leverage(
     scope: Scope,
     text: str,
@@ -92,7 +92,7 @@ def leverage(
     tokens: Iterable[int] = (0, 1),  # columns
     layers: "None | int | slice | Iterable[int]" = None,
     heads: "None | Iterable[int] | dict[int, list[int]]" = None,
-) -> "pandas.DataFrame":  # token, gamma, kl in nats
+):  # a pandas DataFrame: token, gamma, kl in nats
     "How far the last prediction moves when one column's weight is scaled."
     import pandas as pd
     last = lambda: scope.read(text, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)

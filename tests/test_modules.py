@@ -1,0 +1,156 @@
+"The package as a whole: imports, names, layers, sizes, outputs."
+import ast
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from notebooks import ROOT, notebooks
+from tokenscope.core.gallery import FAMILIES, cards
+
+# Lower to higher: a module may import only from those before it.
+CORE = ("names fetch intervals tokens marks colours pictures strip display claims diagnosis default_model data structure attention taps batch "
+        "trace edit scores readouts scope controls twin explore gallery tour").split()
+LIGHT = "names fetch intervals tokens marks colours pictures strip display claims diagnosis controls twin explore gallery".split()
+MODULES = sorted(p for p in (ROOT / "tokenscope").rglob("*.py") if not p.name.startswith("_"))
+name_of = lambda p: ".".join(p.relative_to(ROOT).with_suffix("").parts)
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path) -> set:
+    "The package's modules that a module imports, as 'family.name'."
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(path.relative_to(ROOT / "tokenscope").parts[:-1])
+            module = node.module or ""
+            if node.level == 1:
+                module = f"{base}.{module}".strip(".")
+            elif node.level == 0 and module.startswith("tokenscope"):
+                module = module.removeprefix("tokenscope").strip(".")
+            elif node.level < 2:
+                continue
+            found |= {module} if module.count(".") == 1 else {f"{module}.{a.name}".strip(".") for a in node.names}
+    return {m for m in found if m.count(".") == 1}
+
+
+def fresh(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+def test_light_modules_import_no_model_library():
+    for module in ["tokenscope", *(f"tokenscope.core.{m}" for m in LIGHT)]:
+        assert fresh(f"import sys, {module}; print([m for m in ('torch', 'transformers') if m in sys.modules])") == "[]", module
+
+
+def test_every_module_imports_alone():
+    for path in MODULES:
+        fresh(f"import {name_of(path)}")
+
+
+def test_the_lazy_names_exist():
+    assert fresh("import tokenscope; print(all(getattr(tokenscope, n) is not None for n in tokenscope.__all__))") == "True"
+
+
+def test_public_names_are_unique():
+    homes = {}
+    for path in MODULES:
+        for node in tree(path).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not any(getattr(d, "id", "") == "patch" for d in node.decorator_list):
+                homes.setdefault(node.name, []).append(name_of(path))
+    assert not {n: h for n, h in homes.items() if len(h) > 1}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_one_way(path):
+    family, me = path.parent.name, path.stem
+    for other in imported(path):
+        theirs, module = other.split(".")
+        if theirs == "core":
+            assert module in CORE, f"{module} has no place in the order"
+            if family == "core":
+                local = any(isinstance(n, ast.ImportFrom) and (n.module or "").endswith(module) for f in ast.walk(tree(path)) if isinstance(f, ast.FunctionDef) for n in ast.walk(f))
+                assert local or CORE.index(module) < CORE.index(me), f"{me} imports {module}, which is not below it"
+        else:
+            assert theirs == family and theirs != "training", f"{me} imports {other}, of another family"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_public_things_have_docstrings(path):
+    for node in tree(path).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or any(getattr(d, "id", "") == "patch" for d in node.decorator_list), node.name
+
+
+def test_no_undefined_names():
+    done = subprocess.run([sys.executable, "-m", "pyflakes", *map(str, MODULES)], capture_output=True, text=True)
+    assert not [line for line in done.stdout.splitlines() if "undefined name" in line]
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def test_sizes(capsys):
+    "One table of every notebook's size, and the house's limits."
+    over, rows = [], []
+    for path in notebooks():
+        code = ["".join(c["source"]) for c in cells(path) if c["cell_type"] == "code"]
+        exported = [c for c in code if re.match(r"\s*#\|\s*exports?i?\b", c)]
+        lines = [len([x for x in c.splitlines() if x.strip() and not x.startswith("#|")]) for c in exported]
+        kb, limit = path.stat().st_size / 1024, 300
+        rows.append((str(path.relative_to(ROOT / "nbs")), sum(lines), max(lines, default=0), round(kb)))
+        if kb > 300 or sum(lines) > limit:
+            over.append(rows[-1])
+    with capsys.disabled():
+        print("\n" + "\n".join(f"{n:44}{a:5} exported lines{b:5} in the longest cell{k:5} KB" for n, a, b, k in rows))
+    assert not over
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+def test_saved_outputs_are_fit_to_publish(path):
+    for cell in cells(path):
+        if cell["cell_type"] != "code":
+            continue
+        kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse("".join(cell["source"])).body}
+        assert len(kinds) < 2 or "".join(cell["source"]).startswith("#| hide"), f"imports and code in one cell: {''.join(cell['source'])[:80]}"
+        for output in cell["outputs"]:
+            text = json.dumps(output)
+            assert output["output_type"] != "error" and "widget-view+json" not in text and output.get("name") != "stderr"
+            assert not re.search(r"0x[0-9a-f]{8,}|/root/|/home/|/work/|/tmp/", text), text[:300]
+
+
+def test_notebooks_and_modules_are_in_step(tmp_path):
+    import shutil
+    for part in ("nbs", "tokenscope", "pyproject.toml", "settings.ini", "setup.py", "README.md"):
+        source = ROOT / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part)
+    subprocess.run([str(ROOT / ".venv/bin/nbdev-export")] if (ROOT / ".venv/bin/nbdev-export").exists() else ["nbdev-export"], cwd=tmp_path, check=True, capture_output=True)
+    changed = [str(p) for p in (tmp_path / "tokenscope").rglob("*.py") if p.read_text() != (ROOT / p.relative_to(tmp_path)).read_text()]
+    assert not changed
+
+
+def test_every_card_is_whole():
+    assert {c["slug"] for c in cards()} >= {"zerotuning", "tokenizer_betrayal"}
+    for card in cards():
+        path = ROOT / "tokenscope" / card["family"] / f"{card['slug']}.py"
+        names = {n.name for n in tree(path).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        assert {card["front"], card["control"]} <= names and card["family"] in FAMILIES
+        headings = re.findall(r"^## (.+)$", "\n".join("".join(c["source"]) for c in cells(ROOT / "nbs" / card["family"] / f"{card['slug']}.ipynb") if c["cell_type"] == "markdown"), re.M)
+        assert headings == ["See it", "How it works", "Turn it", "Check it", "Does the paper hold here?", "On your own model", "Limits", "See also"]
+
+
+def test_readme_is_the_index():
+    readme, index = (ROOT / "README.md").read_text(encoding="utf-8"), cells(ROOT / "nbs/index.ipynb")
+    for cell in index:
+        if cell["cell_type"] == "markdown":
+            assert "".join(cell["source"]).replace("(images/", "(nbs/images/").strip() in readme
+    for card in cards():
+        assert f"[{card['title']}](nbs/{card['family']}/{card['slug']}.ipynb)" in readme
