@@ -8,10 +8,11 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/tokenizer_betrayal.html
 __all__ = ['PHANTOM_TYPES', 'OUTCOMES', 'encoding_logprobs', 'encoding_divergence', 'classify_edit', 'PhantomMask', 'RandomBan',
            'ReplacementProbe', 'random_ban_probe']
 
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #dd471140
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #15d47f4b
 import difflib
 import random
 import re
+from functools import lru_cache, partial
 
 import torch
 from transformers import LogitsProcessor
@@ -131,79 +132,69 @@ def _phantom_type(before, after, source_ids, pieces):
         return PHANTOM_TYPES[5]
     return PHANTOM_TYPES[4] if word[:1].isupper() else PHANTOM_TYPES[3]
 
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #7bf989f7
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #df428418
 class PhantomMask(LogitsProcessor):
-    "Bans the encodings of given words while their slots are written; the k-th opening mark opens the k-th word's slot."
+    "Bans all encodings of given words but the allowed ones, wherever they would be written."
     def __init__(self,
         tokenizer,
-        words: "list[list[str]] | list[str]",  # for each row of the batch its words in order; or one list for all rows
+        words: "list[dict]",  # for each row of the batch: word -> its allowed ids; one dict serves all rows
         prompt_length: int,  # tokens of the padded prompt
-        mode: str = "noncanonical",  # or "all": the canonical encoding too
-        mark: "str | None" = None,  # opens a slot in the output; None: the slot begins at once
+        mode: str = "noncanonical",  # or "all": the allowed ids too
     ):
         if mode not in ("noncanonical", "all"):
             raise ScopeError(f"Unknown mode {mode!r}; accepted: 'noncanonical', 'all'")
-        self.tokenizer, self.mode, self.mark, self.prompt_length = tokenizer, mode, mark, prompt_length
-        self.words = [words] if words and isinstance(words[0], str) else words
-        self.table = byte_vocabulary(tokenizer)
-        self.ends = [i for raw, ids in self.table.items() if not _continues(raw) for i in ids] + list(tokenizer.all_special_ids)
+        self.tokenizer, self.words, self.prompt_length, self.mode = tokenizer, words, prompt_length, mode
+        self.finishing = lru_cache(maxsize=4096)(partial(_finishing, byte_vocabulary(tokenizer)))
 
-    def banned(self, ids: list[int], words: list[str]) -> list[int]:
+    def banned(self, ids: list[int], words: dict) -> list[int]:
         "The ids that must not come next, after these generated ids."
-        k, ids = _open_slot(self.tokenizer, ids, self.mark)
-        if not 0 <= k < len(words):
-            return []
-        bare = words[k].strip()
-        written = b"".join(piece_bytes(self.tokenizer, ids)).lstrip()
-        if written == bare.encode():
-            allowed = [canonical_encoding(self.tokenizer, w) for w in (bare, " " + bare)] if self.mode == "noncanonical" else []
-            return [] if ids in allowed else self.ends
-        return _finishing(self.table, bare.encode(), written)
+        begun, written = _open_word(self.tokenizer, ids)
+        out = set()
+        for word, allowed in words.items():
+            new = [((), t) for t in self.finishing(word.encode(), b"", True)]
+            on = [(begun, t) for t in self.finishing(word.encode(), written, False)]
+            out |= {t for before, t in new + on if self.mode == "all" or [*before, t] != list(allowed)}
+        return sorted(out)
 
     def __call__(self, input_ids, scores):
-        rows = [self.banned(row[self.prompt_length:].tolist(), self.words[r % len(self.words)]) for r, row in enumerate(input_ids)]
-        for r, ids in enumerate(rows):
+        for r, row in enumerate(input_ids):
+            ids = self.banned(row[self.prompt_length:].tolist(), self.words[r % len(self.words)]) if self.words else []
             scores[r, self.chosen(scores[r], ids)] = -torch.inf
         return scores
 
-    def chosen(self, scores, ids):
+    def chosen(self, scores, ids: list[int]) -> list[int]:
         "Which ids to ban; the control bans others."
         return ids
 
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #1a544bec
-def _finishing(table, word, written):
-    "Tokens that hold the end of the word and also what ends it, such as 'ary,' behind 'Febru'."
-    if not word.startswith(written):
-        return []
-    rest, found = word[len(written):], []
-    for raw, ids in table.items():
-        raw = raw if written else raw.lstrip()
-        if len(raw) > len(rest) and raw.startswith(rest) and not _continues(raw[len(rest):]):
-            found += ids
-    return found
-
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #3faa6bb2
-def _open_slot(tokenizer, ids, mark):
-    "Which slot is open (-1: none), and the ids written in it."
-    if not mark:
-        return 0, ids
-    text = b"".join(piece_bytes(tokenizer, ids)).decode("utf-8", "replace")
-    return text.count(mark) - 1, _tail_ids(tokenizer, ids, len(text.rpartition(mark)[2].encode()))
-
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #1e0c3d4d
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #78940f5a
 def _continues(raw):
     "Do these bytes go on with the same word?"
-    return raw[:1].isalnum() or raw[:1] >= b"\x80" or raw[:1] in (b"'", b"-", b"_")
+    return raw[:1].isalnum() or raw[:1] >= b"\x80"
 
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #9a0c3aa1
-def _tail_ids(tokenizer, ids, n_bytes):
-    "The last ids that hold at most so many bytes."
-    kept, size = [], 0
-    for i, raw in zip(reversed(ids), reversed(piece_bytes(tokenizer, ids))):
-        if size + len(raw) > n_bytes:
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #a2d7ce78
+def _finishing(table, word, written, spaced):
+    "Tokens that complete a word of which some bytes are written; `spaced`: those that begin it anew with white space."
+    if not word.startswith(written) or written == word:
+        return ()
+    rest, found = word[len(written):], []
+    for raw, ids in table.items():
+        bare = raw.lstrip() if spaced else raw
+        if (not spaced or bare != raw) and bare.startswith(rest) and not _continues(bare[len(rest):]):
+            found += ids
+    return tuple(found)
+
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #7594f2b0
+def _open_word(tokenizer, ids):
+    "The word that is being written: its ids, and its bytes so far."
+    kept, written = [], b""
+    for i, raw in zip(reversed(ids[-24:]), reversed(piece_bytes(tokenizer, ids[-24:]))):
+        tail = re.search(rb"[0-9A-Za-z\x80-\xff]*$", raw)[0]
+        if not tail:
             break
-        kept, size = [i, *kept], size + len(raw)
-    return kept
+        kept, written = [i, *kept], tail + written
+        if len(tail) < len(raw):
+            break
+    return tuple(kept), written
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #9b5dd064
 class RandomBan(PhantomMask):
@@ -219,7 +210,7 @@ class RandomBan(PhantomMask):
         place = {int(i): p for p, i in enumerate(order)}
         return sorted({int(order[min(len(order) - 1, max(0, place[i] + self.rng.randint(-self.spread, self.spread)))]) for i in ids})
 
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #65f86fe0
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #3921ed9b
 class ReplacementProbe:
     "The tokenization-consistency probe (Ayoobi et al. 2026)."
     def __init__(self, scope: Scope, *,
@@ -237,9 +228,10 @@ class ReplacementProbe:
     def marked(self, text: str, row: int = 0) -> tuple:  # (marked text, indices of the targets among the words)
         "A text with a share of its content words in brackets."
         words = text.split()
-        content = [i for i, w in enumerate(words) if w.strip(".,;:!?\"'()").isalpha() and w.strip(".,;:!?\"'()").lower() not in stop_words()]
+        bare = [_bare(w).lower() for w in words]
+        content = [i for i, w in enumerate(bare) if w.isalpha() and w not in stop_words() and bare.count(w) == 1]
         if not content:
-            raise ScopeError(f"No word to replace: text {row} has no content words; give a longer text")
+            raise ScopeError(f"No word to replace: text {row} has no content word that occurs once; give a longer text")
         targets = sorted(random.Random(f"{self.seed} {row}").sample(content, max(1, round(self.fraction * len(content)))))
         for i in targets:
             words[i] = re.sub(r"[A-Za-zÀ-ÿ]+", lambda m: self.mark[0] + m[0] + self.mark[1], words[i], count=1)
@@ -247,37 +239,42 @@ class ReplacementProbe:
 
     def run(self, texts: list[str], temperature: float = 1.0, top_p: float = 0.9, top_k: int = 50, batch_size: int = 16) -> Diagnosis:
         "Let the model replace the marked words, and classify what it did."
-        if not texts or temperature <= 0:
+        if not texts or not temperature > 0:
             raise ScopeError(f"A probe needs texts and a temperature above 0; given: {len(texts)} texts, temperature {temperature}")
         cases = []
         for k in range(0, len(texts), batch_size):
             jobs = [self.marked(t, k + j) for j, t in enumerate(texts[k:k + batch_size])]
-            chats = [[{"role": "user", "content": _instruction.format(*self.mark) + marked}] for marked, _ in jobs]
-            batch = self.scope.encode(chats, padding_side="left")
-            words = [[_bare(marked.split()[i]) for i in targets] for marked, targets in jobs]
+            batch = self.scope.encode([[{"role": "user", "content": _instruction.format(*self.mark) + marked}] for marked, _ in jobs], padding_side="left")
+            sources = [self.sources(marked, targets, row.ids) for (marked, targets), row in zip(jobs, batch.tokens)]
             _, ids = self.scope.generate(batch, max_new_tokens=max(len(m.split()) for m, _ in jobs) * 2, return_ids=True, do_sample=True, seed=self.seed + k,
-                                         temperature=temperature, top_p=top_p, top_k=top_k, logits_processor=self._processors(words, batch.input_ids.shape[1]))
-            for (marked, targets), prompt, out in zip(jobs, batch.tokens, ids if len(jobs) > 1 else [ids] if isinstance(ids[0], int) else ids):
-                cases += self.compare(marked, targets, prompt.ids, out)
+                                         temperature=temperature, top_p=top_p, top_k=top_k, logits_processor=self._processors(sources, batch.input_ids.shape[1]))
+            for (marked, _), source, out in zip(jobs, sources, [ids] if isinstance(ids[0], int) else ids):
+                cases += self.compare(marked, source, out)
         return Diagnosis(cases, OUTCOMES, "what became of the marked words")
 
-    def _processors(self, words, n):
-        kinds = {"noncanonical": PhantomMask, "all": PhantomMask, "random": RandomBan}
-        how = dict(mode="all") if self.mask == "all" else {}
-        return [kinds[self.mask](self.scope.tokenizer, words, n, mark=self.mark[0], **how)] if self.mask else []
+    def _processors(self, sources, prompt_length):
+        words = [{word: ids for word, ids in row.values()} for row in sources]
+        if self.mask is None:
+            return []
+        kind = RandomBan if self.mask == "random" else PhantomMask
+        return [kind(self.scope.tokenizer, words, prompt_length, mode="all" if self.mask == "all" else "noncanonical")]
 
-    def compare(self, marked: str, targets: list[int], prompt_ids: list[int], output_ids: list[int]) -> list[dict]:
-        "One case for each target: its ids in the prompt, its ids in the output, the outcome."
-        tokenizer, special = self.scope.tokenizer, set(self.scope.tokenizer.all_special_ids)
-        source, output = (_spans(tokenizer, [i for i in ids if i not in special]) for ids in (prompt_ids, output_ids))
+    def sources(self, marked: str, targets: list[int], prompt_ids: list[int]) -> dict:  # index -> (word, its ids in the prompt)
+        "The targets as they stand in the prompt."
         asked = [_bare(w) for w in marked.split()]
-        source = source[_last_match([w for w, _ in source], asked):]
-        where = _aligned(asked, [w for w, _ in output], targets)
+        spans = _spans(self.scope.tokenizer, [i for i in prompt_ids if i not in set(self.scope.tokenizer.all_special_ids)])
+        start = _last_match([w for w, _ in spans], asked)
+        return {i: (asked[i], spans[start + i][1]) for i in targets}
+
+    def compare(self, marked: str, sources: dict, output_ids: list[int]) -> list[dict]:
+        "One case for each target: its ids in the prompt, its ids in the output, the outcome."
+        output = _spans(self.scope.tokenizer, [i for i in output_ids if i not in set(self.scope.tokenizer.all_special_ids)])
+        where = _aligned([_bare(w) for w in marked.split()], [w for w, _ in output], list(sources))
         cases = []
-        for i in targets:
+        for i, (word, source_ids) in sources.items():
             got = [t for j in where[i] for t in output[j][1]] if where[i] is not None else []
-            outcome, kind = classify_edit(source[i][1], got, tokenizer)
-            cases.append(dict(word=asked[i], outcome=outcome, type=kind, source_ids=source[i][1], output_ids=got))
+            outcome, kind = classify_edit(source_ids, got, self.scope.tokenizer)
+            cases.append(dict(word=word, outcome=outcome, type=kind, source_ids=source_ids, output_ids=got))
         return cases
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #cc8e5d52

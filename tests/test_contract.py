@@ -1,0 +1,81 @@
+"What every technique of a family must do, read from the cards, on tiny models of four architectures."
+import importlib
+
+import pytest
+import torch
+
+from architectures import VOCAB, tiny
+from tokenscope.core.edit import Edit
+from tokenscope.core.gallery import cards
+from tokenscope.core.names import ScopeError
+from tokenscope.core.scope import Scope
+
+IDS = torch.randint(3, VOCAB - 1, (2, 9), generator=torch.Generator().manual_seed(2))
+STEERERS = [c for c in cards() if c["family"] == "steering"]
+OTHERS = [c for c in cards() if c["family"] != "steering"]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mixtral"])
+def scope(request):
+    return Scope(tiny(request.param))
+
+
+def parts(card):
+    module = importlib.import_module(f"tokenscope.{card['family']}.{card['slug']}")
+    return getattr(module, card["front"]), getattr(module, card["control"])
+
+
+def hooks_on(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("card", STEERERS, ids=lambda c: c["slug"])
+class TestSteering:
+    def test_neutral_is_bit_equal(self, card, scope):
+        plain = scope.model(IDS).logits
+        with scope.edit(*parts(card)[0](scope, **card["neutral"])):
+            assert torch.equal(scope.model(IDS).logits, plain)
+
+    def test_example_and_control_change_something_and_compose_with_nothing(self, card, scope):
+        front, control = parts(card)
+        plain = scope.model(IDS).logits
+        for make in (front, control):
+            edits = make(scope, **card["example"])
+            assert all(hasattr(e, "site") for e in edits)
+            with scope.edit(*edits):
+                moved = scope.model(IDS).logits
+            with scope.edit(*edits, Edit("resid_post", add=0.0)), scope.edit(Edit("attn_scores", scale=1.0)):
+                assert torch.equal(scope.model(IDS).logits, moved)
+            assert moved.isfinite().all() and (moved - plain).abs().max() > 1e-6
+        assert torch.equal(scope.model(IDS).logits, plain)
+
+    def test_off_after_an_exception(self, card, scope):
+        plain, hooks = scope.model(IDS).logits, hooks_on(scope.model)
+        with pytest.raises(RuntimeError, match="on purpose"), scope.edit(*parts(card)[0](scope, **card["example"])):
+            raise RuntimeError("on purpose")
+        assert torch.equal(scope.model(IDS).logits, plain) and hooks_on(scope.model) == hooks
+
+    def test_works_in_generate_with_and_without_cache(self, card, scope):
+        rows = [IDS[0].tolist(), IDS[1, :4].tolist()]
+        with scope.edit(*parts(card)[0](scope, **card["example"])):
+            cached, whole = (scope.generate(rows, max_new_tokens=4, eos_token_id=None, use_cache=c) for c in (True, False))
+            alone = [scope.generate(r, max_new_tokens=4, eos_token_id=None) for r in rows]
+        assert cached == whole == alone
+
+    def test_half_precision(self, card, scope):
+        half = Scope(tiny("llama").to(torch.bfloat16))
+        with half.edit(*parts(card)[0](half, **card["example"])):
+            assert half.model(IDS).logits.isfinite().all()
+
+    def test_wrong_layer_is_refused(self, card, scope):
+        with pytest.raises(ScopeError), scope.edit(*parts(card)[0](scope, **{**card["example"], "layers": 99})):
+            pass
+
+
+@pytest.mark.parametrize("card", OTHERS, ids=lambda c: c["slug"])
+def test_front_and_control_of_the_other_families(card):
+    if card["family"] == "tokenizers":
+        front, control = parts(card)
+        assert callable(front) and callable(control)
+        pytest.skip(f"{card['slug']} returns {card['returns']}: it tiles no text, so its own tests check it")
+    pytest.skip(f"no generic test for {card['family']} yet")
