@@ -1,11 +1,14 @@
 "Build the site in _docs/: nbdev processes the notebooks, then Quarto (if installed) or smalldocs renders them."
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
+from latex2mathml.converter import convert
 from nbdev.serve import proc_nbs
 
 from tokenscope.core.gallery import FAMILIES, cards, write_pages
@@ -13,7 +16,7 @@ from tokenscope.core.gallery import FAMILIES, cards, write_pages
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {  # what a reader meets first comes first
     "Scope": "scope trace edit scores readouts", "Seeing": "display strip pictures colours marks tokens", "Turning": "explore controls twin",
-    "Grounds": "names structure attention taps batch claims intervals data fetch default_model gallery tour"}
+    "Grounds": "names structure attention taps batch encodings diagnosis claims intervals data fetch default_model gallery tour"}
 
 
 def sidebar() -> list:
@@ -21,7 +24,20 @@ def sidebar() -> list:
     guides = [f"guides/{p.name}" for p in sorted((ROOT / "nbs/guides").glob("*.ipynb"))]
     questions = [{"section": q, "contents": [f"{f}/index.ipynb", *(f"{f}/{c['slug']}.ipynb" for c in cards() if c["family"] == f)]} for f, q in FAMILIES.items()]
     core = [{"section": f"Core: {name}", "contents": [f"core/{n}.ipynb" for n in some.split()]} for name, some in CORE.items()]
-    return ["index.ipynb", {"section": "Guides", "contents": ["guides/gallery.md", *guides, "guides/claims.md"]}, *questions, *core]
+    return ["index.ipynb", {"section": "Guides", "contents": ["guides/gallery.md", *guides, "claims.md"]}, *questions, *core]
+
+
+def without_latex(path: Path) -> None:
+    "Write a page's formulas as MathML, which browsers show by themselves; a script for LaTeX would come from another host."
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            pieces = re.split(r"(```.*?```|`[^`]*`)", "".join(cell["source"]), flags=re.S)
+            for i in range(0, len(pieces), 2):
+                shown = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1].strip(), display="block"), pieces[i], flags=re.S)
+                pieces[i] = re.sub(r"(?<![\\\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", lambda m: convert(m[1]), shown)
+            cell["source"] = "".join(pieces)
+    path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
 
 
 def build() -> Path:
@@ -39,6 +55,10 @@ def build() -> Path:
     shutil.copy(ROOT / "nbs/styles.css", source)
     shutil.copytree(ROOT / "nbs/images", source / "images", dirs_exist_ok=True)
     write_pages(source, ROOT / "nbs")
+    for page in source.rglob("*.ipynb"):
+        without_latex(page)
+    index = source / "index.ipynb"  # the README links to notebooks in the repository, the site to its own pages
+    index.write_text(index.read_text(encoding="utf-8").replace("](nbs/", "]("), encoding="utf-8")
     tool = ["quarto", "render"] if shutil.which("quarto") else [str(Path(sys.executable).with_name("smalldocs")), "render"]
     subprocess.run([*tool, str(source)], check=True)
     shutil.copytree(source / "_docs", ROOT / "_docs", dirs_exist_ok=True)

@@ -69,7 +69,7 @@ def gallery_table() -> str:
     rows = [f"| {FAMILIES[c['family']]} | [{c['title']}](nbs/{c['family']}/{c['slug']}.ipynb) | {c['paper']}, [arXiv {c['arxiv']}](https://arxiv.org/abs/{c['arxiv']}) | {c['returns']} |" for c in cards()]
     return "\n".join(["| question | technique | paper | returns |", "| --- | --- | --- | --- |", *rows])
 
-# %% ../../nbs/core/gallery.ipynb #37fed861
+# %% ../../nbs/core/gallery.ipynb #f70bacc9
 def card_picture(
     card: dict,
     nbs: "str | Path" = "nbs",  # where the notebooks are; without them there is no picture
@@ -80,11 +80,14 @@ def card_picture(
         return ""
     seen = False
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
-        seen = seen or (cell["cell_type"] == "markdown" and re.search(r"^## See it", source, re.M) is not None)
+        if cell["cell_type"] == "markdown" and (heading := re.search(r"^## (.+)", "".join(cell["source"]), re.M)):
+            seen = heading[1].strip() == "See it"
         for output in cell.get("outputs", []) if seen else []:
-            if html := output.get("data", {}).get("text/html"):
+            data = output.get("data", {})
+            if html := data.get("text/html"):
                 return "".join(html)
+            if png := data.get("image/png"):
+                return f'<img alt="{escape(card["picture"])}" src="data:image/png;base64,{"".join(png).strip()}">'
     return ""
 
 # %% ../../nbs/core/gallery.ipynb #c19e2559
@@ -92,14 +95,14 @@ class Gallery(str):
     "HTML that shows itself."
     def _repr_html_(self): return str(self)
 
-# %% ../../nbs/core/gallery.ipynb #1eb79e5a
+# %% ../../nbs/core/gallery.ipynb #0a36ee43
 def gallery(
     nbs: "str | Path" = "nbs",  # where the notebooks are
     family: "str | None" = None,  # one question only
 ) -> Gallery:
     "One card for each technique, with its picture, grouped by question."
     style = ("<style>.ts-gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:1.2rem;margin:1rem 0 2rem}"
-             ".ts-card{border:1px solid #8884;border-radius:10px;padding:1rem 1.1rem;overflow:hidden}.ts-card h3{margin:0 0 .3rem;font-size:1.1rem}"
+             ".ts-card{border:1px solid #8884;border-radius:10px;padding:1rem 1.1rem;overflow:hidden}.ts-card h3{margin:0 0 .3rem!important;font-size:1.1rem!important}"
              ".ts-card .pic{max-height:9rem;overflow:hidden;margin:.5rem 0;font-size:.85em}.ts-card p{margin:.3rem 0;font-size:.86rem;opacity:.85}</style>")
     parts = [style]
     for name, question in FAMILIES.items():
@@ -113,7 +116,7 @@ def gallery(
         parts.append("<p>No technique here yet.</p>")
     return Gallery("".join(parts))
 
-# %% ../../nbs/core/gallery.ipynb #8bc1aba7
+# %% ../../nbs/core/gallery.ipynb #0d0dc4c4
 def write_pages(
     folder: "str | Path",  # the site's source folder
     nbs: "str | Path" = "nbs",
@@ -123,6 +126,6 @@ def write_pages(
     front = "---\ntitle: {}\n---\n\n```{{=html}}\n{}\n```\n"
     (folder / "guides").mkdir(parents=True, exist_ok=True)
     (folder / "guides" / "gallery.md").write_text(front.format("Gallery", gallery(nbs)), encoding="utf-8")
-    (folder / "guides" / "claims.md").write_text(front.format("Claims", claims_page(records)), encoding="utf-8")
+    (folder / "claims.md").write_text(front.format("Claims", claims_page(records)), encoding="utf-8")
     (folder / "claims.json").write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
     return records
