@@ -1,4 +1,5 @@
 "Panels: controls, frames, the saved page, the live widgets, and the cleaner."
+import asyncio
 import copy
 import json
 import re
@@ -153,7 +154,11 @@ def test_an_error_is_shown_and_not_lost():
         explore(fails, n=(0, 4), at=[2]).twin()
 
 
-def test_live_panel():
+def test_live_panel(monkeypatch):
+    def no_loop():
+        raise RuntimeError("no running event loop")
+
+    monkeypatch.setattr(asyncio, "get_running_loop", no_loop)  # the browser tests leave theirs running
     panel = explore(lambda layer, mode, on, text, word: 1 / (layer - 3) and [said(layer, mode, on), text, word],
                     layer=(0, 4), mode=["a", "b"], on=False, text="hi", word=Pick(["x", "y"]))
     panel.max_frames = 1
