@@ -47,6 +47,6 @@ bench: .venv/.dev                ## ratios to a plain forward
 	@touch $@
 
 .venv/.dev: .venv/.run
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev,tokenizers]"
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/browser/install_chromium.sh
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,tokenizers,data,search]"
+	@sh tests/browser/install_chromium.sh
 	@touch $@

@@ -7,7 +7,8 @@ import tokenscope
 from architectures import tiny
 from tokenscope.core.names import ScopeError
 from tokenscope.core.scope import Scope, load
-from tokenscope.core.tour import VIEWS, main, tour
+from tokenscope.core.commands import main
+from tokenscope.core.tour import VIEWS, tour
 
 
 @pytest.fixture(scope="module")

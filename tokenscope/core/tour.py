@@ -6,11 +6,9 @@ Docs: https://tokenscope.github.io/tokenscope/core/tour.html.md"""
 
 # %% auto #0
 __all__ = ['DEFAULT_TEXT', 'VIEWS', 'View', 'view_cut', 'view_surprise', 'view_layers', 'view_attention', 'view_hidden',
-           'mood_direction', 'view_edit', 'view_lesson', 'tour_page', 'tour', 'main']
+           'mood_direction', 'view_edit', 'view_lesson', 'tour_page', 'tour']
 
-# %% ../../nbs/core/tour.ipynb #1dc0af23
-import argparse
-import sys
+# %% ../../nbs/core/tour.ipynb #842d94f2
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -108,7 +106,7 @@ def mood_direction(scope, layer: int):  # a tensor (d_model,)
     at_end = lambda texts: scope.read(list(texts), "resid_post", layers=layer, positions=-1)["resid_post"][:, 0, 0].mean(0)
     return at_end(_joy) - at_end(_gloom)
 
-# %% ../../nbs/core/tour.ipynb #589b9bbd
+# %% ../../nbs/core/tour.ipynb #200ad51e
 def view_edit(scope, text) -> View:
     "What does one edit change?"
     import torch
@@ -123,7 +121,6 @@ def view_edit(scope, text) -> View:
             rows.append(f"<tr><th>{name}</th><td>{escape(scope.generate(text, max_new_tokens=24).strip()) or '<em>nothing</em>'}</td></tr>")
     reading = (f"The model continues the sentence. Then a direction (joyful minus gloomy sentences, read at layer {layer}) is added to every token but the first. "
                "The last row is the control: a random direction of the same length.")
-    generated = None
     return View("What does one edit change?", reading, f'<table class="talk">{"".join(rows)}</table>',
                 f"direction = …\nwith scope.edit(Edit(\"resid_post\", layers={layer}, add=0.5 * direction)):\n    scope.generate(text)")
 
@@ -191,29 +188,3 @@ def tour(
     path = Path(path)
     path.write_text(tour_page(text, views, f"{Path(name).name} ({scope.n_layers} layers, {scope.n_heads} heads)"), encoding="utf-8")
     return path
-
-# %% ../../nbs/core/tour.ipynb #a473ec5a
-def main(
-    argv: "list[str] | None" = None,  # default: the command line
-) -> int:  # exit status
-    "The console command `tokenscope`."
-    parser = argparse.ArgumentParser(prog="tokenscope", description=tokenscope.__doc__)
-    parser.add_argument("--version", action="version", version=tokenscope.__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    go = commands.add_parser("tour", help="read a sentence with a real model and write a page")
-    go.add_argument("text", nargs="?", default=DEFAULT_TEXT)
-    go.add_argument("-o", "--output", default="tour.html", help="the page to write")
-    go.add_argument("--model", help="a hub id, a folder or a GGUF file; default: the embedded model")
-    commands.add_parser("gallery", help="list the techniques")
-    asked = parser.parse_args(argv)
-    try:
-        if asked.command == "gallery":
-            from tokenscope.core.gallery import gallery_text
-            print(gallery_text())
-        else:
-            from tokenscope.core.scope import load
-            print(tour(asked.text, asked.output, load(asked.model) if asked.model else None).resolve())
-    except (ScopeError, OSError) as e:
-        print(f"tokenscope: {e}", file=sys.stderr)
-        return 2
-    return 0

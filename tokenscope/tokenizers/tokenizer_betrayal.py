@@ -196,7 +196,7 @@ def _open_word(tokenizer, ids):
             break
     return tuple(kept), written
 
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #9b5dd064
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #ea8c3347
 class RandomBan(PhantomMask):
     "Bans as many ids as `PhantomMask` would, drawn at random among those of similar probability: the control."
     def __init__(self, *args, seed: int = 0, spread: int = 50, **kwargs):
@@ -207,8 +207,8 @@ class RandomBan(PhantomMask):
         if not ids:
             return ids
         order = scores.argsort(descending=True)
-        place = {int(i): p for p, i in enumerate(order)}
-        return sorted({int(order[min(len(order) - 1, max(0, place[i] + self.rng.randint(-self.spread, self.spread)))]) for i in ids})
+        places = order.argsort()[ids].tolist()
+        return sorted({int(order[min(len(order) - 1, max(0, p + self.rng.randint(-self.spread, self.spread)))]) for p in places})
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #3921ed9b
 class ReplacementProbe:
