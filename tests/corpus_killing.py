@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from architectures import tiny
-from tokenscope.core.corpus import Corpus, read_batch, Reading, run_corpus
+from tokenscope.core.corpus import Corpus, read_batch, CorpusTask, run_corpus
 from tokenscope.core.default_model import default_model
 from tokenscope.core.scope import Scope
 from transformers import AutoTokenizer
@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # a forked process has no other threads
 WORDS = "the cat sat on a mat and every human being is born free".split()
 rng = random.Random(0)
 TEXTS = [" ".join(rng.choices(WORDS, k=rng.randint(0, 60))) for _ in range(400)]
-READING = Reading(("surprisal", "entropy"), ("resid_post",), [0, 2])
+READING = CorpusTask(("surprisal", "entropy"), ("resid_post",), [0, 2])
 
 
 def reading(scope, batch):

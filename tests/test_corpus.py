@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from architectures import tiny
 from corpus_fixtures import scope, small, texts  # noqa: F401
-from tokenscope.core.corpus import SCORES, Reading, batches_by_length, read_shard, run_corpus, windows_of
+from tokenscope.core.corpus import SCORES, CorpusTask, batches_by_length, read_shard, run_corpus, windows_of
 from tokenscope.core.data import udhr
 from tokenscope.core.names import ScopeError
 from tokenscope.core.scope import Scope
@@ -60,21 +60,21 @@ def test_corpus_equals_single_texts(scope, tmp_path):
 def test_states_alone_stop_the_forward(small):
     seen = [small.read("a", layers=0)][1:]  # the first read probes the model
     handle = small.model.model.layers[2].register_forward_hook(lambda *a: seen.append(1))
-    read_shard(small, ["a cat"], Reading((), "resid_post", layers=1))
+    read_shard(small, ["a cat"], CorpusTask((), "resid_post", layers=1))
     handle.remove()
     assert not seen
 
 
 @pytest.mark.parametrize("positions, expected", [(None, 5), ("last", 1), (slice(2, None), 3), ([0, -1, 9], 2), (1, 1), (-7, 0)])
 def test_positions(small, positions, expected):
-    table, tensors, about = read_shard(small, ["the cat sat on a"], Reading("surprisal", "resid_post", layers=0, positions=positions))
+    table, tensors, about = read_shard(small, ["the cat sat on a"], CorpusTask("surprisal", "resid_post", layers=0, positions=positions))
     assert len(table["position"]) == len(tensors["resid_post"]) == about["rows"] == expected
     if expected:
         assert (table["position"] == np.arange(5)[[0, 4] if expected == 2 else slice(-expected, None) if positions != 1 else slice(1, 2)]).all()
 
 
 def test_a_long_text_is_read_in_windows(small, texts):
-    table, _, about = read_shard(small, texts, Reading(), overlap=16)
+    table, _, about = read_shard(small, texts, CorpusTask(), overlap=16)
     ids = small.tokenizer(texts[-2])["input_ids"]
     mine = table["text"] == len(texts) - 2
     assert about["in several windows"] == 1 and about["without tokens"] == 1 and len(ids) > 64

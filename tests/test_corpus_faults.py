@@ -11,7 +11,7 @@ import pytest
 from architectures import tiny
 from corpus_fixtures import bytes_of, scope, small, texts  # noqa: F401
 from notebooks import ROOT
-from tokenscope.core.corpus import Corpus, Reading, model_fingerprint, read_shard, run_corpus
+from tokenscope.core.corpus import Corpus, CorpusTask, model_fingerprint, read_shard, run_corpus
 from tokenscope.core.edit import Edit
 from tokenscope.core.names import ScopeError
 from tokenscope.core.scope import Scope
@@ -87,7 +87,7 @@ def test_a_full_disk(small, texts, tmp_path):
 
 def test_states_that_do_not_fit_the_stored_type(small):
     with pytest.raises(ScopeError, match="resid_post does not fit into float16"), small.edit(Edit("resid_post", layers=1, add=1e6)):
-        read_shard(small, ["a cat sat"], Reading((), "resid_post", dtype="float16"))
+        read_shard(small, ["a cat sat"], CorpusTask((), "resid_post", dtype="float16"))
 
 
 @pytest.mark.parametrize("wrong, message", [
