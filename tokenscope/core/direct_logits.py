@@ -77,7 +77,7 @@ def frozen_norm(
         fits.append(((scale * shape + bias - out).norm(), lambda v, centre=centre, scale=scale: scale * weight * centre(v)))
     return min(fits, key=lambda f: float(f[0]))[1], bias
 
-# %% ../../nbs/core/direct_logits.ipynb #ff7958d0
+# %% ../../nbs/core/direct_logits.ipynb #db280457
 @dataclass
 class DirectLogits:
     "A logit as a sum of what each part of the model wrote."
@@ -101,7 +101,7 @@ class DirectLogits:
 
     def scores(self) -> TokenScores:
         "The parts as a strip."
-        note = f"The parts sum to {float(self.values.sum()):.3f}, the logit is {self.logit:.3f}: gap {100 * self.gap:.2g} %."
+        note = f"The parts sum to {float(self.values.sum()):.3f}, the logit is {self.logit:.3f}: gap {100 * self.gap:.2f} %."
         return TokenScores(self.names, self.values.numpy(), name=self._title(), unit="logits", scale="diverging", limits="all", hatched=self.gap > self.tol, note=note)
 
     def to_df(self):
