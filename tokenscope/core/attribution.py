@@ -110,7 +110,7 @@ def predictions_of(
         raise ScopeError("The continuation is empty: give at least one token to explain, or None for the model's own next token")
     return Prediction(scope, tokens[:-1], torch.tensor(ids[:-1], device=scope.device), ids[n:], list(range(n, len(ids))), quantity)
 
-# %% ../../nbs/core/attribution.ipynb #0338d441
+# %% ../../nbs/core/attribution.ipynb #e68050cc
 @dataclass
 class Attribution:
     "The share of each token in each prediction, with what is needed to judge it."
@@ -120,7 +120,7 @@ class Attribution:
     positions: list[int]  # where they stand
     method: str
     quantity: str  # "logit", "logprob" or "prob"
-    gap: Float[Tensor, "target"]  # share of the difference that the sum misses; NaN without such a promise
+    gap: Float[Tensor, " target"]  # share of the difference that the sum misses; NaN without such a promise
     baseline: str = "none"  # in words
     steps: int = 0  # points whose gradient was computed
     tol: float = 0.05  # the largest gap that is let pass
@@ -145,10 +145,10 @@ class Attribution:
 
     def to_df(self):
         "One row for each target and token that it sees."
-        parts = [self.scores(i).to_df().iloc[:, [0, 1, -1]].set_axis(["position", "token", "value"], axis=1).assign(target=t, gap=float(self.gap[i])).head(self.positions[i])
-                 for i, t in enumerate(self.targets)]
         import pandas as pd
-        return pd.concat(parts, ignore_index=True)[["target", "position", "token", "value", "gap"]]
+        error = torch.full_like(self.values, float("nan")) if self.errors is None else self.errors
+        return pd.DataFrame([{"target": t, "position": j, "token": self.tokens[j], "value": float(self.values[i, j]), "error": float(error[i, j]), "gap": float(self.gap[i])}
+                             for i, t in enumerate(self.targets) for j in range(min(self.positions[i], len(self.tokens)))])
 
     def _repr_html_(self): return str(strips(*[self.scores(i) for i in range(len(self.targets))]))
     def __repr__(self): return "\n".join(self.scores(i).to_text() for i in range(len(self.targets)))

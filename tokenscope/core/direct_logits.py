@@ -21,7 +21,7 @@ from .pictures import figure_html
 from .structure import place_of
 from .trace import unembed
 
-# %% ../../nbs/core/direct_logits.ipynb #854dc543
+# %% ../../nbs/core/direct_logits.ipynb #2c9d3c0d
 def residual_parts(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
@@ -33,13 +33,13 @@ def residual_parts(
     trace = scope.read(text, want, positions=position)
     if len(trace.mask) != 1:
         raise ScopeError(f"Direct logits take one text; given: {len(trace.mask)}. Call it once for each")
-    before, after = trace["resid_pre"][0, :, 0].double(), trace["resid_post"][0, :, 0].double()
+    before, after = trace["resid_pre"][0, :, 0].cpu().double(), trace["resid_post"][0, :, 0].cpu().double()
     names, parts = ["embed"], [before[0]]
     for i in range(scope.n_layers):
         if len(want) == 2:
             names, parts = [*names, f"layer {i}"], [*parts, after[i] - before[i]]
             continue
-        middle = trace[want[2]][0, i, 0].double()
+        middle = trace[want[2]][0, i, 0].cpu().double()
         attn = middle - before[i] if want[2] == "resid_mid" else middle
         names, parts = [*names, f"attn {i}", f"mlp {i}"], [*parts, attn, after[i] - before[i] - attn]
     return names, torch.stack(parts)
@@ -55,19 +55,19 @@ def _between(scope, layer):
             pass
     return ()
 
-# %% ../../nbs/core/direct_logits.ipynb #6c209386
+# %% ../../nbs/core/direct_logits.ipynb #9fc6e26a
 def frozen_norm(
     module,  # the norm, or another module with one vector in and one out
-    hidden: Float[Tensor, "d_model"],  # the vector at which the scale is held
+    hidden: Float[Tensor, " d_model"],  # the vector at which the scale is held
 ):  # a linear function of vectors (…, d_model), and the bias it leaves out
     "What a module does to a part of `hidden`: linear, with the scale of a norm held."
-    call = lambda v: module(v.to(hidden.dtype)[None, None])[0, 0].double()
-    d, h = len(hidden), hidden.double()
+    call = lambda v: module(v.to(hidden)[None, None])[0, 0].cpu().double()
+    d, h = len(hidden), hidden.cpu().double()
     zero = torch.zeros_like(hidden)
     bias, out = call(zero), call(hidden)
     if any(p.ndim >= 2 for p in module.parameters()):  # a projection is linear already
-        return (lambda v: module(v.to(hidden.dtype)).double() - bias), bias
-    signs = torch.tensor([1.0, -1.0], device=h.device, dtype=h.dtype).repeat(d // 2 + 1)[:d]
+        return (lambda v: module(v.to(hidden)).cpu().double() - bias), bias
+    signs = torch.tensor([1.0, -1.0], dtype=h.dtype).repeat(d // 2 + 1)[:d]
     signs = signs - signs.mean()
     weight = (call(signs) - bias) / signs
     fits = []
@@ -77,12 +77,12 @@ def frozen_norm(
         fits.append(((scale * shape + bias - out).norm(), lambda v, centre=centre, scale=scale: scale * weight * centre(v)))
     return min(fits, key=lambda f: float(f[0]))[1], bias
 
-# %% ../../nbs/core/direct_logits.ipynb #db280457
+# %% ../../nbs/core/direct_logits.ipynb #cd66bc7e
 @dataclass
 class DirectLogits:
     "A logit as a sum of what each part of the model wrote."
     names: list[str]  # "embed", "attn 0", "mlp 0", …, "bias"
-    values: Float[Tensor, "part"]
+    values: Float[Tensor, " part"]
     target: str
     position: int  # of the token that predicts
     logit: float
@@ -140,13 +140,13 @@ def logit_figure(
 # %% ../../nbs/core/direct_logits.ipynb #eb3c9fe5
 DirectLogits.figure = logit_figure
 
-# %% ../../nbs/core/direct_logits.ipynb #d313e807
+# %% ../../nbs/core/direct_logits.ipynb #d3be57fc
 def _direction(scope, token, like):
     "How the logit of a token answers to the normed hidden state: (row, value at zero)."
     with torch.inference_mode(False), torch.enable_grad():
         zero = torch.zeros_like(like).requires_grad_()
         logit = unembed(scope, zero, normed=True)[token].float()
-        return torch.autograd.grad(logit, zero)[0].double(), float(logit.detach())
+        return torch.autograd.grad(logit, zero)[0].cpu().double(), float(logit.detach())
 
 # %% ../../nbs/core/direct_logits.ipynb #306501c5
 def _one_token(scope, token, what):
@@ -162,7 +162,7 @@ def _one_token(scope, token, what):
         raise ScopeError(f"The {what} {int(token)} is outside the model's vocabulary of {scope.vocab_size}")
     return int(token)
 
-# %% ../../nbs/core/direct_logits.ipynb #19dafcb6
+# %% ../../nbs/core/direct_logits.ipynb #4a453f19
 def direct_logit_attribution(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
@@ -174,7 +174,7 @@ def direct_logit_attribution(
     names, parts = residual_parts(scope, text, position)
     logits = scope.logits(text, positions=position)[0, 0].float()
     ids = [int(logits.argmax()) if target is None else _one_token(scope, target, "target"), *([] if against is None else [_one_token(scope, against, "other token")])]
-    hidden, bias = parts.sum(0).to(scope.dtype), torch.zeros_like(parts[0])
+    hidden, bias = parts.sum(0).to(scope.device, scope.dtype), torch.zeros_like(parts[0])
     with torch.no_grad():
         for module in scope.structure.after_layers:
             through, own = frozen_norm(module, hidden)

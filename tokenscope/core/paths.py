@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 
 from .names import ScopeError
 
-# %% ../../nbs/core/paths.ipynb #95ff8c79
+# %% ../../nbs/core/paths.ipynb #3fccec21
 def path_slopes(
     F: Callable,  # (point, item, …) -> (point, target)
-    x: Float[Tensor, "item *axes"],  # end of the path
-    baseline: Float[Tensor, "item *axes"],  # start of the path
+    x: Float[Tensor, "item ..."],  # end of the path
+    baseline: Float[Tensor, "item ..."],  # start of the path
     alphas: "list | Tensor",  # points between 0 (the baseline) and 1
     batch: int = 16,  # points at once
     bar=None,  # a progress bar to move on
@@ -34,8 +34,8 @@ def path_slopes(
             points = (baseline + some.to(x).view(-1, *[1] * x.ndim) * delta).detach().requires_grad_()
             out = F(points)
             grads = [torch.autograd.grad(out[:, t].sum(), points, retain_graph=t + 1 < out.shape[1])[0] for t in range(out.shape[1])]
-        scores.append(out.detach().double().cpu())
-        slopes.append(torch.stack([(g * delta).flatten(2).sum(-1) if x.ndim > 1 else g * delta for g in grads], 1).double().cpu())
+        scores.append(out.detach().cpu().double())
+        slopes.append(torch.stack([(g * delta).flatten(2).sum(-1) if x.ndim > 1 else g * delta for g in grads], 1).cpu().double())
         if bar is not None:
             bar.update(len(some))
     return torch.cat(scores), torch.cat(slopes)
@@ -60,22 +60,22 @@ def path_points(
     weights[[0, -1]] /= 2
     return torch.linspace(0, 1, steps, dtype=torch.float64), weights
 
-# %% ../../nbs/core/paths.ipynb #2725fa6f
+# %% ../../nbs/core/paths.ipynb #07d4c716
 @dataclass
 class PathIntegral:
     "The integral of the slopes along a path, and how far its sum is from the true difference."
     values: Float[Tensor, "target item"]
     ends: Float[Tensor, "2 target"]  # the score at the baseline and at the text
-    alphas: Float[Tensor, "point"]  # the points, in order
+    alphas: Float[Tensor, " point"]  # the points, in order
     scores: Float[Tensor, "point target"]
     slopes: Float[Tensor, "point target item"]
     rule: str
-    error: Float[Tensor, "target"]  # relative; a bound under the adaptive rule, else the gap
+    error: Float[Tensor, " target"]  # relative; a bound under the adaptive rule, else the gap
     errors: "Tensor | None" = None  # (target, item), estimated
     dropped: int = 0  # points whose gradient was not finite: they count as zero
 
     @property
-    def gap(self) -> Float[Tensor, "target"]:
+    def gap(self) -> Float[Tensor, " target"]:
         "Share of the difference that the sum misses."
         return relative_gap(self.values.sum(-1), self.ends[1] - self.ends[0])
 
@@ -113,11 +113,11 @@ def _halve(pieces, tol, room):
     keys = list(pieces)
     return [keys[i] for i in order[:n].tolist()]
 
-# %% ../../nbs/core/paths.ipynb #e148467b
+# %% ../../nbs/core/paths.ipynb #827dc33b
 def refine_path(
     F: Callable,  # (point, item, …) -> (point, target)
-    x: Float[Tensor, "item *axes"],
-    baseline: Float[Tensor, "item *axes"],
+    x: Float[Tensor, "item ..."],
+    baseline: Float[Tensor, "item ..."],
     tol: float,  # the largest relative error of any target
     max_steps: int = 500,  # points at most
     start: int = 33,  # points to begin with
@@ -145,11 +145,11 @@ def refine_path(
     dropped = int((~torch.isfinite(slopes)).flatten(1).any(1).sum())
     return PathIntegral(values, scores[[0, -1]], torch.tensor(alphas, dtype=torch.float64), scores, slopes, "adaptive", error, errors, dropped)
 
-# %% ../../nbs/core/paths.ipynb #3c03c28f
+# %% ../../nbs/core/paths.ipynb #5417fffa
 def path_integral(
     F: Callable,  # (point, item, …) -> (point, target)
-    x: Float[Tensor, "item *axes"],  # end of the path
-    baseline: Float[Tensor, "item *axes"],  # start of the path
+    x: Float[Tensor, "item ..."],  # end of the path
+    baseline: Float[Tensor, "item ..."],  # start of the path
     steps: "int | None" = None,  # points; None: 50, or with `tol` 33 to begin with
     rule: str = "middle",  # or "trapezoid", "gauss-legendre"; with `tol` points go where they are needed
     tol: "float | None" = None,  # the largest relative error of any target
@@ -167,7 +167,7 @@ def path_integral(
     with tqdm(total=len(alphas), desc="points", delay=2, leave=False) as bar:
         scores, slopes = path_slopes(F, x, baseline, alphas, batch, bar)
     with torch.no_grad():
-        ends = F(torch.stack([baseline.expand_as(x), x])).double().cpu()
+        ends = F(torch.stack([baseline.expand_as(x), x])).cpu().double()
     finite = torch.isfinite(slopes).flatten(1).all(1)
     values = torch.einsum("pti,p->ti", slopes.where(finite[:, None, None], torch.zeros((), dtype=slopes.dtype)), weights)
     gap = relative_gap(values.sum(-1), ends[1] - ends[0])
