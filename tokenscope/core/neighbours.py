@@ -6,9 +6,9 @@ Docs: https://tokenscope.github.io/tokenscope/core/neighbours.html.md"""
 
 # %% auto #0
 __all__ = ['choose_contexts', 'unit_states', 'VectorBank', 'describe_row', 'build_bank', 'open_bank', 'default_bank_layers',
-           'Found', 'search_bank', 'layer_match']
+           'small_bank', 'Found', 'search_bank', 'layer_match']
 
-# %% ../../nbs/core/neighbours.ipynb #247e8602
+# %% ../../nbs/core/neighbours.ipynb #8d58dd3e
 import json
 import re
 from collections.abc import Iterable
@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .corpus import Corpus, CorpusTask, read_shard, run_corpus
+from .data import udhr
 from .names import ScopeError, resolve_layers
 from .tokens import tokens_of
 
@@ -144,6 +146,18 @@ def default_bank_layers(
 ) -> list[int]:
     "The layers of LatentLens: 1, 2, 4, 8, 16, 24 and the last two."
     return sorted({i for i in (1, 2, 4, 8, 16, 24, n_layers - 2, n_layers - 1) if 0 <= i < n_layers})
+
+# %% ../../nbs/core/neighbours.ipynb #6bcc965f
+_banks = WeakKeyDictionary()  # the small bank of each scope
+
+# %% ../../nbs/core/neighbours.ipynb #3205f653
+def small_bank(
+    scope,  # a `Scope`
+) -> VectorBank:  # about 1,300 tokens at the default layers
+    "A bank of the English Declaration, built when first asked for and kept with the scope."
+    if scope not in _banks:
+        _banks[scope] = build_bank(scope, udhr("eng"))
+    return _banks[scope]
 
 # %% ../../nbs/core/neighbours.ipynb #94eaef75
 @dataclass
