@@ -9,7 +9,7 @@ __all__ = ['Directions', 'state_means', 'checked_length', 'direction_edit', 'ran
            'difference_of_means', 'discriminant', 'lda_direction', 'logistic_weights', 'probe_direction', 'Subspace',
            'principal_directions', 'save_directions', 'load_directions']
 
-# %% ../../nbs/core/directions.ipynb #0cb9cc37
+# %% ../../nbs/core/directions.ipynb #d4c0b9e8
 import json
 import math
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .edit import Edit
 from .names import SITES, ScopeError, check_site, resolve_layers
-from .states import sample_states, state_moments
+from .states import StateMoments, sample_states, state_moments
 
 # %% ../../nbs/core/directions.ipynb #072ed832
 @dataclass(frozen=True, eq=False)
@@ -82,18 +82,24 @@ def _joined(a, b, sign):
     return Directions(a.vectors + sign * b.vectors, a.layers, norms, a.site, n, both(a.name, b.name),
                       {**a.meta, "data": both(a.meta.get("data", ""), b.meta.get("data", ""))})
 
-# %% ../../nbs/core/directions.ipynb #9fc33fca
+# %% ../../nbs/core/directions.ipynb #4983d899
+def _moments(scope, given, second=False, **where):
+    "Moments of texts, or moments that were taken before."
+    if not isinstance(given, StateMoments):
+        return state_moments(scope, given, second=second, **where)
+    if second and given.scatter is None:
+        raise ScopeError("These moments have no scatter, and this direction needs it; take them with state_moments(…, second=True)")
+    return given
+
+# %% ../../nbs/core/directions.ipynb #4fc6c0ea
 def state_means(
     scope,  # a `Scope`
-    texts: Iterable,  # as in `state_batches`
-    site: str = "resid_post",
-    layers: "None | int | slice | Iterable[int]" = None,
-    positions: "None | int | slice | str | Iterable[int]" = slice(1, None),
+    texts: "Iterable | StateMoments",  # as in `state_batches`, or their moments
     name: str = "mean",
-    batch_tokens: int = 2048,
+    **where,  # site, layers, positions, batch_tokens as in `state_moments`
 ) -> Directions:  # `a - b` is the contrast of two sets
     "The mean state of a set of texts at each layer, over tokens without the first of each text."
-    found = state_moments(scope, texts, site, layers, positions, batch_tokens)
+    found = _moments(scope, texts, **where)
     return Directions(found.mean.float().cpu(), found.layers, found.norms.float().cpu(), found.site, found.n_tokens, name, found.meta)
 
 # %% ../../nbs/core/directions.ipynb #908cd1cf
@@ -165,11 +171,11 @@ def cosine(
 # %% ../../nbs/core/directions.ipynb #efae89f7
 Directions.random, Directions.as_long_as, Directions.cosine = random_like, as_long_as, cosine
 
-# %% ../../nbs/core/directions.ipynb #79af50a4
+# %% ../../nbs/core/directions.ipynb #93ec5841
 def difference_of_means(
     scope,  # a `Scope`
-    positive: Iterable,  # texts to move towards
-    negative: Iterable,  # texts to move away from
+    positive: "Iterable | StateMoments",  # texts to move towards
+    negative: "Iterable | StateMoments",  # texts to move away from
     **where,  # site, layers, positions, batch_tokens as in `state_moments`
 ) -> Directions:
     "Mean state of one set minus mean state of another (Marks and Tegmark 2023; Rimsky et al. 2024)."
@@ -187,20 +193,19 @@ def discriminant(
     w = torch.linalg.solve(within + eye * torch.where(variance > 0, ridge * variance, torch.ones_like(variance)), difference)
     return torch.nn.functional.normalize(w, dim=-1, eps=1e-30)
 
-# %% ../../nbs/core/directions.ipynb #3a44541b
+# %% ../../nbs/core/directions.ipynb #b73f6598
 def lda_direction(
     scope,  # a `Scope`
-    positive: Iterable,
-    negative: Iterable,
+    positive: "Iterable | StateMoments",
+    negative: "Iterable | StateMoments",
     ridge: float = 1e-6,  # raise it where there are fewer tokens than dimensions
     **where,  # site, layers, positions, batch_tokens
 ) -> Directions:  # length 1
     "Linear discriminant of two sets of texts."
-    a, b = (state_moments(scope, texts, second=True, **where) for texts in (positive, negative))
+    a, b = (_moments(scope, texts, True, **where) for texts in (positive, negative))
+    plain = difference_of_means(scope, a, b)
     vectors = discriminant(a.mean - b.mean, (a.scatter + b.scatter) / (a.n_tokens + b.n_tokens), ridge)
-    norms = (a.n_tokens * a.norms + b.n_tokens * b.norms) / (a.n_tokens + b.n_tokens)
-    meta = {**a.meta, "data": f"{a.meta['data']} - {b.meta['data']}", "ridge": ridge}
-    return Directions(vectors.float().cpu(), a.layers, norms.float().cpu(), a.site, a.n_tokens + b.n_tokens, "linear discriminant", meta)
+    return replace(plain, vectors=vectors.float().cpu(), name="linear discriminant", meta={**plain.meta, "ridge": ridge})
 
 # %% ../../nbs/core/directions.ipynb #10565d53
 def logistic_weights(
@@ -276,15 +281,15 @@ class Subspace:
         toward = lambda h: h + length * torch.nn.functional.normalize(self.project(layer, h.float()), dim=-1, eps=1e-30).to(h.dtype)
         return Edit(self.site, layers=self.layers[at], fn=toward, positions=positions)
 
-# %% ../../nbs/core/directions.ipynb #cf599259
+# %% ../../nbs/core/directions.ipynb #dd2dcb07
 def principal_directions(
     scope,  # a `Scope`
-    texts: Iterable,
+    texts: "Iterable | StateMoments",
     k: int = 20,  # axes to keep
     **where,  # site, layers, positions, batch_tokens
 ) -> Subspace:
     "The axes of largest variance of the states of a set of texts."
-    found = state_moments(scope, texts, second=True, **where)
+    found = _moments(scope, texts, True, **where)
     if not 1 <= k <= min(found.mean.shape[-1], found.n_tokens):
         raise ScopeError(f"k must lie between 1 and {min(found.mean.shape[-1], found.n_tokens)}, the smaller of width and tokens; given: {k}")
     values, axes = torch.linalg.eigh(found.scatter)
