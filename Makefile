@@ -47,6 +47,6 @@ bench: .venv/.dev                ## ratios to a plain forward
 	@touch $@
 
 .venv/.dev: .venv/.run
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev,tokenizers,data,search]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,tokenizers,data,search,languages]"
 	@sh tests/browser/install_chromium.sh
 	@touch $@
