@@ -38,7 +38,7 @@ clean-nbs: .venv/.dev
 	$(BIN)/python -c "from tokenscope.core.explore import clean_notebooks; clean_notebooks('nbs')"
 
 bench: .venv/.dev                ## ratios to a plain forward
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s
+	TOKENSCOPE_ROUNDS=7 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s
 
 .venv/.run: settings.ini setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

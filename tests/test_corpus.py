@@ -6,9 +6,10 @@ from hypothesis import given, settings, strategies as st
 
 from architectures import tiny
 from corpus_fixtures import scope, small, texts  # noqa: F401
-from tokenscope.core.corpus import SCORES, CorpusTask, batches_by_length, read_shard, run_corpus, windows_of
+from tokenscope.core.corpus import run_corpus
 from tokenscope.core.data import udhr
 from tokenscope.core.names import ScopeError
+from tokenscope.core.reader import SCORES, CorpusTask, batches_by_length, read_shard, windows_of
 from tokenscope.core.scope import Scope
 
 

@@ -11,9 +11,10 @@ import pytest
 from architectures import tiny
 from corpus_fixtures import bytes_of, scope, small, texts  # noqa: F401
 from notebooks import ROOT
-from tokenscope.core.corpus import Corpus, CorpusTask, model_fingerprint, read_shard, run_corpus
+from tokenscope.core.corpus import Corpus, model_fingerprint, run_corpus
 from tokenscope.core.edit import Edit
 from tokenscope.core.names import ScopeError
+from tokenscope.core.reader import CorpusTask, read_shard
 from tokenscope.core.scope import Scope
 from tokenscope.core.shards import ShardStore
 

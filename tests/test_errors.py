@@ -10,7 +10,7 @@ def opening(node) -> "str | None":
     "A message's fixed beginning, its variable parts as an ellipsis."
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # f"…".replace(…)
         node = node.func.value
-    if isinstance(node, ast.BinOp):
+    while isinstance(node, ast.BinOp):
         node = node.left
     parts = node.values if isinstance(node, ast.JoinedStr) else [node]
     text = "".join(p.value if isinstance(p, ast.Constant) and isinstance(p.value, str) else "…" for p in parts)

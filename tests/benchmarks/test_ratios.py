@@ -1,42 +1,15 @@
-"""What reading and editing cost, as ratios to a plain forward of the same process. Printed, never asserted.
-
-One thread, process CPU time, one warm-up, interleaved rounds in which every variant runs once; the median of the rounds' ratios."""
-import statistics
-import time
-
+"What reading and editing cost, as ratios to a plain forward of the same process."
 import pytest
 import torch
 
+from measure import peak_mib, ratios, show
 from tokenscope.core.edit import Edit
 from tokenscope.core.scope import load
-
-ROUNDS = 7
-
 
 @pytest.fixture(scope="module")
 def scope():
     torch.set_num_threads(1)
     return load()
-
-
-def ratios(plain, variants: dict) -> dict:
-    "Median ratio of each variant's CPU time to the plain one's, over interleaved rounds."
-    every = {"plain": plain, **variants}
-    seconds = {name: [] for name in every}
-    for fn in every.values():
-        fn()
-    for _ in range(ROUNDS):
-        for name, fn in every.items():
-            begun = time.process_time()
-            fn()
-            seconds[name].append(time.process_time() - begun)
-    return {name: statistics.median(s / p for s, p in zip(seconds[name], seconds["plain"])) for name in variants}
-
-
-def show(title, found):
-    print(f"\n{title}")
-    for name, ratio in found.items():
-        print(f"  {name:42} {ratio:.2f}")
 
 
 @torch.no_grad()
@@ -69,3 +42,16 @@ def test_steering_in_generate(scope):
         "a bias on the first key, all layers": edited(Edit("attn_scores", add=0.7, keys=0)),
         "after the block (off)": speak,
     }))
+
+
+@torch.no_grad()
+def test_logit_lens(scope):
+    ids = torch.randint(100, 40_000, (1, 64), generator=torch.Generator().manual_seed(0))
+
+    def by_hand():
+        states = scope.model(ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
+        return torch.stack([scope.unembed(h, normed=i == 29) for i, h in enumerate(states)]).softmax(-1).topk(3)
+
+    variants = {"30 layers, all positions": lambda: scope.logit_lens(ids), "30 layers, last position": lambda: scope.logit_lens(ids, positions=-1), "all at once, by hand": by_hand}
+    show("logit lens of 64 tokens, ratio to a plain forward", ratios(lambda: scope.model(ids, use_cache=False), variants))
+    show("logit lens of 64 tokens, peak memory in MiB", {name: peak_mib(fn) for name, fn in variants.items()})

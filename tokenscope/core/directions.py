@@ -104,7 +104,7 @@ def state_means(
 
 # %% ../../nbs/core/directions.ipynb #908cd1cf
 def checked_length(
-    strength: float,  # what the user gave
+    strength: "int | float",  # what the user gave
     length: float,  # the length of one unit of it
     dtype: torch.dtype = torch.float32,  # the number type that has to hold it
 ) -> float:  # their product
@@ -127,7 +127,7 @@ def _unit_length(unit, norm, own):
 def direction_edit(
     self: Directions,
     layer: int,  # where; one of `layers`
-    strength: float = 1.0,  # how much; negative for the other way
+    strength: "int | float" = 1.0,  # how much; negative for the other way
     unit: str = "diff",  # or "norm", "absolute"
     positions: "None | int | slice | str | Iterable[int]" = None,  # as in `Edit`; None for all but the first token
     dtype: torch.dtype = torch.float32,  # the model's number type
@@ -270,7 +270,7 @@ class Subspace:
         "One axis as a direction; its sign means nothing."
         return Directions(self.basis[:, i], self.layers, self.norms, self.site, self.n_tokens, f"principal direction {i}")
 
-    def edit(self, layer: int, strength: float = 1.0, unit: str = "norm", positions=None, dtype: torch.dtype = torch.float32) -> Edit:
+    def edit(self, layer: int, strength: "int | float" = 1.0, unit: str = "norm", positions=None, dtype: torch.dtype = torch.float32) -> Edit:
         "Amplify what a state holds in the subspace, by a length."
         at = self.component().place(layer)
         if unit == "diff" and self.lengths is None:

@@ -8,11 +8,11 @@ Docs: https://tokenscope.github.io/tokenscope/core/neighbours.html.md"""
 __all__ = ['choose_contexts', 'unit_states', 'VectorBank', 'describe_row', 'build_bank', 'open_bank', 'default_bank_layers',
            'small_bank', 'Found', 'search_bank', 'layer_match']
 
-# %% ../../nbs/core/neighbours.ipynb #8d58dd3e
+# %% ../../nbs/core/neighbours.ipynb #520890e3
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -22,9 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .corpus import Corpus, CorpusTask, read_shard, run_corpus
+from .corpus import Corpus, run_corpus
 from .data import udhr
 from .names import ScopeError, resolve_layers
+from .reader import CorpusTask, read_shard
 from .tokens import tokens_of
 
 # %% ../../nbs/core/neighbours.ipynb #7d99ed78

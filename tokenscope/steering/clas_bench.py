@@ -54,7 +54,7 @@ def language_directions(
     layers: "None | int | slice | Iterable[int]" = None,  # None for all
     seed: int = 0,  # for "random", and for the sample of "probe"
     ridge: float = 1e-2,  # of "lda": the share of the mean variance that is added
-    moments: "tuple | None" = None,  # of source and target, if they were taken before with `state_moments(…, second=True)`
+    moments=None,  # of source and target, if they were taken before with `state_moments(…, second=True)`
 ) -> "Directions | Subspace":  # every vector as long as the difference of means
     "What moves the states from one language to another (Gurgurov et al. 2026, section 3)."
     if method not in METHODS:
@@ -74,17 +74,17 @@ def steer_language(
     *,
     source: "str | Iterable" = "eng",  # a language code, or texts of your own
     target: "str | Iterable" = "spa",
-    layers: "None | int | slice | Iterable[int]" = None,  # None: one, at about a quarter of the depth
-    strength: float = 1.0,  # negative moves away from the target
+    layers: "None | int | slice | Iterable[int]" = None,  # None: one, at a seventh of the depth; try others on a larger model
+    strength: "int | float" = 1.0,  # negative moves away from the target
     unit: str = "diff",  # the distance of the two means; or "norm", the mean length of a state; or "absolute", the paper's
     method: str = "diffmean",  # see `language_directions`
     positions: "None | int | slice | str | Iterable[int]" = None,  # None for all but the first token
     seed: int = 0,
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Make the model answer in another language (Gurgurov et al. 2026, section 3)."
-    chosen = resolve_layers(round(0.27 * scope.n_layers) if layers is None else layers, scope.n_layers)
+    chosen = resolve_layers(scope.n_layers // 7 if layers is None else layers, scope.n_layers)
     source, target = (udhr(x) and x if isinstance(x, str) else list(x) for x in (source, target))
-    if not checked_length(strength, 1.0) or source == target:
+    if not checked_length(strength, 1.0, scope.dtype) or source == target:
         return []
     found = language_directions(scope, source, target, method, chosen, seed)
     return [found.edit(i, strength, unit, positions, scope.dtype) for i in found.layers]
@@ -96,7 +96,7 @@ def random_language_direction(
     source: "str | Iterable" = "eng",
     target: "str | Iterable" = "spa",
     layers: "None | int | slice | Iterable[int]" = None,
-    strength: float = 1.0,
+    strength: "int | float" = 1.0,
     unit: str = "diff",
     positions: "None | int | slice | str | Iterable[int]" = None,
     seed: int = 0,
@@ -139,7 +139,7 @@ def own_question(
     return (nll[1:] > nll[0]).float().mean(0)
 
 # %% ../../nbs/steering/clas_bench.ipynb #be773a98
-def harmonic_mean(a: float, b: float) -> float:
+def harmonic_mean(a: "int | float", b: "int | float") -> float:
     "The harmonic mean of two shares; 0 if either is."
     return 2 * a * b / (a + b) if a > 0 and b > 0 else 0.0
 
@@ -158,7 +158,7 @@ class SteeringScore:
 def clas_score(
     answers: list[str],
     target: str,  # the language that was wanted
-    relevance: Iterable[float],  # of each answer, 0 to 1: from `own_question`, from a judge
+    relevance,  # of each answer, 0 to 1: from `own_question`, from a judge
     langs: Iterable[str] = ("eng", "spa", "fra", "deu", "ita", "por"),  # the languages in play
     chance: float = 0.5,  # relevance of an answer that has nothing to do with its question; it becomes 0
 ) -> SteeringScore:
