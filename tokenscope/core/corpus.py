@@ -69,7 +69,7 @@ def run_corpus(
     shard_characters: int = 200_000,  # a shard is closed when it holds as many
     label: str = "",  # anything else that the results depend on, such as an edit in force
     **task,  # fields of `CorpusTask`: scores, sites, layers, positions, dtype, reader
-) -> "Corpus":
+):  # the results, a `Corpus`
     "Score or read every token of a data set."
     task, source, store = CorpusTask(**task), text_source(data, column), ShardStore(Path(folder))
     if batch_tokens < 1 or overlap < 0:
