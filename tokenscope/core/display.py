@@ -138,7 +138,8 @@ def to_df(self: TokenScores):  # a pandas DataFrame, one row a token (and layer)
     import pandas as pd
     t = self.tokens
     spans = t.offsets or [(None, None)] * len(t)
-    base = pd.DataFrame({"position": range(len(t)), "token": t.pieces, "id": t.ids or [None] * len(t),
+    pieces = pd.Series(t.pieces, dtype=object)  # as they are: Arrow strings refuse a lone surrogate
+    base = pd.DataFrame({"position": range(len(t)), "token": pieces, "id": t.ids or [None] * len(t),
                          "start": [a for a, _ in spans], "end": [b for _, b in spans], "special": t.special})
     if self.kept is not None:
         base["kept"] = self.kept
