@@ -37,8 +37,22 @@ clean-nbs: .venv/.dev
 	$(BIN)/nbdev-clean
 	$(BIN)/python -c "from tokenscope.core.explore import clean_notebooks; clean_notebooks('nbs')"
 
-bench: .venv/.dev                ## ratios to a plain forward
-	TOKENSCOPE_ROUNDS=7 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s
+bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain forward, beside the peers in environments of their own
+	rm -f $(RESULTS)
+	$(MEASURE) .venv/peers_a/bin/python $(PYTEST) tests/benchmarks/test_ratios.py
+	$(MEASURE) .venv/peers_b/bin/python $(PYTEST) tests/benchmarks/test_gradients.py
+	$(MEASURE) $(BIN)/python $(PYTEST) tests/benchmarks/test_jobs.py
+	@$(BIN)/python tests/benchmarks/table.py
+
+RESULTS := tests/benchmarks/results.jsonl
+MEASURE := $(WHEEL) TOKENSCOPE_ROUNDS=5 OMP_NUM_THREADS=1 TOKENSCOPE_BENCH=$(CURDIR)/$(RESULTS)
+PYTEST := -m pytest --noconftest -o addopts= -p no:cacheprovider -q -s
+
+.venv/peers_%/.ok: tests/benchmarks/peers_%.txt .venv/.run
+	$(PYTHON) -m venv .venv/peers_$*
+	.venv/peers_$*/bin/pip install -q -c constraints.txt torch
+	.venv/peers_$*/bin/pip install -q -c constraints.txt -r tests/benchmarks/peers_$*.txt -e .
+	@touch $@
 
 .venv/.run: settings.ini setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

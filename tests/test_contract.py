@@ -8,11 +8,13 @@ from architectures import VOCAB, tiny
 from tokenscope.core.edit import Edit
 from tokenscope.core.gallery import cards
 from tokenscope.core.names import ScopeError
-from tokenscope.core.scope import Scope
+from tokenscope.core.scope import Scope, load
 
 IDS = torch.randint(3, VOCAB - 1, (2, 9), generator=torch.Generator().manual_seed(2))
 STEERERS = [c for c in cards() if c["family"] == "steering"]
-OTHERS = [c for c in cards() if c["family"] != "steering"]
+LENSES = [c for c in cards() if c["family"] == "lenses" and c["model"] == "causal-lm"]
+OTHERS = [c for c in cards() if c not in STEERERS + LENSES]
+TEXT = "The cat sat on the mat, and nobody <xmp>saw it."
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mixtral"])
@@ -70,6 +72,45 @@ class TestSteering:
     def test_wrong_layer_is_refused(self, card, scope):
         with pytest.raises(ScopeError), scope.edit(*parts(card)[0](scope, **{**card["example"], "layers": 99})):
             pass
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mixtral"])
+def reader(request):
+    "A tiny model that takes the default model's tokens."
+    default = load()
+    return Scope(tiny(request.param, vocab_size=default.vocab_size), default.tokenizer)
+
+
+@pytest.mark.parametrize("card", LENSES, ids=lambda c: c["slug"])
+class TestLenses:
+    def test_a_value_for_each_token_and_nothing_left_behind(self, card, reader):
+        ids = torch.tensor([reader.tokenizer(TEXT)["input_ids"]])
+        plain, hooks = reader.model(ids).logits, hooks_on(reader.model)
+        front, control = parts(card)
+        for make in (front, control):
+            scores = make(reader, TEXT, **card["example"]).scores()
+            assert scores.values.shape[-1] == ids.shape[1] and "".join(str(t) for t in scores.tokens) == TEXT
+            assert "<xmp" not in scores._repr_html_()
+            assert hooks_on(reader.model) == hooks and torch.equal(reader.model(ids).logits, plain)
+
+    def test_the_control_says_something_else(self, card, reader):
+        made, again, control = (make(reader, TEXT, **card["example"]).to_df() for make in (parts(card)[0], *parts(card)))
+        assert made.equals(again) and not made.equals(control)
+
+    def test_padding_side_does_not_matter(self, card, reader):
+        found = []
+        for reader.tokenizer.padding_side in ("left", "right"):
+            found.append(parts(card)[0](reader, TEXT, **card["example"]).to_df())
+        assert found[0].equals(found[1])
+
+    def test_some_layers_and_positions_are_the_same_numbers(self, card, reader):
+        whole, some = (parts(card)[0](reader, TEXT, **{**card["example"], **more}).scores().values for more in ({}, dict(layers=[1], positions=slice(2, 5))))
+        assert some.shape == (1, 3) and abs(some[0] - whole[1, 2:5]).max() < 1e-5
+
+    @pytest.mark.parametrize("text, more", [("", {}), (TEXT, {"layers": 99}), (TEXT, {"positions": 99}), ([TEXT, TEXT], {})], ids=["empty", "layer", "position", "two texts"])
+    def test_bad_input_is_refused(self, card, reader, text, more):
+        with pytest.raises(ScopeError):
+            parts(card)[0](reader, text, **{**card["example"], **more})
 
 
 @pytest.mark.parametrize("card", OTHERS, ids=lambda c: c["slug"])

@@ -1,15 +1,11 @@
-"What a corpus job, an attribution, a search and an import cost. The same work is done by every variant, and that is checked."
-import subprocess
-import sys
+"What a corpus job and a search cost. The same work is done by every variant, and that is checked."
 import tempfile
-import time
 
 import numpy as np
 import pytest
 import torch
 
-from measure import ratios, show
-from tokenscope.core.attribution import integrated_gradients
+from measure import ROUNDS, ratio_table
 from tokenscope.core.books import moby_dick
 from tokenscope.core.corpus import run_corpus
 from tokenscope.core.neighbours import VectorBank
@@ -24,7 +20,7 @@ def scope():
 
 @torch.no_grad()
 def test_corpus(scope):
-    texts = [p for p in moby_dick()[:400:20] if p][:16]
+    texts = [p for p in moby_dick()[:400:10] if p][:32 if ROUNDS > 1 else 12]
     tokenizer = scope.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
@@ -43,33 +39,8 @@ def test_corpus(scope):
 
     np.testing.assert_allclose(job().surprisal.dropna(), np.concatenate(plain()), atol=5e-3)
     lengths = [len(tokenizer(t)["input_ids"]) for t in texts]
-    found = ratios(plain, {"corpus job, written to disk": job})
-    show(f"surprisal of {sum(lengths)} tokens in {len(texts)} texts of {min(lengths)} to {max(lengths)}, ratio to a plain batched loop", {**found, "throughput against the loop": 1 / found["corpus job, written to disk"]})
-
-
-def test_integrated_gradients(scope):
-    attr = pytest.importorskip("captum.attr")
-    text, continuation, steps = "The Eiffel Tower stands in Paris, and the Colosseum stands in", " Rome, the capital", 16
-    ours = integrated_gradients(scope, text, continuation, baseline="zero", steps=steps, rule="middle", quantity="logit")
-    start, more = (scope.tokenizer(t)["input_ids"] for t in (text, continuation))
-
-    def captum(n_targets):
-        found = []
-        for j in range(n_targets):
-            ids = torch.tensor([start + more[:j]])
-            x = scope.structure.embedding(ids)
-            score = lambda e: scope.model(inputs_embeds=e, use_cache=False).logits[:, -1, more[j]]
-            found.append(attr.IntegratedGradients(score).attribute(x, torch.zeros_like(x), n_steps=steps, method="riemann_middle")[0].sum(-1))
-        return found
-
-    for j, theirs in enumerate(captum(len(more))):
-        torch.testing.assert_close(ours.values[j, :len(theirs)].float(), theirs.detach().float(), rtol=2e-3, atol=2e-3 * theirs.abs().max().item())
-    for n in (1, len(more)):
-        piece = scope.tokenizer.decode(more[:n])
-        found = ratios(lambda: captum(n), {"integrated gradients": lambda: integrated_gradients(scope, text, piece, baseline="zero", steps=steps, quantity="logit")})
-        show(f"integrated gradients, {steps} steps, {n} targets, ratio to Captum", found)
-    needed = {f"passes to a gap of 5 %, {q}": float(integrated_gradients(scope, text, quantity=q, tol=0.05).steps) for q in ("prob", "logprob")}
-    show("adaptive integrated gradients from the mean embedding", needed)
+    ratio_table(f"Surprisal of {sum(lengths):,} tokens, {len(texts)} texts of {min(lengths)} to {max(lengths)}", plain, {"tokenscope": {"corpus job, written to disk": job}},
+                {"corpus job, written to disk": 1 / 1.5}, "ratio to a plain batched loop")
 
 
 @torch.no_grad()
@@ -83,14 +54,5 @@ def test_search():
     index.add(rows.flatten(0, 1).numpy())
     torch.testing.assert_close(bank.search(queries).cosine, torch.tensor(index.search(queries.numpy(), 5)[0]), atol=1e-3, rtol=0)
     faiss.omp_set_num_threads(1)
-    show("32 exact searches among 200,000 vectors, ratio to faiss (which holds them in float32; ours in half precision, mappable)",
-         ratios(lambda: index.search(queries.numpy(), 5), {"search": lambda: bank.search(queries)}))
-
-
-def test_import():
-    def seconds(code):
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        return time.perf_counter() - begun
-
-    show("import tokenscope, seconds above a bare interpreter", {"import": float(np.median([seconds("import tokenscope") - seconds("pass") for _ in range(3)]))})
+    ratio_table("32 exact searches among 200,000 vectors", lambda: index.search(queries.numpy(), 5), {"tokenscope": {"half precision, can stay on disk": lambda: bank.search(queries)}},
+                unit="ratio to faiss, float32 in memory")
