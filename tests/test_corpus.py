@@ -1,11 +1,13 @@
 "Corpus jobs: windows, batches, what is computed, other architectures."
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from architectures import tiny
-from corpus_fixtures import scope, small, texts  # noqa: F401
+from corpus_fixtures import WORDS, scope, small, texts  # noqa: F401
 from tokenscope.core.corpus import run_corpus
 from tokenscope.core.data import udhr
 from tokenscope.core.names import ScopeError
@@ -105,3 +107,19 @@ def test_other_architectures(scope, texts, tmp_path, family):
     mine = (table.text == i).to_numpy()
     np.testing.assert_allclose(table.surprisal[mine], other.surprisal(short[i]).values, atol=1e-3)
     torch.testing.assert_close(states[torch.tensor(mine)], other.read(short[i])["resid_post"][0].movedim(0, 1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not tell a process its peak")
+def test_memory_does_not_grow_with_the_corpus(small, tmp_path):
+    def job(n):
+        "(MiB on disk, the peak memory of the process in MiB) of a job over n texts."
+        texts = [" ".join(np.random.default_rng(k).choice(WORDS, 30)) for k in range(n)]
+        Path("/proc/self/clear_refs").write_text("5")
+        run_corpus(small, texts, tmp_path / str(n), shard_characters=10_000, sites=("resid_pre", "resid_mid", "resid_post", "mlp_post", "z"), scores=())
+        peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return sum(p.stat().st_size for p in (tmp_path / str(n)).iterdir()) / 2**20, peak / 1024
+
+    job(400)  # from here on the allocator holds its caches
+    (small_disk, small_peak), (large_disk, large_peak) = job(401), job(4_000)
+    assert large_disk > small_disk + 100, "the large job has to write much more than the small one"
+    assert large_peak - small_peak < 0.25 * (large_disk - small_disk)
