@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .contrasts import answer_logprobs
 from .edit import Edit
 from .names import ScopeError
 
@@ -43,13 +44,9 @@ def continuation_nll(
     "Mean negative log-likelihood of texts, each given the one before it."
     ids = lambda text: scope.tokenizer(text, add_special_tokens=False)["input_ids"][:most]
     pairs = [(ids(a + "\n"), ids(b)) for a, b in zip(before, after, strict=True)]
-    order, out = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i]))), torch.full((len(pairs),), math.nan)
-    for start in range(0, len(order), 16):
-        some = order[start:start + 16]
-        rows = scope.logprobs([pairs[i][0] + pairs[i][1] for i in some])
-        for i, row in zip(some, rows):
-            a, b = map(len, pairs[i])
-            out[i] = -row[a:a + b].mean() if b else math.nan
+    out, some = torch.full((len(pairs),), math.nan), [i for i, (_, b) in enumerate(pairs) if b]
+    if some:
+        out[some] = -answer_logprobs(scope, [pairs[i][0] for i in some], [pairs[i][1] for i in some], mean=True)
     return out
 
 # %% ../../nbs/core/answers.ipynb #192be8ed
