@@ -111,6 +111,8 @@ def checked_length(
     "The length that a strength stands for, if the model's numbers can hold it."
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
         raise ScopeError(f"Not a strength: {strength!r}; give a finite number, 0 for no change")
+    if not math.isfinite(length):
+        raise ScopeError("No length to measure the strength in: these directions came without the lengths of states; use unit='diff' or 'absolute'")
     most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max ** 0.5)
     if abs(strength) * length > most:
         raise ScopeError(f"Too strong for {str(dtype).removeprefix('torch.')}: strength {strength:g} is a length of {abs(strength) * length:.2g}, and at most {most:.2g} can be held")

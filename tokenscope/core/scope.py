@@ -47,6 +47,11 @@ class Scope:
     device = property(lambda self: self.structure.embedding.weight.device)
     dtype = property(lambda self: self.structure.embedding.weight.dtype)
 
+    @property
+    def name(self) -> str:
+        "The last part of the folder or hub id that the model came from, or else its class."
+        return Path(str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)).name
+
     read, edit, unembed = read, edit, unembed
     surprisal, entropy, logprobs, next_tokens = surprisal, entropy, logprobs, next_tokens
     logit_lens, attention_received = logit_lens, attention_received

@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -104,8 +103,7 @@ def state_moments(
                          + "; give at least one text of two tokens (the first token of a text is left out)")
     if not total[1].isfinite().all():
         raise ScopeError("The states are not finite: the model gives NaN or infinity on these texts; try a wider number type")
-    name = str(getattr(scope.model.config, "_name_or_path", "") or type(scope.model).__name__)
-    meta = dict(model=Path(name).name, data=digest.hexdigest()[:16])
+    meta = dict(model=scope.name, data=digest.hexdigest()[:16])
     return StateMoments(layers, check_site(site), total[1], total[2], total[0], total[3], meta)
 
 # %% ../../nbs/core/states.ipynb #b43c85b6
