@@ -5,7 +5,9 @@ import torch
 from measure import ratio_table, show
 from peers import Inseq
 from tokenscope.core.attribution import integrated_gradients
+from tokenscope.core.contrasts import Contrasts
 from tokenscope.core.scope import load
+from tokenscope.steering.grains import contrast_attribution
 
 TEXT, CONTINUATION, STEPS = "The Eiffel Tower stands in Paris, and the Colosseum stands in", " Rome, the capital", 16
 
@@ -65,3 +67,32 @@ def test_equal_error(scope):
         steps, gap = 2 * steps, missing(2 * steps)
     show("Integrated gradients to a gap of 5 %, one target", f"points on the path, at most {limit}",
          {"tokenscope": {"adaptive": found.steps, "gap left, %": 100 * found.gap.max().item(), "estimated error, %": 100 * found.errors.max().item()}, "Inseq": {"doubled until there": steps, "gap left, %": 100 * gap}})
+
+
+def target_by_target(scope, continuation, steps):
+    "The scores of a whole answer by a plain loop: every target token alone, all its points in one forward, as Inseq and Captum do it."
+    start, more = (scope.tokenizer(t)["input_ids"] for t in (TEXT, continuation))
+    total, alphas = torch.zeros(len(start) + len(more)), (torch.arange(steps) + 0.5) / steps
+    for j, target in enumerate(more):
+        x = scope.structure.embedding(torch.tensor([start + more[:j]])).detach()
+        points = (alphas[:, None, None] * x).requires_grad_()
+        logp = scope.model(inputs_embeds=points, use_cache=False, logits_to_keep=1).logits[:, -1].log_softmax(-1)[:, target]
+        total[:x.shape[1]] += (torch.autograd.grad(logp.sum(), points)[0].mean(0) * x[0]).sum(-1)
+    return total
+
+
+def test_contrast(scope):
+    "GrAInS' scores of a pair of answers, at equal points, targets, baseline and rule."
+    answers = CONTINUATION, " Athens, the city"
+    pair = Contrasts([TEXT], [answers[0]], [answers[1]])
+    ours = lambda: contrast_attribution(scope, pair, n_steps=STEPS)
+    theirs = lambda: [target_by_target(scope, a, STEPS) for a in answers]
+    for mine, row in zip((ours()[0].right, -ours()[0].wrong), theirs()):
+        torch.testing.assert_close(mine, row, rtol=1e-2, atol=1e-2 * row.abs().max().item())
+    work, what = "Integrated gradients of two answers of four tokens, GrAInS", "16 points, both answers"
+    ratio_table(work, theirs, {"tokenscope": {what: ours}}, {what: 0.75}, "ratio to a plain loop")
+    try:
+        inseq = Inseq(scope)
+    except ImportError:
+        return
+    ratio_table(work, lambda: [inseq.integrated_gradients(TEXT, a, STEPS) for a in answers], {"tokenscope": {what: ours}}, {what: 0.75}, "ratio to Inseq")
