@@ -197,7 +197,7 @@ def default_sae(
     "The shipped autoencoder: layer 14 of SmolLM2-135M-Instruct, 1,024 features, 24 at a time."
     return _shipped() if scope is None else _shipped().check(scope)
 
-# %% ../../nbs/core/sae.ipynb #fdef2818
+# %% ../../nbs/core/sae.ipynb #17fa2ac2
 @dataclass(frozen=True)
 class SaeReport:
     "How well an autoencoder does on some states."
@@ -206,6 +206,9 @@ class SaeReport:
     dead: int  # features that never fire
     n_features: int
     n_tokens: int
+
+    def __repr__(self):
+        return f"SaeReport(explained {self.explained:.2f}; {self.l0:.1f} features a token; {self.dead:,} of {self.n_features:,} silent in {self.n_tokens:,} tokens)"
 
 def sae_report(
     self: SparseAutoencoder,
