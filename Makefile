@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = false
 # Outputs that are committed come from one set of weights, the same on every machine.
 WHEEL := TOKENSCOPE_DEFAULT=wheel
 
-.PHONY: tour test lab docs claims notebooks export clean-nbs bench
+.PHONY: tour test lab docs claims notebooks export clean-nbs bench sae
 
 tour: .venv/.run                 ## read a sentence with a real model and write tour.html  (TEXT="…")
 	@$(BIN)/tokenscope tour $${TEXT:+"$$TEXT"}
@@ -36,6 +36,9 @@ export: .venv/.dev               ## write tokenscope/ from the notebooks
 clean-nbs: .venv/.dev
 	$(BIN)/nbdev-clean
 	$(BIN)/python -c "from tokenscope.core.explore import clean_notebooks; clean_notebooks('nbs')"
+
+sae: .venv/.dev                  ## fit the shipped sparse autoencoder again: three minutes on one core
+	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope import load; from tokenscope.core.sae_training import make_default_sae; make_default_sae(load(), 'tokenscope/data/sae_smollm2_layer14.safetensors')"
 
 bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain forward, beside the peers in environments of their own
 	rm -f $(RESULTS)

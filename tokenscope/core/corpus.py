@@ -10,6 +10,7 @@ __all__ = ['model_fingerprint', 'run_corpus', 'Corpus', 'corpus_tables', 'corpus
 # %% ../../nbs/core/corpus.ipynb #b7923c2a
 import hashlib
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -142,10 +143,11 @@ def corpus_tables(
 def corpus_states(
     self: Corpus,
     name: str,  # a site, or what the reader called it
+    shards: "Iterable[int] | None" = None,  # numbers of shards; None for all
 ):  # iterator of tensors (row, layer, …), one a shard, memory-mapped
     "The states, a shard at a time; their rows are those of the table."
     from safetensors import safe_open
-    for k in range(len(self.counts)):
+    for k in range(len(self.counts)) if shards is None else shards:
         path = self.store.path(k, "safetensors")
         if not path.exists():
             raise ScopeError(f"This corpus holds no states of {name!r}: the job kept scores only")
