@@ -34,7 +34,7 @@ def test_forms_keep_what_is_asked():
         assert all(parse(written(r, s), s) == Request(r.fields, r.question) for s in STRUCTURES)
         assert len({written(r, f) for f in FORMS}) == len(FORMS)
         assert reworded(r).fields == r.fields and reworded(r).question != r.question != reworded(r, 2).question
-        assert all(written(r, f).endswith(r.question) for f in ("plain, as long as JSON", "empty JSON, then plain"))
+        assert all(written(r, f).endswith(r.question) for f in ("plain, as long as SQL", "empty JSON, then plain"))
     own = Request({"x": "y"}, "A question of one's own?")
     assert reworded(own) == own
     with pytest.raises(ScopeError, match="Unknown container"):

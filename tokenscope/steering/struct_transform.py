@@ -121,11 +121,11 @@ class ScopeGuard:
         "How far each conversation is off its topic; above 0 for off."
         return last_states(self.scope, chats, layers=self.layer)[:, 0] @ self.weights - self.middle
 
-# %% ../../nbs/steering/struct_transform.ipynb #5ca279cf
+# %% ../../nbs/steering/struct_transform.ipynb #7120fd25
 CONTROLS = {
     "reworded": lambda r: render(reworded(r)),
     "reworded again": lambda r: render(reworded(r, 2)),
-    "plain, as long as JSON": lambda r: padded(r, len(render(r, "json"))),
+    "plain, as long as SQL": lambda r: padded(r, len(render(r, "sql_select"))),
     "empty JSON, then plain": lambda r: filler(r, "json"),
 }
 
