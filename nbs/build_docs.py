@@ -15,7 +15,7 @@ from tokenscope.core.gallery import FAMILIES, cards, write_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {  # what a reader meets first comes first
-    "Scope": "scope trace edit scores readouts neighbours contrasts answers", "Attribution": "attribution direct_logits paths", "Corpus": "corpus reader texts shards containers states directions moves sae sae_training steering_bench", "Seeing": "display strip pictures colours marks tokens", "Turning": "explore controls twin",
+    "Scope": "scope trace edit scores readouts neighbours contrasts answers language_mass", "Attribution": "attribution direct_logits paths", "Corpus": "corpus reader texts shards containers states directions moves spectra units sae sae_training steering_bench", "Seeing": "display strip pictures colours marks tokens", "Turning": "explore controls twin",
     "Grounds": "names structure attention taps batch encodings diagnosis claims intervals data books languages fetch default_model gallery tour commands"}
 
 
