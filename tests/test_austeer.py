@@ -34,7 +34,7 @@ def test_every_ranking_mode_and_site_on_every_architecture(family):
                 assert turned == 10 and len({e.layers for e in edits}) == len(edits)
                 with scope.edit(*edits):
                     moved = (scope.logits(PROMPTS[1]) - plain).abs()
-                assert moved.isfinite().all() and moved[0, 1:].max() > 1e-6 and moved[0, 0].max() == 0  # the first token is left out
+                assert moved.isfinite().all() and moved[0, 1:].max() > 1e-6 and moved[0, 0].max() < 1e-4  # the first token is left out
     assert torch.equal(scope.logits(PROMPTS[1]), plain)
 
 
@@ -143,7 +143,7 @@ def test_units_of_another_model_do_not_fit(llama):
 
 
 def test_a_unit_that_is_not_there(llama):
-    for site, layer, index in (("z", 0, 32), ("z", 3, 0), ("mlp_post", 1, 48), ("pattern", 0, 0)):
+    for site, layer, index in (("z", 0, 32), ("z", 3, 0), ("mlp_post", 1, 48), ("pattern", 0, 0), ("v", 0, 0), ("embed", 0, 0)):
         with pytest.raises(ScopeError):
             au_tokens(llama, site, layer, index)
 

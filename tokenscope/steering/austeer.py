@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/steering/austeer.html.md"""
 __all__ = ['RANKINGS', 'word_contrasts', 'momentum', 'AtomicUnits', 'top_units', 'same_layer_units', 'atomic_units',
            'unit_picture', 'unit_edits', 'unit_column', 'au_tokens', 'austeer', 'random_units']
 
-# %% ../../nbs/steering/austeer.ipynb #5ba50102
+# %% ../../nbs/steering/austeer.ipynb #6b0f6634
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,7 +20,8 @@ from ..core.contrasts import Contrasts, answer_rows, warn_imbalance
 from ..core.directions import checked_length
 from ..core.display import TokenScores
 from ..core.edit import Edit
-from ..core.names import ATTENTION_SITES, ScopeError, check_site, resolve_indices, resolve_layers
+from ..core.names import ATTENTION_SITES, LAYERLESS_SITES, SITES, ScopeError, check_site, resolve_indices, resolve_layers
+from ..core.pictures import figure_html
 from ..core.scope import Scope
 from ..core.states import last_states
 
@@ -60,10 +61,10 @@ def word_contrasts(
     asked = [q.format(w) for w, _, _ in rows for q in ("Another word for {} is", "The opposite of {} is")]
     return Contrasts(asked, [" " + x for _, same, other in rows for x in (same, other)], [" " + x for _, same, other in rows for x in (other, same)])
 
-# %% ../../nbs/steering/austeer.ipynb #698722a1
+# %% ../../nbs/steering/austeer.ipynb #babbc49b
 def momentum(
-    moves: Float[Tensor, "pair *unit"],  # right minus wrong
-) -> Float[Tensor, "*unit"]:  # -1 to 1: its size is the share of pairs that move its way
+    moves: Float[Tensor, "pair ..."],  # right minus wrong
+) -> Float[Tensor, "..."]:  # -1 to 1: its size is the share of pairs that move its way
     "How reliably a number moves, and which way (Feng et al. 2026, activation momentum)."
     up, down = ((m > 0).float().mean(0) for m in (moves, -moves))
     return torch.where(up >= down, up, -down)
@@ -140,25 +141,29 @@ def atomic_units(
         raise ScopeError(f"No unit moves: right and wrong answers are the same to the model at {site}, so there is no direction; give answers that differ in their tokens")
     return AtomicUnits(moves, states.std(0), states.abs().amax(0), resolve_layers(layers, scope.n_layers), check_site(site))
 
-# %% ../../nbs/steering/austeer.ipynb #c7d627f5
+# %% ../../nbs/steering/austeer.ipynb #402ee62c
 def unit_picture(
     units: AtomicUnits,
     chosen: Bool[Tensor, "layer width"],
     title: str = "Numbers that move together with the right answer",
-    shown: int = 1500,  # dots: the best by the count
+    shown: int = 600,  # dots: the best by the count
 ):  # a matplotlib Figure
     "Layer by dimension, the chosen units circled."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7, 3.2), layout="constrained")
     ax, layers = fig.subplots(), torch.tensor(units.layers)
-    for mask, look in ((units.top(min(shown, units.beta.numel())), dict(s=5, c=None)), (chosen, dict(s=60, facecolors="none", edgecolors="black", lw=1))):
-        y, x = mask.nonzero(as_tuple=True)
-        look = look if "c" not in look else {**look, "c": units.beta[mask].numpy(), "cmap": "PuOr", "vmin": -1, "vmax": 1}
-        drawn = ax.scatter(x.numpy(), layers[y].numpy(), **look)
-        if mask is not chosen:
-            fig.colorbar(drawn, ax=ax, label="momentum β")
+    among = units.top(min(shown, units.beta.numel()))
+    at = lambda mask: (mask.nonzero()[:, 1].numpy(), layers[mask.nonzero()[:, 0]].numpy())
+    dots = ax.scatter(*at(among), s=6, c=units.beta[among].numpy(), cmap="PuOr", vmin=-1, vmax=1)
+    ax.scatter(*at(chosen), s=60, facecolors="none", edgecolors="black", lw=1)
+    fig.colorbar(dots, ax=ax, label="momentum β")
     ax.set(title=title, xlabel=f"dimension of {units.site}", ylabel="layer")
     return fig
+
+def _units_shown(self):
+    return str(figure_html(unit_picture(self, self.top(min(10, self.beta.numel()))), alt="layer by dimension: the numbers that move most reliably, the best ten circled"))
+
+AtomicUnits._repr_html_ = _units_shown
 
 # %% ../../nbs/steering/austeer.ipynb #75221320
 def unit_edits(
@@ -180,7 +185,7 @@ def unit_edits(
     shape = (-1, scope.d_head) if units.site in ATTENTION_SITES else (-1,)
     return [Edit(units.site, layers=i, positions=positions, **{mode: change[at].view(shape)}) for at, i in enumerate(units.layers) if alpha and beta[at].any()]
 
-# %% ../../nbs/steering/austeer.ipynb #38b31123
+# %% ../../nbs/steering/austeer.ipynb #30870721
 def unit_column(
     scope: Scope,
     site: str,
@@ -189,6 +194,8 @@ def unit_column(
 ) -> Float[Tensor, " d_model"]:
     "What a unit adds to the residual stream when it grows by one: its column of the weights."
     outlet = {"z": "attn_out", "mlp_post": "mlp_out"}.get(check_site(site), site)
+    if SITES[outlet].axes != "token d_model" or outlet in LAYERLESS_SITES:
+        raise ScopeError(f"No column of weights at {site}: a unit writes to the residual stream from z, mlp_post, or a site of that stream")
     plain = scope.read([[0]], [site, outlet], layers=layer)
     x = plain[site].flatten(2)[0, 0]
     one = torch.zeros(x.shape[-1], device=x.device)
@@ -198,6 +205,7 @@ def unit_column(
     with scope.edit(Edit(site, layers=layer, positions="all", add=one.view(plain[site].shape[3:]))):
         return (scope.read([[0]], outlet, layers=layer)[outlet] - plain[outlet])[0, 0, 0].float()
 
+# %% ../../nbs/steering/austeer.ipynb #28628922
 def au_tokens(
     scope: Scope,
     site: str,
