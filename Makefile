@@ -44,7 +44,7 @@ bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain for
 	rm -f $(RESULTS)
 	$(MEASURE) .venv/peers_a/bin/python $(PYTEST) tests/benchmarks/test_ratios.py
 	$(MEASURE) .venv/peers_b/bin/python $(PYTEST) tests/benchmarks/test_gradients.py
-	$(MEASURE) $(BIN)/python $(PYTEST) tests/benchmarks/test_jobs.py
+	$(MEASURE) $(BIN)/python $(PYTEST) tests/benchmarks/test_jobs.py tests/benchmarks/test_steering.py
 	@$(BIN)/python tests/benchmarks/table.py
 
 RESULTS := tests/benchmarks/results.jsonl

@@ -46,6 +46,15 @@ class Contrasts:
         pick = lambda x: x[some] if isinstance(some, slice) else [x[i] for i in some]
         return Contrasts(pick(self.prompts), pick(self.right), pick(self.wrong))
 
+    @classmethod
+    def of(cls, given: "Contrasts | tuple | list") -> "Contrasts":
+        "Contrasts as they are, or made of three lists: prompts, right answers, wrong answers."
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, (list, tuple)) or len(given) != 3:
+            raise ScopeError(f"Not contrasts: {type(given).__name__}; give Contrasts, or three lists: prompts, right answers, wrong answers")
+        return cls(*map(list, given))
+
     def swapped(self) -> "Contrasts":
         "The same with right and wrong exchanged."
         return replace(self, right=self.wrong, wrong=self.right)
@@ -211,10 +220,7 @@ def contrast_inputs(
     images: "Tensor | None" = None,  # (pair, channel, height, width): what the processor calls pixel_values
 ) -> AnswerInputs:
     "Every prompt with its right answer, then every prompt with its wrong one."
-    if not isinstance(contrasts, Contrasts):
-        if not isinstance(contrasts, (list, tuple)) or len(contrasts) != 3:
-            raise ScopeError(f"Not contrasts: {type(contrasts).__name__}; give Contrasts, or three lists: prompts, right answers, wrong answers")
-        contrasts = Contrasts(*map(list, contrasts))
+    contrasts = Contrasts.of(contrasts)
     if images is not None and len(images) != len(contrasts):
         raise ScopeError(f"Contrasts need one image for each prompt; given: {len(images)} images and {len(contrasts)} prompts")
     ids, starts = answer_rows(scope, contrasts.prompts * 2, contrasts.right + contrasts.wrong)

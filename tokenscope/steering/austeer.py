@@ -239,13 +239,10 @@ def austeer(
     "Turn the few numbers that move most reliably between right and wrong answers (Feng et al. 2026)."
     if ranking not in RANKINGS:
         raise ScopeError(f"Unknown ranking of units: {ranking!r}; accepted: {', '.join(RANKINGS)}")
-    if contrasts is not None and not isinstance(contrasts, Contrasts):
-        if len(contrasts) != 3:
-            raise ScopeError(f"Not contrasts: {len(contrasts)} things; give a Contrasts, or three lists: prompts, right answers, wrong answers")
-        contrasts = Contrasts(*map(list, contrasts))
+    contrasts = word_contrasts() if contrasts is None else Contrasts.of(contrasts)
     if not checked_length(alpha, 1.0, scope.dtype) or k == 0:
         return []
-    found = atomic_units(scope, contrasts or word_contrasts(), site, layers)
+    found = atomic_units(scope, contrasts, site, layers)
     found = found.flipped(seed) if ranking == "null" else found
     chosen = found.top(k, "count" if ranking in ("null", "random") else ranking)
     return unit_edits(scope, found, same_layer_units(chosen, seed) if ranking == "random" else chosen, alpha, mode, positions)
