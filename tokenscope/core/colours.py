@@ -133,6 +133,7 @@ def short_number(
 # %% ../../nbs/core/colours.ipynb #eb7dea82
 class Markup(str):
     "HTML that shows itself in a notebook."
+    def __repr__(self): return f"<{type(self).__name__}: {len(self):,} characters of HTML>"  # a notebook keeps this beside the HTML
     def _repr_html_(self): return str(self)
 
 # %% ../../nbs/core/colours.ipynb #72ef1580

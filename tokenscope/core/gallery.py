@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tokenscope
 from .claims import claims_page, collect_claims
+from .colours import Markup
 from .names import ScopeError
 
 # %% ../../nbs/core/gallery.ipynb #26f44c72
@@ -91,9 +92,8 @@ def card_picture(
     return ""
 
 # %% ../../nbs/core/gallery.ipynb #c19e2559
-class Gallery(str):
+class Gallery(Markup):
     "HTML that shows itself."
-    def _repr_html_(self): return str(self)
 
 # %% ../../nbs/core/gallery.ipynb #0a36ee43
 def gallery(

@@ -12,6 +12,7 @@ __all__ = ['SteeringTask', 'language_task', 'sentiment', 'sentiment_task', 'task
 # %% ../../nbs/core/steering_bench.ipynb #29cd2ff9
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -227,6 +228,13 @@ def pareto_front(
     return [not any(g >= a and c <= b and (g > a or c < b) for g, c in points) for a, b in points]
 
 # %% ../../nbs/core/steering_bench.ipynb #d1ddbf76
+def _label_heights(xs, ys, apart=0.06):
+    "Heights at which the labels of neighbours do not overlap."
+    wide, heights = max(xs) - min(xs) or 1, {}
+    for i in sorted(range(len(xs)), key=lambda i: -ys[i]):
+        heights[i] = min([ys[i], *(h - apart for j, h in heights.items() if abs(xs[i] - xs[j]) < 0.25 * wide and h - ys[i] < apart)])
+    return heights
+
 def pareto_picture(
     table,  # as `steering_bench` or `steering_sweep` returns
     title: str = "What was achieved, and what it cost",
@@ -239,7 +247,8 @@ def pareto_picture(
     ax, front = fig.subplots(), pareto_front(both, cost)
     ax.plot(*zip(*sorted((c, b) for b, c, f in zip(both, cost, front) if f)), color="#999999", lw=1, zorder=0)
     ax.scatter(cost, both, c=["#0072B2" if f else "#D55E00" for f in front], s=30)
-    for x, y, name in zip(cost, both, names or map(str, table.index)):
-        ax.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    ax.set(title=title, xlabel="perplexity of neutral text, ratio to the plain model", ylabel="control and relevance (harmonic mean)", ylim=(-0.05, 1.1), xscale="log")
+    heights = _label_heights([math.log(c) for c in cost], both)
+    for i, name in enumerate(names or map(str, table.index)):
+        ax.text(cost[i], heights[i], f"   {name}", fontsize=7, va="center")
+    ax.set(title=title, xlabel="perplexity of neutral text, ratio to the plain model", ylabel="control and relevance (harmonic mean)", ylim=(-0.25, 1.1), xscale="log")
     return fig
