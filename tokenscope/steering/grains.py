@@ -221,7 +221,7 @@ def grains_directions(
         raise ScopeError("No direction: replacing the tokens changes nothing that the answers have in common, or the states are not finite; give prompts of several tokens, another k or another `replace_by`")
     return Directions(total, layers, full.norm(dim=-1).mean(0), "resid_post", len(full), "GrAInS", dict(k=k, reduce=reduce, sides=sides))
 
-# %% ../../nbs/steering/grains.ipynb #b2561020
+# %% ../../nbs/steering/grains.ipynb #ed00470a
 def turning_edits(
     scope: Scope,
     directions: Directions,  # from `grains_directions`, `difference_of_means`, a file
@@ -240,8 +240,11 @@ def turning_edits(
     how_far = strength if angle is None else float(angle)
     for length in directions.lengths.tolist():
         checked_length(how_far, length if angle is None else 1.0, scope.dtype)
-    make = (lambda v: {"fn": TurnTowards(v if angle > 0 else -v, abs(how_far))}) if angle is not None else (lambda v: {"fn": AddKeepingNorm(how_far * v)}) if keep_norm else (lambda v: {"add": how_far * v})
-    return [Edit(directions.site, layers=layer, positions=positions, **make(v)) for layer, v in zip(directions.layers, directions.vectors)] if how_far else []
+    if angle is not None:
+        change = lambda v: {"fn": TurnTowards(v if angle > 0 else -v, abs(how_far))}
+    else:
+        change = lambda v: {"fn": AddKeepingNorm(how_far * v)} if keep_norm else {"add": how_far * v}
+    return [Edit(directions.site, layers=layer, positions=positions, **change(v)) for layer, v in zip(directions.layers, directions.vectors)] if how_far else []
 
 # %% ../../nbs/steering/grains.ipynb #ab3c18d8
 def grains(
