@@ -44,7 +44,7 @@ def test_collecting_two_hundred_pairs(scope):
         "last states, all layers": lambda: last_states(scope, rows),
         "difference of means, all layers": lambda: difference_of_means(scope, *TEXTS),
         "atomic units, all heads": lambda: atomic_units(scope, pairs),
-    }}, {"last states, all layers": 1.1, "difference of means, all layers": 1.1, "atomic units, all heads": 1.1}, "ratio to the plain forwards of these texts")
+    }}, {"last states, all layers": 1.1, "difference of means, all layers": 1.1, "atomic units, all heads": 1.1}, "ratio to a plain forward of these texts")
 
 
 def test_generating_with_every_technique(scope):
