@@ -80,7 +80,7 @@ def _value_of(said, tensors, moves):
     if not isinstance(said, dict):
         return said
     if "tensor" in said:
-        return tensors[f"t{said['tensor']}"]
+        return tensors[f"t{said['tensor']}"].clone()  # where a tensor lies in a file decides how a product with it is rounded
     return _move_class(said["move"], moves)(**{k: _value_of(v, tensors, moves) for k, v in said["parts"].items()})
 
 # %% ../../nbs/core/edit_files.ipynb #a24df3ad
