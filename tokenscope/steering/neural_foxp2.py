@@ -227,7 +227,7 @@ def foxp2_edits(
     where = ("last", "generated") if positions == "last" else (positions,)
     return [Edit("resid_post", layers=layer, fn=found[layer].move(lam, beta), positions=p) for layer in window if layer in found for p in where]
 
-# %% ../../nbs/steering/neural_foxp2.ipynb #03f81a63
+# %% ../../nbs/steering/neural_foxp2.ipynb #71da4b08
 def neural_foxp2(
     scope: Scope,
     *,
