@@ -1,4 +1,4 @@
-"""Find the few sparse features that mean "Spanish, not English", see in which layers they act together, and turn them up there: the model starts to answer in Spanish without being asked to.
+"""Find the few sparse features that mean "Spanish, not English", see in which layers they act together, and turn them up there. Without being asked to, the model begins to slip into Spanish, and you can watch when it stops making sense.
 
 Docs: https://tokenscope.github.io/tokenscope/steering/neural_foxp2.html.md"""
 
