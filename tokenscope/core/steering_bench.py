@@ -15,7 +15,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ class SteeringTask:
     prompt: str  # asks for it in words
     positive: list[str]  # texts that have what is wanted
     negative: list[str]  # the same without
-    practice: list[str] = ()  # other questions, to choose settings on; they are never scored
+    practice: Sequence[str] = ()  # other questions, to choose settings on; they are never scored
 
 # %% ../../nbs/core/steering_bench.ipynb #9c02a7c0
 def language_task(target: str = "spa", n: int = 24) -> SteeringTask:
@@ -148,7 +148,7 @@ def generation_overhead(
 def steering_row(
     scope,  # a `Scope`
     task: SteeringTask,
-    way: "Iterable[Edit] | str | Callable",  # edits, a sentence added to the questions, or (scope, task) -> one of these
+    way: Iterable | str | Callable,  # edits, a sentence added to the questions, or (scope, task) -> one of these
     max_new_tokens: int = 20,
     overhead: bool = False,  # measure it too; it differs from run to run
 ) -> dict:
@@ -220,8 +220,8 @@ def tuned_bench(
 
 # %% ../../nbs/core/steering_bench.ipynb #f4414177
 def pareto_front(
-    gain: "Iterable[float]",  # more is better
-    cost: "Iterable[float]",  # less is better
+    gain: Iterable,  # more is better
+    cost: Iterable,  # less is better
 ) -> list[bool]:
     "Which points no other point beats: none has as much gain for as little cost, and one of the two better."
     points = list(zip(gain, cost, strict=True))
