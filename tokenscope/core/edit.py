@@ -229,6 +229,7 @@ def square_tap(
         mask = shared(*tensor.shape[1:])
         return torch.where(mask, _changed(edit, tensor), tensor)
 
+    bias.once = progress.once
     return ("attn_bias", bias) if edit.site == "attn_scores" and edit.add is not None else (edit.site, change)
 
 # %% ../../nbs/core/edit.ipynb #d8cf94b4
