@@ -16,7 +16,9 @@ from notebooks import ROOT
 from tokenscope.core.checkpoints import open_checkpoint
 from tokenscope.core.names import ScopeError
 from tokenscope.core.scope import Scope
-from tokenscope.lenses.rlvr_geometry import (extreme_mask, grpo_loss, jaccard, low_mask, mask_overlap, matrix_drift, principal_angles, principal_energy, principal_factors, principal_mask,
+from tokenscope.core.spectra import principal_angles, principal_factors
+from tokenscope.core.tuned_pairs import drift_demo, grpo_loss
+from tokenscope.lenses.rlvr_geometry import (extreme_mask, jaccard, low_mask, mask_overlap, matrix_drift, principal_mask,
                                              random_drift, random_step, random_update_like, spectral_shift, visible_update, weight_drift)
 
 
