@@ -51,11 +51,11 @@ def safetensors_files(
         raise ScopeError(f"No safetensors there: {where}; give a .safetensors file, a folder that holds some, or a hub id (pickled weights are not read)")
     return found
 
-# %% ../../nbs/core/checkpoints.ipynb #c9c94503
+# %% ../../nbs/core/checkpoints.ipynb #2a1e2535
 @dataclass
 class Checkpoint:
     "Tensors by name, each read when it is asked for."
-    homes: dict  # name -> safetensors file, tensor, or function of the name that makes the tensor
+    homes: dict  # name -> safetensors file, tensor, or a function of name and part that makes it
     shapes: dict  # name -> tuple
 
     def read(
@@ -66,9 +66,10 @@ class Checkpoint:
         "One tensor, on the CPU."
         from safetensors import safe_open
         home = self.homes[name]
-        if torch.is_tensor(home) or callable(home):
-            tensor = home if torch.is_tensor(home) else home(name)
-            return (tensor if part is None else tensor[part]).detach().cpu()
+        if callable(home):
+            return home(name, part)
+        if torch.is_tensor(home):
+            return (home if part is None else home[part]).detach().cpu()
         with safe_open(str(home), "pt") as file:
             return (file.get_tensor(name) if part is None else file.get_slice(name)[part]).clone()
 

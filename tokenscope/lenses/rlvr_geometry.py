@@ -282,7 +282,7 @@ def _stored(checkpoint, name, part, dtype):
         raise ScopeError(f"No spectrum: {name} is all zero, or holds NaN or infinity")
     return W
 
-# %% ../../nbs/lenses/rlvr_geometry.ipynb #57d1cade
+# %% ../../nbs/lenses/rlvr_geometry.ipynb #169e33a4
 def random_drift(
     model0,  # before
     model1,  # after; only the size of the update is taken from it
@@ -294,10 +294,8 @@ def random_drift(
     first, second = open_checkpoint(model0), open_checkpoint(model1)
     how = {name: hyperparameters[arg] for arg, name in (("null", "how"), ("null_match", "match"), ("dtype", "dtype")) if arg in hyperparameters}
     other = {full0: full1 for _, full0, full1 in paired_matrices(first, second, *(hyperparameters.get(a, d) for a, d in (("match", "*"), ("layers", None))))}
-    def dealt(name):
-        W0, W1 = first.read(name), second.read(other[name])
-        flat = lambda W: W.reshape(-1, W.shape[-1])
-        return random_update_like(flat(W0), flat(W1), seed=seed + crc32(name.encode()), **how).view(W0.shape)
+    def dealt(name, part):
+        return random_update_like(first.read(name, part), second.read(other[name], part), seed=seed + crc32(f"{name} {part}".encode()), **how)
     return weight_drift(first, Checkpoint({n: dealt for n in other}, {n: first.shapes[n] for n in other}), seed=seed + 1, **hyperparameters)
 
 def random_step(
@@ -308,9 +306,9 @@ def random_step(
 ) -> Checkpoint:
     "A checkpoint whose matrices were moved at random and not trained at all."
     first = open_checkpoint(model0)
-    def moved(name):
-        W = first.read(name).float()
-        return W.add(random_like(W.reshape(-1, W.shape[-1]), how, seed + crc32(name.encode())).view(W.shape), alpha=float(size * W.abs().median()))
+    def moved(name, part):
+        W = first.read(name, part).float()
+        return W.add(random_like(W, how, seed + crc32(f"{name} {part}".encode())), alpha=float(size * W.abs().median()))
     names = set(layer_matrices(first).values())
     return Checkpoint({n: moved for n in names}, {n: first.shapes[n] for n in names})
 
