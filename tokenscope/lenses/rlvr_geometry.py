@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/lenses/rlvr_geometry.html.md"""
 
 # %% auto #0
 __all__ = ['PICTURED', 'visible_update', 'spectral_shift', 'squared_norm', 'principal_energy', 'extreme_mask', 'principal_mask',
-           'low_mask', 'Overlap', 'mask_overlap', 'jaccard', 'random_like', 'random_update_like', 'matrix_drift',
+           'low_mask', 'Overlap', 'mask_overlap', 'jaccard', 'random_noise', 'random_update_like', 'matrix_drift',
            'drift_beside_null', 'DriftReport', 'drift_figure', 'weight_drift', 'random_drift', 'random_step',
            'scramble_heads']
 
@@ -122,8 +122,8 @@ def jaccard(A: Bool[Tensor, "m n"], B: Bool[Tensor, "m n"]) -> Overlap:
     p, q, union = int(A.sum()) / A.numel(), int(B.sum()) / B.numel(), int((A | B).sum())
     return Overlap(int((A & B).sum()) / union, p * q / (p + q - p * q)) if union else Overlap(math.nan, math.nan)
 
-# %% ../../nbs/lenses/rlvr_geometry.ipynb #e3bf2de4
-def random_like(W: Float[Tensor, "m n"], how: str = "gauss", seed: int = 0) -> Float[Tensor, "m n"]:
+# %% ../../nbs/lenses/rlvr_geometry.ipynb #351fc01d
+def random_noise(W: Float[Tensor, "m n"], how: str = "gauss", seed: int = 0) -> Float[Tensor, "m n"]:
     "Random steps of root mean square 1: Gaussian, or signs."
     draw = torch.Generator().manual_seed(0x5EED + seed)  # not the numbers of a matrix that was made with the same seed
     if how not in ("gauss", "sign"):
@@ -145,7 +145,7 @@ def random_update_like(
     norm = squared_norm(dW) ** 0.5
     noise = dW.flatten()[torch.randperm(dW.numel(), generator=torch.Generator().manual_seed(seed))].view(dW.shape) if how == "permute" else None
     del dW
-    noise = random_like(W0, how, seed) if noise is None else noise
+    noise = random_noise(W0, how, seed) if noise is None else noise
     size = norm / (squared_norm(noise) ** 0.5 or 1.0)
     if match == "visible":
         share = lambda W: visible_update(W0, W, dtype=dtype).sum()
@@ -282,7 +282,7 @@ def _stored(checkpoint, name, part, dtype):
         raise ScopeError(f"No spectrum: {name} is all zero, or holds NaN or infinity")
     return W
 
-# %% ../../nbs/lenses/rlvr_geometry.ipynb #169e33a4
+# %% ../../nbs/lenses/rlvr_geometry.ipynb #be5e054e
 def random_drift(
     model0,  # before
     model1,  # after; only the size of the update is taken from it
@@ -308,7 +308,7 @@ def random_step(
     first = open_checkpoint(model0)
     def moved(name, part):
         W = first.read(name, part).float()
-        return W.add(random_like(W, how, seed + crc32(f"{name} {part}".encode())), alpha=float(size * W.abs().median()))
+        return W.add(random_noise(W, how, seed + crc32(f"{name} {part}".encode())), alpha=float(size * W.abs().median()))
     names = set(layer_matrices(first).values())
     return Checkpoint({n: moved for n in names}, {n: first.shapes[n] for n in names})
 
