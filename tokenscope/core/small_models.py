@@ -119,13 +119,14 @@ def save_small(
     tokenizer,  # of `word_tokenizer`
     file: "str | Path",
     losses: Iterable[float] = (),  # about 200 of them are kept
+    dtype: torch.dtype = torch.float16,  # torch.bfloat16 where the weights are on its grid
     **provenance,  # what made it: script, seed, steps, data
 ) -> Path:
     "Keep a small model in one safetensors file."
     losses = list(losses)
     words = [w for w, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])]
     header = dict(config=model.config.to_diff_dict(), words=words, losses=[round(x, 4) for x in losses[:: max(1, len(losses) // 200)]], provenance=provenance)
-    weights = {name: p.detach().half().contiguous().clone() for name, p in model.state_dict().items()}
+    weights = {name: p.detach().to(dtype).contiguous().clone() for name, p in model.state_dict().items()}
     save_file(weights, file, metadata={"small_model": json.dumps(header)})
     return Path(file)
 
