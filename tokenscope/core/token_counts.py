@@ -40,7 +40,7 @@ def count_tokens(
     pairs, pair_counts = torch.cat([r[:-1] * n + r[1:] for r in rows]).unique(return_counts=True)
     return TokenCounts(torch.bincount(torch.cat(rows), minlength=n), torch.bincount(torch.cat([r.unique() for r in rows]), minlength=n), pairs, pair_counts, len(rows))
 
-# %% ../../nbs/core/token_counts.ipynb #ee0be20f
+# %% ../../nbs/core/token_counts.ipynb #1b1a4774
 def ngram_surprisal(
     counts: TokenCounts,
     previous: Int[Tensor, " token"],  # ids
@@ -50,10 +50,11 @@ def ngram_surprisal(
 ) -> Float[Tensor, " token"]:  # nats, double precision
     "Surprisal under a unigram model, or a bigram model that leans on it."
     n = len(counts.unigram)
-    p = ((counts.unigram.double() + 0.1) / (counts.unigram.sum() + 0.1 * n))[following]
+    p = ((counts.unigram.double() + 0.1) / (int(counts.unigram.sum()) + 0.1 * n))[following]
     if order == 2 and len(counts.pairs):
         pair = previous * n + following
         at = torch.searchsorted(counts.pairs, pair).clamp(max=len(counts.pairs) - 1)
         seen = torch.where(counts.pairs[at] == pair, counts.pair_counts[at], 0)
-        p = (seen + prior * p) / (counts.unigram[previous] + prior)
+        begun = torch.bincount(counts.pairs // n, counts.pair_counts.double(), minlength=n)  # the last token of a text begins no pair
+        p = (seen + prior * p) / (begun[previous] + prior)
     return -p.log()

@@ -194,7 +194,7 @@ def token_coverage(self: TokenFeatureGraph, types: Iterable[int]) -> Float[np.nd
 
 TokenFeatureGraph.degrees, TokenFeatureGraph.coverage = degree_table, token_coverage
 
-# %% ../../nbs/lenses/function_tokens.ipynb #95d71048
+# %% ../../nbs/lenses/function_tokens.ipynb #700c3328
 def matched_coverage(
     self: TokenFeatureGraph,
     types: "Iterable[int] | None" = None,  # to draw from; None: positions at random
@@ -205,6 +205,8 @@ def matched_coverage(
     seed: int = 0,
 ) -> Float[np.ndarray, "draw layer"]:
     "Share of the active features that equally many occurrences of some types switch on."
+    if min(n_types, k, n_draws) < 1:
+        raise ScopeError(f"k and n_types must be at least 1, and n_draws too; given: {k}, {n_types} and {n_draws}")
     rng, ids = np.random.default_rng(seed), self.table["id"].to_numpy()
     rows = {} if types is None else {t: at for t in dict.fromkeys(types) if len(at := np.flatnonzero(ids == t)) >= k}
     if n_types * k > len(ids) or types is not None and len(rows) < n_types:
