@@ -69,7 +69,7 @@ def sae_switches(
     "The features of a sparse autoencoder, on where they are above zero."
     return FeatureSwitches(sae.site, [sae.layer], sae.n_features, sae=sae)
 
-# %% ../../nbs/core/units.ipynb #2c7aad87
+# %% ../../nbs/core/units.ipynb #8c21dac6
 def mlp_switches(
     scope,  # a `Scope`
     texts: Iterable,  # texts, or lists of token ids
@@ -82,7 +82,9 @@ def mlp_switches(
 ) -> FeatureSwitches:
     "The hidden units of the MLPs, on where they exceed their own quantile."
     layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
-    rows = [r for r in rows_of(list(texts), scope.tokenizer)[0] if len(r) > skip]
+    rows, context = rows_of(list(texts), scope.tokenizer)[0], scope.structure.max_tokens
+    parts = [r[i:i + (context or len(r))] for r in rows for i in range(0, len(r), context or len(r))]  # a long text in pieces
+    rows = [r for r in parts if len(r) > skip]
     n = sum(len(r) - skip for r in rows)
     above = int((1 - quantile) * n + 1e-9) if 0 < quantile < 1 else 0  # positions at which each unit will be on
     if not above:

@@ -99,7 +99,7 @@ def transition_losses(
     shares = {"positions": by.size() / len(found), "loss": by["mean"].sum() / found["mean"].sum()}
     return by[columns].mean().assign(**shares).reindex(GROUPS).fillna({"positions": 0, "loss": 0})
 
-# %% ../../nbs/lenses/function_tokens.ipynb #0a6c7f12
+# %% ../../nbs/lenses/function_tokens.ipynb #5d2f977e
 def feature_graph(
     scope: Scope,
     texts,  # a list of texts or of lists of ids; with a folder anything that `run_corpus` takes
@@ -112,6 +112,8 @@ def feature_graph(
 ) -> "TokenFeatureGraph":
     "Run a model over texts and note which features each token switches on."
     import pandas as pd
+    if isinstance(texts, (list, tuple)) and not texts:
+        raise ScopeError("Nothing for the graph: no text was given; give at least one")
     asked = CorpusTask(("surprisal",) if losses else (), switches.site, switches.layers)  # without losses the forward stops at the last layer
 
     def which_are_on(scope, batch):  # {name: (batch, token, …)}
