@@ -57,7 +57,7 @@ class CorpusTask:
     sites: "str | Iterable[str]" = ()  # names of `core/names` with one token axis
     layers: "None | int | slice | Iterable[int]" = None  # None for all
     positions: "None | int | slice | str | Iterable" = None  # tokens of each text that are kept; None for all; a list of lists has one entry a text
-    dtype: str = "float32"  # of stored states
+    dtype: str = "float32"  # of stored states; whole numbers from a reader keep their own
     reader: "Callable | None" = None  # (scope, batch) -> {name: (batch, token, …)}, in place of all the above but positions
 
     def __post_init__(self):
@@ -202,7 +202,8 @@ def _put(out, made, at, n, dtype):
     "Put the kept tokens of a batch into their rows."
     kept = at >= 0
     for name, tensor in made.items():
-        values = tensor.to("cpu", torch.float32 if tensor.ndim == 2 else getattr(torch, dtype))
+        whole = tensor.ndim > 2 and not tensor.is_floating_point()  # packed bits and counts stay what they are
+        values = tensor.to("cpu", tensor.dtype if whole else torch.float32 if tensor.ndim == 2 else getattr(torch, dtype))
         if name not in out:
             out[name] = torch.zeros(n, *values.shape[2:], dtype=values.dtype)
         out[name][at[kept]] = values[kept]
