@@ -98,28 +98,30 @@ QUESTIONS = {
                  "Extract the last value of the longest thread.", "Key", "Last value"),
 }
 
-# %% ../../nbs/core/haystacks.ipynb #f030cf43
+# %% ../../nbs/core/haystacks.ipynb #9eeaec2b
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of the threads: Okabe and Ito
 
 def task_svg(
     task,  # a `NeedleTask`
     height: int = 17,  # pixels of a line
     most: int = 26,  # lines; of a longer haystack only the planted pairs and their neighbours are drawn
+    weights: "list | None" = None,  # a number from 0 to 1 for each pair, drawn as a bar before it
 ) -> Markup:
     "A haystack with its threads as arrows from pair to pair."
     pairs, colour = task.haystack.pairs, {i: COLOURS[t % len(COLOURS)] for t, places in enumerate(task.threads) for i in places}
     shown = [i for i in range(len(pairs)) if len(pairs) <= most or any(abs(i - j) < 2 for j in colour)]
     row = {i: n for n, i in enumerate(shown)}
     cut = lambda text: escape(text if len(text) < 10 else text[:8] + "…")
-    parts = [f'<text x="4" y="{n * height + 13}" fill="{colour.get(i, "#767676")}" font-weight="{700 if i in colour else 400}">{i + 1:>4} {cut(pairs[i][0])} → {cut(pairs[i][1])}</text>' for i, n in row.items()]
+    parts = [f'<rect x="{44 - 40 * weights[i]:.1f}" y="{n * height + 3}" width="{40 * weights[i]:.1f}" height="12" fill="#E69F00"/>' for i, n in row.items()] if weights is not None else []
+    parts += [f'<text x="48" y="{n * height + 13}" fill="{colour.get(i, "#767676")}" font-weight="{700 if i in colour else 400}">{i + 1} {cut(pairs[i][0])} → {cut(pairs[i][1])}</text>' for i, n in row.items()]
     for t, places in enumerate(task.threads):
         for here, there in zip(places, places[1:]):
             a, b = (row[i] * height + 9 for i in (here, there))
-            bulge, tint = 250 + min(120, abs(a - b) / 2), COLOURS[t % len(COLOURS)]
-            parts.append(f'<path d="M222 {a}C{bulge} {a} {bulge} {b} 226 {b}m7 -4l-7 4l7 4" fill="none" stroke="{tint}" stroke-width="1.6"/>')
+            bulge, tint = 270 + min(120, abs(a - b) / 2), COLOURS[t % len(COLOURS)]
+            parts.append(f'<path d="M240 {a}C{bulge} {a} {bulge} {b} 244 {b}m7 -4l-7 4l7 4" fill="none" stroke="{tint}" stroke-width="1.6"/>')
     asked = ", ".join(f"{cut(chain[0])}: {cut(chain[-1])}" for chain in task.chains)
     head = f"{len(pairs)} pairs, {len(task.haystack.text):,} characters" + (f", of which {len(shown)} are drawn" if len(shown) < len(pairs) else "")
-    return Markup(f'<p style="font:14px system-ui,sans-serif">{head}. Asked and answer: {asked}</p><svg width="380" height="{len(shown) * height + 4}" font-family="monospace" font-size="12" role="img" aria-label="{head}">{"".join(parts)}</svg>')
+    return Markup(f'<p style="font:14px system-ui,sans-serif">{head}. Asked and answer: {asked}</p><svg width="400" height="{len(shown) * height + 4}" font-family="monospace" font-size="12" role="img" aria-label="{head}">{"".join(parts)}</svg>')
 
 # %% ../../nbs/core/haystacks.ipynb #86da2206
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _places(haystack, count, placement, seed):
     first = rng.randrange(n - count + 1)
     return rng.sample(range(n), count) if placement == "random" else rng.sample(range(first, first + count), count)
 
-# %% ../../nbs/core/haystacks.ipynb #68fad1e5
+# %% ../../nbs/core/haystacks.ipynb #76ed3e5b
 def multi_needle(
     haystack: Haystack,
     n_needles: int = 5,  # the paper: 1 to 25
@@ -224,8 +226,8 @@ def conditional_needle(
 ) -> NeedleTask:
     "Task c: the values of all keys that contain a special character."
     places, pairs = sorted(_places(haystack, n_needles, placement, seed)), list(haystack.pairs)
-    if len(mark) != 1 or mark in haystack.text:
-        raise ScopeError(f"Not a mark for needles: {mark!r}; give one character that does not occur in the haystack")
+    if len(mark) != 1 or mark in haystack.text or haystack.kind == "word":
+        raise ScopeError(f"Not a mark for needles: {mark!r}; give one character that does not occur in the haystack, which is not of words")
     for i in places:
         key, at = pairs[i][0], random.Random(f"mark {seed} {i}").randrange(len(pairs[i][0]))
         pairs[i] = (key[:at] + mark + key[at:], pairs[i][1])
@@ -274,12 +276,14 @@ def branched_thread(
 # %% ../../nbs/core/haystacks.ipynb #d85ebcbf
 PLANTERS = {"single": single_needle, "multi": multi_needle, "conditional": conditional_needle, "thread": single_thread, "threads": multi_thread, "branched": branched_thread}
 
-# %% ../../nbs/core/haystacks.ipynb #ad141a7a
+# %% ../../nbs/core/haystacks.ipynb #4e436299
 def without(
     task: NeedleTask,
     what: str = "needles",  # or "haystack"
 ) -> NeedleTask:
     "The same question and answers when the needles are deleted, or the whole haystack: nothing can be retrieved."
+    if what not in ("needles", "haystack"):
+        raise ScopeError(f"Unknown part of a task {what!r}; accepted: 'needles', 'haystack'")
     planted = {i for places in task.threads for i in places}
     kept = [pair for i, pair in enumerate(task.haystack.pairs) if what == "needles" and i not in planted]
     return replace(task, haystack=replace(task.haystack, pairs=kept))
