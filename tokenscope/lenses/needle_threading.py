@@ -28,6 +28,24 @@ from ..core.scores import over_logits
 from ..core.small_models import load_small, save_small, shift_embeddings, small_llama, train_lm, word_tokenizer
 from ..core.trace import final_hidden
 
+# %% ../../nbs/lenses/needle_threading.ipynb #9db29323
+technique = {
+    "title": "Needle threading",
+    "paper": "Needle Threading: Can LLMs Follow Threads through Near-Million-Scale Haystacks? (Roberts, Han and Albanie, ICLR 2025)",
+    "arxiv": "2411.05000",
+    "family": "lenses",
+    "returns": "table",
+    "model": "causal-lm",
+    "front": "needle_sweep",
+    "control": "random_haystack_sweep",
+    "neutral": {},
+    "example": {"kind": "short", "lengths": (64, 128), "depths": (0, 0.5, 1), "repeats": 2},
+    "builds_on": [],
+    "extra": "",
+    "cost": "one forward a prompt; attention is quadratic in its length",
+    "picture": "a haystack with its threads as arrows, and what the model looks at",
+}
+
 # %% ../../nbs/lenses/needle_threading.ipynb #340589cb
 def task_ids(
     scope: Scope,
@@ -120,7 +138,7 @@ def random_haystack_sweep(scope: "Scope | Callable", **hyperparameters):
     other = lambda task, seed: replace(task, haystack=make_haystack(len(task.haystack.pairs), kind=task.haystack.kind, seed=f"other {seed}"))
     return needle_sweep(scope, **{"change": other, **hyperparameters})
 
-# %% ../../nbs/lenses/needle_threading.ipynb #3617847c
+# %% ../../nbs/lenses/needle_threading.ipynb #2697b248
 def effective_length(
     table,  # from `needle_sweep`
     threshold: float = 0.75,  # share of values that must be right
@@ -129,6 +147,8 @@ def effective_length(
     seed: int = 0,
 ) -> tuple:  # characters, and the 95 % interval's ends; 0 if the shortest haystack is too long already
     "The largest tested length up to which accuracy reaches a threshold."
+    if not len(table) or table.right.isna().any():
+        raise ScopeError(f"No scores, or the table holds NaN: {len(table)} rows; give a table of needle_sweep")
     cells = [(int(chars), [cell.right.to_numpy() for _, cell in part.groupby("depth", dropna=False)]) for chars, part in table.groupby("chars")]
     def reached(pick):
         best = 0
