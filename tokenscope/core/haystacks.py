@@ -98,7 +98,7 @@ QUESTIONS = {
                  "Extract the last value of the longest thread.", "Key", "Last value"),
 }
 
-# %% ../../nbs/core/haystacks.ipynb #9eeaec2b
+# %% ../../nbs/core/haystacks.ipynb #1f307e7a
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of the threads: Okabe and Ito
 
 def task_svg(
@@ -110,18 +110,20 @@ def task_svg(
     "A haystack with its threads as arrows from pair to pair."
     pairs, colour = task.haystack.pairs, {i: COLOURS[t % len(COLOURS)] for t, places in enumerate(task.threads) for i in places}
     shown = [i for i in range(len(pairs)) if len(pairs) <= most or any(abs(i - j) < 2 for j in colour)]
-    row = {i: n for n, i in enumerate(shown)}
-    cut = lambda text: escape(text if len(text) < 10 else text[:8] + "…")
-    parts = [f'<rect x="{44 - 40 * weights[i]:.1f}" y="{n * height + 3}" width="{40 * weights[i]:.1f}" height="12" fill="#E69F00"/>' for i, n in row.items()] if weights is not None else []
-    parts += [f'<text x="48" y="{n * height + 13}" fill="{colour.get(i, "#767676")}" font-weight="{700 if i in colour else 400}">{i + 1} {cut(pairs[i][0])} → {cut(pairs[i][1])}</text>' for i, n in row.items()]
-    for t, places in enumerate(task.threads):
-        for here, there in zip(places, places[1:]):
-            a, b = (row[i] * height + 9 for i in (here, there))
-            bulge, tint = 270 + min(120, abs(a - b) / 2), COLOURS[t % len(COLOURS)]
-            parts.append(f'<path d="M240 {a}C{bulge} {a} {bulge} {b} 244 {b}m7 -4l-7 4l7 4" fill="none" stroke="{tint}" stroke-width="1.6"/>')
-    asked = ", ".join(f"{cut(chain[0])}: {cut(chain[-1])}" for chain in task.chains)
+    cut = lambda text: text if len(text) < 10 else text[:8] + "…"
+    left, lines = 4 if weights is None else 48, [f"{i + 1:>3} {cut(pairs[i][0])} → {cut(pairs[i][1])}" for i in shown]
+    right, row = left + 10 + 7.3 * max(map(len, lines), default=0), {i: n for n, i in enumerate(shown)}
+    parts = [f'<text x="{left}" y="{n * height + 13}" fill="{colour.get(i, "#767676")}" font-weight="{700 if i in colour else 400}">{escape(line)}</text>' for (i, n), line in zip(row.items(), lines)]
+    if weights is not None:
+        parts += [f'<rect x="{44 - 40 * weights[i]:.1f}" y="{n * height + 3}" width="{40 * weights[i]:.1f}" height="12" fill="#E69F00"/>' for i, n in row.items()]
+    for here, there in (step for places in task.threads for step in zip(places, places[1:])):
+        a, b = (row[i] * height + 9 for i in (here, there))
+        bulge = right + 30 + min(120, abs(a - b) / 2)
+        parts.append(f'<path d="M{right:.0f} {a}C{bulge:.0f} {a} {bulge:.0f} {b} {right + 4:.0f} {b}m7 -4l-7 4l7 4" fill="none" stroke="{colour[here]}" stroke-width="1.6"/>')
+    asked = escape(", ".join(f"{cut(chain[0])}: {cut(chain[-1])}" for chain in task.chains))
     head = f"{len(pairs)} pairs, {len(task.haystack.text):,} characters" + (f", of which {len(shown)} are drawn" if len(shown) < len(pairs) else "")
-    return Markup(f'<p style="font:14px system-ui,sans-serif">{head}. Asked and answer: {asked}</p><svg width="400" height="{len(shown) * height + 4}" font-family="monospace" font-size="12" role="img" aria-label="{head}">{"".join(parts)}</svg>')
+    return Markup(f'<p style="font:14px system-ui,sans-serif">{head}. Asked and answer: {asked}</p><svg width="{right + 160:.0f}" height="{len(shown) * height + 4}" style="white-space:pre" font-family="monospace" '
+                  f'font-size="12" role="img" aria-label="{head}">{"".join(parts)}</svg>')
 
 # %% ../../nbs/core/haystacks.ipynb #86da2206
 @dataclass(frozen=True)
