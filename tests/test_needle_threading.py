@@ -101,11 +101,11 @@ def test_the_effective_length_falls_with_the_threshold(rows, one, two, worst):
 
 def test_tokens_and_characters(scope):
     tokenizer, hay = scope.tokenizer, make_haystack(chars=4000).text
-    table = tokens_per_char({"own": tokenizer, "bytes": lambda text, **_: {"input_ids": list(text.encode())}}, {"uuid": hay, "words": "the house " * 20})
+    table = tokens_per_char({"uuid": hay, "words": "the house " * 20}, {"own": tokenizer, "bytes": lambda texts, **_: {"input_ids": [list(t.encode()) for t in texts]}})
     assert table.loc["bytes"].eq(1).all() and table.loc["own", "uuid"] > 3 * table.loc["own", "words"]
     assert advertised_in_chars(1000, tokenizer, hay) == math.floor(1000 / table.loc["own", "uuid"])
-    with pytest.raises(ScopeError, match="A text without characters: 'none'"):
-        tokens_per_char({"own": tokenizer}, {"none": ""})
+    with pytest.raises(ScopeError, match="No text to count"):
+        tokens_per_char({"none": ""}, {"own": tokenizer})
 
 
 def test_the_shipped_toy_follows_threads_and_only_those(toy):

@@ -9,9 +9,9 @@ __all__ = ['task_ids', 'teacher_forced', 'score_tasks', 'needle_sweep', 'random_
            'tokens_per_char', 'advertised_in_chars', 'thread_attention', 'pair_attention', 'thread_batch',
            'train_thread_toy', 'thread_toy']
 
-# %% ../../nbs/lenses/needle_threading.ipynb #f79c9ebd
+# %% ../../nbs/lenses/needle_threading.ipynb #49f110b0
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.resources import files
 
@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core.batch import batches_by_length, rows_of
+from ..core.cuts import token_counts
 from ..core.display import TokenScores
 from ..core.haystacks import PLANTERS, SYLLABLES, NeedleTask, make_haystack, multi_thread, score_answer
 from ..core.names import ScopeError, resolve_indices
@@ -162,17 +163,14 @@ def effective_length(
     again = sorted(reached(lambda d: rng.choice(d, len(d))) for _ in range(draws))
     return reached(lambda d: d), again[int(0.025 * draws)], again[int(0.975 * draws)]
 
-# %% ../../nbs/lenses/needle_threading.ipynb #cfc6ff3e
+# %% ../../nbs/lenses/needle_threading.ipynb #2ed43ed1
 def tokens_per_char(
-    tokenizers: dict,  # name -> tokenizer
     texts: "dict[str, str]",  # name -> text
+    tokenizers: "Iterable | Mapping | None" = None,  # as in `token_counts`; None for the whole catalogue
 ):  # a pandas DataFrame, a row for each tokenizer, a column for each text
-    "How many tokens a character takes."
+    "How many tokens a character of each text takes."
     import pandas as pd
-    if empty := [name for name, text in texts.items() if not text]:
-        raise ScopeError(f"A text without characters: {empty[0]!r}; tokens per character need at least one")
-    count = lambda tokenizer, text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return pd.DataFrame({name: {t: count(tokenizer, text) / len(text) for t, tokenizer in tokenizers.items()} for name, text in texts.items()})
+    return pd.DataFrame({name: token_counts(text, tokenizers)["tokens per character"] for name, text in texts.items()})
 
 def advertised_in_chars(
     limit: int,  # tokens
@@ -180,7 +178,7 @@ def advertised_in_chars(
     text: str,  # of the sort that will be read
 ) -> int:
     "How many characters of such a text fill an advertised context."
-    return int(limit / tokens_per_char({"": tokenizer}, {"": text}).iloc[0, 0])
+    return int(limit / token_counts(text, [tokenizer])["tokens per character"].iloc[0])
 
 # %% ../../nbs/lenses/needle_threading.ipynb #864fc8a3
 def thread_attention(
