@@ -107,7 +107,7 @@ def score_tasks(
             texts[i] = text
     return pd.DataFrame([score_answer(task, text) for task, text in zip(tasks, texts)])
 
-# %% ../../nbs/lenses/needle_threading.ipynb #124eabc7
+# %% ../../nbs/lenses/needle_threading.ipynb #b77b00d4
 def needle_sweep(
     scope: "Scope | Callable",  # as in `score_tasks`
     *,
@@ -127,7 +127,7 @@ def needle_sweep(
         raise ScopeError(f"Unknown task {task!r}; accepted: {', '.join(PLANTERS)}")
     places, tasks = [(c, d, r) for c in lengths for d in (depths if task == "single" else [None]) for r in range(repeats)], []
     for chars, depth, repeat in places:
-        one = f"{seed} {chars} {repeat}"  # the depths of a repeat share their haystack
+        one = f"{seed} {chars} {depth} {repeat}"  # every prompt has its own haystack
         made = PLANTERS[task](make_haystack(chars=chars, kind=kind, seed=one), **planting, **({"depth": depth} if task == "single" else {"seed": one}))
         tasks.append(change(made, one) if change else made)
     scores = score_tasks(scope, tasks, mode)
