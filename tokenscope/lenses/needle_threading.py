@@ -107,13 +107,13 @@ def score_tasks(
             texts[i] = text
     return pd.DataFrame([score_answer(task, text) for task, text in zip(tasks, texts)])
 
-# %% ../../nbs/lenses/needle_threading.ipynb #b77b00d4
+# %% ../../nbs/lenses/needle_threading.ipynb #16087c82
 def needle_sweep(
     scope: "Scope | Callable",  # as in `score_tasks`
     *,
     task: str = "single",  # one of `PLANTERS`
     lengths: "Iterable[int]" = (2000,),  # characters of the haystack; the paper: 12 from 2,000 to about a million
-    depths: "Iterable[float]" = tuple(d / 10 for d in range(11)),  # for single needles
+    depths: "Iterable[int | float]" = tuple(d / 10 for d in range(11)),  # for single needles
     repeats: int = 5,  # haystacks for each length and depth
     kind: str = "uuid",  # of haystack
     mode: str = "argmax",
@@ -139,10 +139,10 @@ def random_haystack_sweep(scope: "Scope | Callable", **hyperparameters):
     other = lambda task, seed: replace(task, haystack=make_haystack(len(task.haystack.pairs), kind=task.haystack.kind, seed=f"other {seed}"))
     return needle_sweep(scope, **{"change": other, **hyperparameters})
 
-# %% ../../nbs/lenses/needle_threading.ipynb #2697b248
+# %% ../../nbs/lenses/needle_threading.ipynb #7d07ce92
 def effective_length(
     table,  # from `needle_sweep`
-    threshold: float = 0.75,  # share of values that must be right
+    threshold: "int | float" = 0.75,  # share of values that must be right
     worst: bool = False,  # at the worst depth, instead of the mean over depths
     draws: int = 200,  # bootstrap samples
     seed: int = 0,
@@ -199,7 +199,7 @@ def thread_attention(
     heads = resolve_indices(heads, scope.n_heads, "head")
     return TokenScores(trace.batch.tokens[0], trace["pattern"][0, :, heads, 0].mean(1).float().cpu().numpy(), name="attention of the token that has to say the value", layers=trace.layers, limits="all")
 
-# %% ../../nbs/lenses/needle_threading.ipynb #f2151096
+# %% ../../nbs/lenses/needle_threading.ipynb #701de7ef
 def pair_attention(
     scope: Scope,
     task: NeedleTask,
@@ -208,17 +208,17 @@ def pair_attention(
     "The same, summed over the tokens of each pair of the haystack."
     import pandas as pd
     scores = thread_attention(scope, task, **where)
-    ends = [end for _, end in scope.encode(task.prompt).tokens[0].offsets]
+    starts = [start for start, _ in scope.encode(task.prompt).tokens[0].offsets]
     place = {i: (t, h) for t, places in enumerate(task.threads) for h, i in enumerate(places)}
-    inside = [[j for j, end in enumerate(ends) if first < end <= last] for first, last in task.haystack.spans]
+    inside = [[j for j, start in enumerate(starts) if first <= start < last] for first, last in task.haystack.spans]  # not the first token, on which idle attention rests
     return pd.DataFrame([dict(layer=layer, pair=i, thread=place.get(i, (None, None))[0], hop=place.get(i, (None, None))[1], attention=float(row[tokens].sum()))
                          for layer, row in zip(scores.layers, scores.values) for i, tokens in enumerate(inside)])
 
-# %% ../../nbs/lenses/needle_threading.ipynb #fb7ea990
+# %% ../../nbs/lenses/needle_threading.ipynb #e004d1fe
 def thread_batch(
     tokenizer,  # of `word_tokenizer`
     step: int,
-    size: int = 32,  # sequences
+    size: int = 32,  # tasks
     n_pairs: int = 24,  # the most; the haystacks grow to it by one pair in `grow` steps
     grow: int = 20,
     direction: str = "random",
@@ -242,7 +242,7 @@ def train_thread_toy(
     direction: str = "random",
     seed: int = 0,
 ) -> Scope:
-    "Train the small model again: three minutes on one core."
+    "Train the small model again: two and a half minutes on one core."
     tokenizer = word_tokenizer([*SYLLABLES, *";?!:"])
     model = shift_embeddings(small_llama(len(tokenizer), n_layers=2, d_model=64, n_heads=4, max_position_embeddings=256, seed=seed), seed=seed)
     losses = train_lm(model, lambda step: thread_batch(tokenizer, step, direction=direction, seed=seed), steps, lr=3e-3, warmup=100)
