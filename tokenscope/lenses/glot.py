@@ -118,7 +118,7 @@ class GINLayer(nn.Module):
 # %% ../../nbs/lenses/glot.ipynb #98b88233
 CONVS = {"gat": GATLayer, "gcn": GCNLayer, "gin": GINLayer}
 
-# %% ../../nbs/lenses/glot.ipynb #5b82f15f
+# %% ../../nbs/lenses/glot.ipynb #c235b6f9
 class TokenGraphPool(nn.Module):
     "Pool token states into one vector with a graph network on the token graph (GLOT, sections 3.2 to 3.4)."
     def __init__(self,
@@ -150,7 +150,7 @@ class TokenGraphPool(nn.Module):
 
     def weigh(self, X, mask, edges=None) -> tuple:
         "z and pi. `edges` replaces the graph that `tau` would give."
-        check_states(self, X, mask)
+        _check_states(self, X, mask)
         if edges is None and self.convs:
             edges = cosine_token_graph(X, mask, self.tau)
         U = self.refine(X, mask, edges)
@@ -159,8 +159,8 @@ class TokenGraphPool(nn.Module):
 
     def forward(self, X, mask, edges=None): return self.weigh(X, mask, edges)[0]
 
-# %% ../../nbs/lenses/glot.ipynb #a16ce00f
-def check_states(pool, X, mask):
+# %% ../../nbs/lenses/glot.ipynb #25863cce
+def _check_states(pool, X, mask):
     "Refuse states that a pooler cannot take."
     if X.ndim != 3 or X.shape[:2] != mask.shape or X.shape[2] != pool.d_model:
         raise ScopeError(f"The states do not fit the pooler: {tuple(X.shape)} with a mask {tuple(mask.shape)}; this one takes (text, token, {pool.d_model}) and (text, token)")
@@ -173,7 +173,7 @@ class AttentionPool(TokenGraphPool):
     def __init__(self, d_model: int, readout: int = 128):
         super().__init__(d_model, layers=0, readout=readout)
 
-# %% ../../nbs/lenses/glot.ipynb #81e80c22
+# %% ../../nbs/lenses/glot.ipynb #94f0f9d9
 class PlainPool(nn.Module):
     "Pooling with nothing to learn: the mean or the maximum of the tokens, the last token, or the first (`[CLS]`)."
     def __init__(self, d_model: int, kind: str = "mean"):
@@ -184,7 +184,7 @@ class PlainPool(nn.Module):
         self.kind = kind
 
     def forward(self, X, mask, edges=None):
-        check_states(self, X, mask)
+        _check_states(self, X, mask)
         if self.kind == "mean":
             return (X * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         if self.kind == "max":
