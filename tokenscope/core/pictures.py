@@ -229,7 +229,7 @@ def token_arcs(
     pairs = sorted(np.argwhere(strength > 0).tolist(), key=lambda p: -strength[tuple(p)])
     arc = lambda i, j: f'<path d="M{x[i]:.0f} {low}Q{(x[i] + x[j]) / 2:.0f} {low - 24 - 276 * (x[j] - x[i]) / (x[-1] - x[0]):.0f} {x[j]:.0f} {low}" stroke-width="{0.5 + 3 * min(strength[i, j], 1) ** 2:.1f}"/>'
     dot = lambda i: f'<circle cx="{x[i]:.0f}" cy="{low}" fill="#D55E00" r="{2 + 26 * min(max(weights[i], 0), 1) ** 0.5:.1f}"><title>{names[i]} {weights[i]:.3f}</title></circle><text x="{x[i]:.0f}" y="{low + 42}">{names[i]}</text>'
-    told = html_text.escape(f"{title}: {len(pairs)} links" + (f", the {most} strongest drawn" if len(pairs) > most else ""))
+    told = html_text.escape(f"{title}: {len(pairs)} links" + (f", the {most} strongest drawn" if len(pairs) > most else "") + "; the area of a dot is its weight")
     svg = f'<svg viewBox="0 0 {sum(width)} 215" style="width:100%;max-width:{sum(width)}px;min-width:{0.6 * sum(width):.0f}px" role="img" aria-label="{told}" font-family="system-ui" font-size="15" text-anchor="middle" fill="currentColor">'
     body = f'<g fill="none" stroke="#0072B2" stroke-opacity=".45">{"".join(arc(i, j) for i, j in pairs[:most])}</g><g>{"".join(map(dot, range(len(names))))}</g></svg>'
     return Markup(f'<figure style="margin:0;overflow-x:auto">{svg}{body}<figcaption style="font:13px system-ui">{told}</figcaption></figure>')
