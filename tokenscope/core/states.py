@@ -157,6 +157,7 @@ class TokenStates:
     layers: list[int]
 
 # %% ../../nbs/core/states.ipynb #b3a4507e
+@torch.no_grad()
 def _outputs(model, rows, layers):
     "One batch: the outputs of some layers, the last one after the final norm."
     if hasattr(model, "read"):
@@ -165,8 +166,7 @@ def _outputs(model, rows, layers):
             states[:, layers.index(last)] = norm(states[:, layers.index(last)])
         return states
     batch = make_batch(rows, model[1], model[0].device)
-    with torch.no_grad():
-        hidden = model[0](batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True).hidden_states[1:]
+    hidden = model[0](batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True).hidden_states[1:]
     return torch.stack([hidden[i] for i in layers], dim=1)
 
 # %% ../../nbs/core/states.ipynb #5bbbec32
