@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/pictures.html.md"""
 
 # %% auto #0
 __all__ = ['png_block', 'palette_png', 'map_image', 'shrink_map', 'map_sheet', 'strongest_pairs', 'map_with_tokens',
-           'attention_map', 'patch_grid', 'box_places', 'figure_html']
+           'attention_map', 'patch_grid', 'box_places', 'token_arcs', 'figure_html']
 
 # %% ../../nbs/core/pictures.ipynb #1fd90f48
 import html as html_text
@@ -209,6 +209,30 @@ def box_places(
         places.append((box, shown, x, line, width))
         x, line = (0.0, line + text.count("\n")) if "\n" in text else (x + width + 0.8, line)
     return places
+
+# %% ../../nbs/core/pictures.ipynb #2b667924
+def token_arcs(
+    tokens,  # `Tokens` or a list of strings
+    strength,  # (token, token): 0 to 1, NaN or 0 where there is no link; the upper triangle is read
+    weights,  # one number a token, 0 to 1
+    title: str = "links",  # what is shown
+    most: int = 150,  # arcs at most, the strongest
+) -> Markup:  # an SVG with a caption
+    "Tokens on a line, arcs between those that are linked."
+    import numpy as np
+    strength, weights = np.triu(np.nan_to_num(as_numbers(strength)), 1), as_numbers(weights)
+    if strength.shape != (len(tokens),) * 2 or weights.shape != (len(tokens),):
+        raise ScopeError(f"Links do not fit the tokens: shapes {strength.shape} and {weights.shape} for {len(tokens)} tokens; give (token, token) and (token,)")
+    names = [html_text.escape(visible_text(str(t))[:14]) for t in tokens]
+    width = [max(34, 9 * min(len(str(t)), 14) + 8) for t in tokens]
+    x, low = np.cumsum(width) - np.array(width) / 2, 165
+    pairs = sorted(np.argwhere(strength > 0).tolist(), key=lambda p: -strength[tuple(p)])
+    arc = lambda i, j: f'<path d="M{x[i]:.0f} {low}Q{(x[i] + x[j]) / 2:.0f} {low - 24 - 276 * (x[j] - x[i]) / (x[-1] - x[0]):.0f} {x[j]:.0f} {low}" stroke-width="{0.5 + 3 * min(strength[i, j], 1) ** 2:.1f}"/>'
+    dot = lambda i: f'<circle cx="{x[i]:.0f}" cy="{low}" fill="#D55E00" r="{2 + 26 * min(max(weights[i], 0), 1) ** 0.5:.1f}"><title>{names[i]} {weights[i]:.3f}</title></circle><text x="{x[i]:.0f}" y="{low + 42}">{names[i]}</text>'
+    told = html_text.escape(f"{title}: {len(pairs)} links" + (f", the {most} strongest drawn" if len(pairs) > most else "") + "; the area of a dot is its weight")
+    svg = f'<svg viewBox="0 0 {sum(width)} 215" style="width:100%;max-width:{sum(width)}px;min-width:{0.6 * sum(width):.0f}px" role="img" aria-label="{told}" font-family="system-ui" font-size="15" text-anchor="middle" fill="currentColor">'
+    body = f'<g fill="none" stroke="#0072B2" stroke-opacity=".45">{"".join(arc(i, j) for i, j in pairs[:most])}</g><g>{"".join(map(dot, range(len(names))))}</g></svg>'
+    return Markup(f'<figure style="margin:0;overflow-x:auto">{svg}{body}<figcaption style="font:13px system-ui">{told}</figcaption></figure>')
 
 # %% ../../nbs/core/pictures.ipynb #a1154811
 def figure_html(
