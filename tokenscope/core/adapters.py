@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .names import ScopeError
 from .trace import final_hidden, unembed
 
-# %% ../../nbs/core/adapters.ipynb #348199a9
+# %% ../../nbs/core/adapters.ipynb #5e710953
 class RowEdit:
     "New rows of the head for a few tokens, in force inside `applied()`."
 
@@ -32,6 +32,8 @@ class RowEdit:
         if self.head is None:
             raise ScopeError(f"No head to edit: {type(scope.model).__name__} has no unembedding; load it with AutoModelForCausalLM")
         self.ids = torch.as_tensor(ids, device=scope.device)
+        if not len(self.ids) or not 0 <= int(self.ids.min()) <= int(self.ids.max()) < len(self.head.weight):
+            raise ScopeError(f"No such row of the head: ids {self.ids.tolist()[:9]}; give at least one, from 0 to {len(self.head.weight) - 1}")
         self.rows = self.head.weight[self.ids].detach().float().clone()
 
     @contextmanager
@@ -46,7 +48,7 @@ class RowEdit:
         finally:
             handle.remove()
 
-# %% ../../nbs/core/adapters.ipynb #3a61584a
+# %% ../../nbs/core/adapters.ipynb #bcdb2650
 def fit_rows(
     edit: RowEdit,  # changed in place
     states: Float[Tensor, "example d_model"],  # after the last layer, before the final norm
@@ -62,6 +64,8 @@ def fit_rows(
         raise ScopeError(f"No loss for the rows is called {loss!r}; there are: hinge, cross-entropy")
     if not len(states) or len(states) != len(targets) or not states.isfinite().all():
         raise ScopeError(f"Rows need one target for each finite state; given: {len(states)} states, {len(targets)} targets")
+    if not 0 <= int(targets.min()) <= int(targets.max()) < len(edit.rows):
+        raise ScopeError(f"Rows need targets from 0 to {len(edit.rows) - 1}, the places of the edit's tokens; given: {int(targets.min())} to {int(targets.max())}")
     with torch.no_grad():
         hidden = states.to(edit.scope.device, edit.scope.dtype)[None]
         for module in edit.scope.structure.after_layers:

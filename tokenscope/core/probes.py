@@ -150,7 +150,7 @@ class LayerProbes:
             raise ScopeError(f"No probe for layer {layer}; there are probes for {self.layers}")
         return self.probes[self.layers.index(layer)]
 
-# %% ../../nbs/core/probes.ipynb #25792046
+# %% ../../nbs/core/probes.ipynb #79e5286d
 def layer_probes(
     scope,  # a `Scope`
     texts: Iterable,  # texts, or lists of token ids
@@ -162,7 +162,9 @@ def layer_probes(
 ) -> LayerProbes:
     "Probes for a number at the last token of texts, one for each layer."
     from tokenscope.core.states import last_states
-    layers, y = list(dict.fromkeys(resolve_layers(layers, scope.n_layers))), torch.tensor(list(labels))
+    layers, texts, y = list(dict.fromkeys(resolve_layers(layers, scope.n_layers))), list(texts), torch.tensor(list(labels))
+    if len(texts) != len(y):
+        raise ScopeError(f"Probes need one number for each text; given: {len(texts)} texts, {len(y)} numbers")
     states = last_states(scope, texts, layers=layers)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     held, seen = order.tensor_split([round(test * len(y))])

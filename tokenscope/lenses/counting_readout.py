@@ -75,7 +75,7 @@ def _sentences(rng, c, word, others):
 
 _kinds = {"bag": _bag, "sentences": _sentences}
 
-# %% ../../nbs/lenses/counting_readout.ipynb #24aeb9d3
+# %% ../../nbs/lenses/counting_readout.ipynb #dfad9001
 def count_prompts(
     n: int = 120,
     kind: str = "bag",  # or "sentences"
@@ -89,7 +89,7 @@ def count_prompts(
     "Questions whose answer is a count, every count equally often (Garcia 2026, word bag and relatives)."
     if kind not in _kinds or pool not in ("other", "same"):
         raise ScopeError(f"No counting questions of this kind: kind={kind!r}, pool={pool!r}; kinds are {', '.join(_kinds)}, pools are other, same")
-    if not (1 <= lo < hi <= 9 and n >= 1 and len(set(entities)) >= 1 + (pool == "same")) or (length or 9) < hi:
+    if not (1 <= lo < hi <= 9 and n >= 1 and len(set(entities)) >= 1 + (pool == "same")) or (hi if length is None else length) < hi:
         raise ScopeError(f"Counts do not fit: {n} questions on {len(set(entities))} words, {lo} to {hi} times in {length or 'any number of'} words; counts lie between 1 and 9, a length holds the largest, and the same pool has two words")
     rng = random.Random(seed)
     counts = [lo + i % (hi - lo + 1) for i in range(n)]
@@ -137,10 +137,10 @@ def count_probes(
     prompts = prompts or count_prompts(n, seed=seed)
     return layer_probes(scope, question_rows(scope, prompts.texts), prompts.counts, layers, seed=seed, shuffled=shuffled)
 
-# %% ../../nbs/lenses/counting_readout.ipynb #24ebefe0
+# %% ../../nbs/lenses/counting_readout.ipynb #eea93212
 def readout_alignment(
     scope: Scope,
-    directions: Mapping,  # name -> direction (d_model,)
+    directions: Mapping,  # name -> direction, a tensor (d_model,)
     states: "Tensor | None" = None,  # as in `readout_rows`
     n_random: int = 1000,  # random directions for the bands
     seed: int = 0,
@@ -148,12 +148,14 @@ def readout_alignment(
     "Cosines of directions with the digits' read-outs, beside the 95 % band of random directions."
     import pandas as pd
     rows, steps = normalize(readout_rows(scope, digit_tokens(scope).ids, states), dim=1).cpu(), torch.arange(1.0, 10) - 5
+    if bad := [name for name, v in directions.items() if tuple(v.shape) != (scope.d_model,)]:
+        raise ScopeError(f"The direction does not fit the head: {bad[0]!r} has shape {tuple(directions[bad[0]].shape)}, and the model's states have {scope.d_model} numbers")
     def measured(v):
         cosines = normalize(v, dim=-1) @ rows.T
         return torch.stack([cosines.abs().mean(-1), cosines.abs().amax(-1), cosines @ steps / steps.square().sum()], -1)
     chance = measured(torch.randn(n_random, scope.d_model, generator=torch.Generator().manual_seed(seed)))
     low, high = chance[:, 0].quantile(torch.tensor([0.025, 0.975])).tolist()
-    table = pd.DataFrame({name: measured(torch.as_tensor(v).float().cpu()).tolist() for name, v in directions.items()}, index=["mean |cos|", "max |cos|", "slope"]).T
+    table = pd.DataFrame({name: measured(v.float().cpu()).tolist() for name, v in directions.items()}, index=["mean |cos|", "max |cos|", "slope"]).T
     return table.assign(**{"random low": low, "random high": high, "random |slope|": chance[:, 2].abs().quantile(0.95).item()})
 
 # %% ../../nbs/lenses/counting_readout.ipynb #b55c9397
@@ -190,7 +192,7 @@ class DigitRowEdit(RowEdit):
         fit_rows(self, states, counts[order] - 1, **how)
         return self
 
-# %% ../../nbs/lenses/counting_readout.ipynb #f97dc6cd
+# %% ../../nbs/lenses/counting_readout.ipynb #2ca0eba5
 def probe_bump(
     estimate: Float[Tensor, " *example"],  # counts, as the probe reads them
     alpha: "int | float" = 5.0,  # height in logits
@@ -198,11 +200,13 @@ def probe_bump(
     hard: bool = False,  # 100 for the nearest digit and nothing for the others
 ) -> Float[Tensor, "*example digit"]:
     "What diagnostic probe steering adds to the nine digits' logits."
+    if not (sigma > 0 and -torch.inf < alpha < torch.inf):
+        raise ScopeError(f"A bump needs a finite height and a width above 0; given: alpha={alpha}, sigma={sigma}")
     k = torch.arange(1.0, 10, device=estimate.device)
     near = estimate.float().round().clamp(1, 9)[..., None]
     return 100 * (k == near).float() if hard else alpha * torch.exp(-(estimate.float()[..., None] - k).square() / (2 * sigma**2))
 
-# %% ../../nbs/lenses/counting_readout.ipynb #2e6edfce
+# %% ../../nbs/lenses/counting_readout.ipynb #2bb3499a
 def probe_steering(
     scope: Scope,
     probe: RidgeProbe,
@@ -213,6 +217,7 @@ def probe_steering(
 ) -> list[Edit]:
     "Diagnostic probe steering (Garcia 2026): the count that a probe reads at one layer, added to the digits' logits."
     ids, seen = digit_tokens(scope).ids.to(scope.device), {}
+    probe_bump(torch.zeros(1), alpha, sigma)  # refuse nonsense now and not in the forward
     def note(states):
         seen["count"] = states.float() @ probe.weights.to(states.device) + probe.bias
         return states
