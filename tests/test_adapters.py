@@ -74,20 +74,21 @@ def test_ranks_and_directions(own):
 
 
 def test_probes_by_layer_and_their_control():
-    own = Scope(tiny("llama"))
-    rows = torch.randint(3, VOCAB - 1, (150, 7), generator=torch.Generator().manual_seed(3))
-    number = rows[:, -1] % 7
-    rows[:, -1] = 10 + number
-    fitted, control = (layer_probes(own, rows.tolist(), number.tolist(), layers=[0, 2], shuffled=s) for s in (False, True))
-    assert fitted.layers == [0, 2] and fitted.r2[0] > 0.9 and max(control.r2) < 0.3
-    torch.testing.assert_close(fitted.probes[1].weights, layer_probes(own, rows.tolist(), number.tolist(), layers=2)[2].weights)
+    number, draw = torch.arange(150) % 7, torch.Generator().manual_seed(3)
+    states = torch.stack([torch.randn(150, 20, generator=draw), torch.randn(150, 20, generator=draw)], 1)
+    states[:, 1, 4] += 3 * number
+    fitted, control = (layer_probes(states, number.tolist(), [3, 8], shuffled=s) for s in (False, True))
+    assert fitted.r2[0] < 0.2 and fitted.r2[1] > 0.9 and max(control.r2) < 0.2 and fitted[8].direction.argmax() == 4
+    apart = layer_probes(states, number.tolist(), [3, 8], groups=number.tolist(), seed=1)
+    assert apart[8].weights.shape == (20,) and apart.r2 != fitted.r2
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (lambda s: fit_rows(RowEdit(s, [5]), torch.full((2, 32), torch.nan), torch.zeros(2).long()), "Rows need one target"), (lambda s: fit_rows(RowEdit(s, [5]), torch.zeros(2, 32), torch.zeros(3).long()), "Rows need one target"),
+    (lambda s: fit_rows(RowEdit(s, [5]), torch.full((2, 32), torch.nan), torch.zeros(2).long()), "Rows need one target"),
     (lambda s: fit_rows(RowEdit(s, [5]), torch.zeros(2, 32), torch.tensor([0, 1])), "Rows need targets"), (lambda s: RowEdit(s, [VOCAB]), "No such row"), (lambda s: RowEdit(s, []), "No such row"),
     (lambda s: lora_adapter(s, [], GOAL[:0]).__enter__(), "An adapter needs"), (lambda s: lora_adapter(s, ROWS, GOAL[:3]).__enter__(), "An adapter needs"), (lambda s: lora_adapter(s, ROWS, GOAL, ["qkv"]).__enter__(), "No linear layer is called"),
-    (lambda s: layer_probes(s, ROWS, [1] * 12), "are the same"), (lambda s: layer_probes(s, ROWS, range(5)), "one number for each text"), (lambda s: layer_probes(s, ROWS, range(12), layers=[0])[1], "No probe for layer 1"),
+    (lambda s: layer_probes(torch.ones(12, 1, 4), [1] * 12, [0]), "are the same"), (lambda s: layer_probes(torch.ones(12, 1, 4), range(5), [0]), "Probes need a number"),
+    (lambda s: layer_probes(torch.ones(12, 1, 4), range(12), [0], groups=[1]), "Probes need a number"), (lambda s: layer_probes(torch.ones(12, 1, 4), range(12), [0])[1], "No probe for layer 1"),
     (lambda s: RowEdit(Scope(s.model.base_model), [5]), "No head to edit")])
 def test_bad_input(wrong, message):
     with pytest.raises(ScopeError, match=message):

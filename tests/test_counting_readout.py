@@ -11,7 +11,7 @@ from tokenscope.core.scope import Scope
 from tokenscope.core.small_models import word_tokenizer
 from tokenscope.core.states import last_states
 from tokenscope.lenses.counting_readout import (ANIMALS, THINGS, DigitRowEdit, count_probes, count_prompts, count_scores, counting_readout, digit_tokens, probe_bump, probe_steering, question_rows,
-                                                readout_alignment, shuffled_count_readout)
+                                                readout_alignment, running_counts, shuffled_count_readout)
 
 TEXT = "cat road cat <b>. How many cat are there? Answer: "
 
@@ -53,6 +53,14 @@ def test_a_tokenizer_that_needs_no_space():
     lacking = word_tokenizer(["Answer", ":", "1", "2"])
     with pytest.raises(ScopeError, match="Digits are not single tokens"):
         digit_tokens(Scope(tiny("llama", vocab_size=len(lacking)), lacking))
+
+
+def test_running_counts(small):
+    prompts = count_prompts(20, seed=6)
+    for row, text, c, word in zip(running_counts(small, prompts), prompts.texts, prompts.counts, prompts.words):
+        assert row[0] == text.startswith(word) and row[-1] == c and all(b - a in (0, 1) for a, b in zip(row, row[1:]))
+    last = count_probes(small, prompts, layers=1, positions=slice(-1, None))
+    assert last[1].weights.shape == (32,) and not torch.equal(last[1].weights, count_probes(small, prompts, layers=1)[1].weights)
 
 
 def test_reading_and_control(small):
@@ -109,7 +117,7 @@ def test_repairs_come_off_and_leave_the_rest_alone(other):
 
 def test_steering_is_the_formula_and_lasts_one_token(other):
     few = count_prompts(18, seed=2)
-    rows, ids, probes = question_rows(other, few.texts), digit_tokens(other).ids, count_probes(other, n=36, layers=1)
+    rows, ids, probes = question_rows(other, few.texts), digit_tokens(other).ids, count_probes(other, n=36, layers=1, positions=slice(-1, None))
     estimate = torch.from_numpy(probes[1].predict(last_states(other, rows, layers=1)[:, 0]))
     plain = other.logits(rows, positions=-1)[:, 0]
     with other.edit(*probe_steering(other, probes[1], layer=1, alpha=20)):
@@ -128,7 +136,7 @@ def test_steering_is_the_formula_and_lasts_one_token(other):
     (lambda s: count_prompts(9, pool="same", entities=["cat"]), "Counts do not fit"), (lambda s: count_prompts(9, entities=[]), "Counts do not fit"), (lambda s: count_prompts(9, lo=3, hi=3), "Counts do not fit"),
     (lambda s: counting_readout(s, ""), "Nothing to read"), (lambda s: counting_readout(s, [TEXT, TEXT]), "counting_readout takes one text"), (lambda s: counting_readout(s, "cat " * 200), "too long"),
     (lambda s: counting_readout(s, TEXT, layers=9), "9"), (lambda s: counting_readout(s, TEXT, layers=1, probes=count_probes(s, n=18, layers=0)), "No probe for layer 1"),
-    (lambda s: count_probes(s, n=2), "are the same"), (lambda s: RowEdit(s, [10**6]), "No such row"), (lambda s: RowEdit(s, []), "No such row"), (lambda s: DigitRowEdit(s).fit(count_prompts(9), loss="square"), "No loss for the rows"),
+    (lambda s: count_probes(s, n=1), "are the same|needs a matrix"), (lambda s: RowEdit(s, [10**6]), "No such row"), (lambda s: RowEdit(s, []), "No such row"), (lambda s: DigitRowEdit(s).fit(count_prompts(9), loss="square"), "No loss for the rows"),
     (lambda s: counting_readout(Scope(tiny("llama")), [3, 4, 5]), "No tokenizer"), (lambda s: count_scores(s, count_prompts(3), new_tokens=60), "Too long"),
     (lambda s: probe_steering(s, count_probes(s, n=18, layers=0)[0], sigma=0), "sigma")])
 def test_bad_input(small, wrong, message):

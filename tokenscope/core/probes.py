@@ -7,7 +7,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/probes.html.md"""
 # %% auto #0
 __all__ = ['RidgeProbe', 'ClassProbe', 'probe_table', 'LayerProbes', 'layer_probes']
 
-# %% ../../nbs/core/probes.ipynb #89272a2a
+# %% ../../nbs/core/probes.ipynb #27af0917
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .names import ScopeError, resolve_layers
+from .names import ScopeError
 
 # %% ../../nbs/core/probes.ipynb #be5a8362
 def _checked(X, labels=None) -> tuple:
@@ -150,23 +150,23 @@ class LayerProbes:
             raise ScopeError(f"No probe for layer {layer}; there are probes for {self.layers}")
         return self.probes[self.layers.index(layer)]
 
-# %% ../../nbs/core/probes.ipynb #79e5286d
+# %% ../../nbs/core/probes.ipynb #33df8cb5
 def layer_probes(
-    scope,  # a `Scope`
-    texts: Iterable,  # texts, or lists of token ids
-    labels: Iterable,  # a number for each
-    layers: "None | int | slice | Iterable[int]" = None,  # outputs of which layers; None for all
-    test: float = 1 / 3,  # share held out
+    states: Float[Tensor, "example layer d_model"],
+    labels: Iterable,  # a number for each example
+    layers: list[int],  # names of the layer axis
+    groups: "Iterable | None" = None,  # examples of one group are never on both sides; None: each is its own
+    test: float = 1 / 3,  # share of the groups held out
     seed: int = 0,  # of the split
-    shuffled: bool = False,  # fit to the labels of other texts: the control
+    shuffled: bool = False,  # fit to labels dealt out at random: the control
 ) -> LayerProbes:
-    "Probes for a number at the last token of texts, one for each layer."
-    from tokenscope.core.states import last_states
-    layers, texts, y = list(dict.fromkeys(resolve_layers(layers, scope.n_layers))), list(texts), torch.tensor(list(labels))
-    if len(texts) != len(y):
-        raise ScopeError(f"Probes need one number for each text; given: {len(texts)} texts, {len(y)} numbers")
-    states = last_states(scope, texts, layers=layers)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    held, seen = order.tensor_split([round(test * len(y))])
-    fitted = [RidgeProbe().fit(x[seen], y[seen.roll(len(seen) // 2) if shuffled else seen]) for x in states.unbind(1)]
-    return LayerProbes(layers, fitted, [p.r2(x[held], y[held]) for p, x in zip(fitted, states.unbind(1))])
+    "Probes for a number, one for each layer."
+    y = torch.tensor(list(labels))
+    group = torch.arange(len(y)) if groups is None else torch.tensor(list(groups))
+    if not len(y) == len(group) == len(states):
+        raise ScopeError(f"Probes need a number and a group for each state; given: {len(states)} states, {len(y)} numbers, {len(group)} groups")
+    names, draw = group.unique(), torch.Generator().manual_seed(seed)
+    held = torch.isin(group, names[torch.randperm(len(names), generator=draw)[:round(test * len(names))]])
+    seen = y[~held][torch.randperm(int((~held).sum()), generator=draw)] if shuffled else y[~held]
+    fitted = [RidgeProbe().fit(x[~held], seen) for x in states.unbind(1)]
+    return LayerProbes(list(layers), fitted, [p.r2(x[held], y[held]) for p, x in zip(fitted, states.unbind(1))])
