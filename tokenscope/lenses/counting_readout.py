@@ -64,21 +64,9 @@ class CountPrompts:
 
     def __len__(self): return len(self.texts)
 
-# %% ../../nbs/lenses/counting_readout.ipynb #c8d06d4b
-def _bag(rng, c, word, others):
-    parts = [word] * c + others
-    return f"{' '.join(rng.sample(parts, len(parts)))}. How many {word} are there? Answer:"
-
-def _sentences(rng, c, word, others):
-    parts = [f"There are {rng.randint(1, 3)} {word} near the pond." for _ in range(c)] + [f"There is a {w} on the road." for w in others]
-    return f"{' '.join(rng.sample(parts, len(parts)))} How many {word} are there? Answer:"
-
-_kinds = {"bag": _bag, "sentences": _sentences}
-
-# %% ../../nbs/lenses/counting_readout.ipynb #dfad9001
+# %% ../../nbs/lenses/counting_readout.ipynb #dd8940d2
 def count_prompts(
     n: int = 120,
-    kind: str = "bag",  # or "sentences"
     lo: int = 1,  # smallest count
     hi: int = 9,  # largest count; 1 to 9, each a single digit
     pool: str = "other",  # the other words are things ("other"), or words that are counted elsewhere ("same")
@@ -86,9 +74,9 @@ def count_prompts(
     entities: Sequence[str] = ANIMALS,  # what is counted
     seed: int = 0,
 ) -> CountPrompts:
-    "Questions whose answer is a count, every count equally often (Garcia 2026, word bag and relatives)."
-    if kind not in _kinds or pool not in ("other", "same"):
-        raise ScopeError(f"No counting questions of this kind: kind={kind!r}, pool={pool!r}; kinds are {', '.join(_kinds)}, pools are other, same")
+    "Questions whose answer is a count, every count equally often (Garcia 2026, word bag)."
+    if pool not in ("other", "same"):
+        raise ScopeError(f"No pool of words is called {pool!r}; there are: other, same")
     if not (1 <= lo < hi <= 9 and n >= 1 and len(set(entities)) >= 1 + (pool == "same")) or (hi if length is None else length) < hi:
         raise ScopeError(f"Counts do not fit: {n} questions on {len(set(entities))} words, {lo} to {hi} times in {length or 'any number of'} words; counts lie between 1 and 9, a length holds the largest, and the same pool has two words")
     rng = random.Random(seed)
@@ -97,7 +85,8 @@ def count_prompts(
     words, texts = [rng.choice(entities) for _ in counts], []
     for c, word in zip(counts, words):
         others = THINGS if pool == "other" else [w for w in entities if w != word]
-        texts.append(_kinds[kind](rng, c, word, rng.choices(others, k=rng.randint(0, 4) if length is None else length - c)))
+        bag = [word] * c + rng.choices(others, k=rng.randint(0, 4) if length is None else length - c)
+        texts.append(f"{' '.join(rng.sample(bag, len(bag)))}. How many {word} are there? Answer:")
     return CountPrompts(texts, counts, words)
 
 # %% ../../nbs/lenses/counting_readout.ipynb #f04cbae4
@@ -268,7 +257,7 @@ class CountReading:
     def __repr__(self):
         return "\n".join(f"{l:>3}  " + " ".join(f"{v:5.1f}" for v in row) + f"  says {d}" for l, row, d in reversed(list(zip(self.layers, self.values.tolist(), self.says))))
 
-# %% ../../nbs/lenses/counting_readout.ipynb #d3437965
+# %% ../../nbs/lenses/counting_readout.ipynb #c2cbd1c4
 def counting_readout(
     scope: Scope,
     text,  # one text, as in `Scope.encode`
@@ -292,10 +281,6 @@ def counting_readout(
         said = unembed(scope, states[:, -1])[:, digit_tokens(scope).ids].argmax(1) + 1
     return CountReading([str(t) for t in trace.tokens[0]], trace.layers, counts, [probes.r2[probes.layers.index(l)] for l in trace.layers], said.tolist())
 
-def shuffled_count_readout(
-    scope: Scope,
-    text,
-    **hyperparameters,  # of `counting_readout`, without `probes`
-) -> CountReading:
+def shuffled_count_readout(scope: Scope, text, **hyperparameters) -> CountReading:  # as in `counting_readout`, without `probes`
     "The same with probes that were fitted to shuffled counts."
     return counting_readout(scope, text, **hyperparameters, shuffled=True)
