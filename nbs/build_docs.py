@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = {  # what a reader meets first comes first
     "Scope": "scope trace edit scores readouts neighbours", "Attribution": "attribution direct_logits paths", "Corpus": "corpus reader texts shards",
     "Steering": "states directions moves contrasts composition answers containers language_mass edit_files control_vectors steering_bench", "Features": "probes adapters sae sae_training spectra units",
-    "Seeing": "display strip pictures colours marks tokens", "Turning": "explore controls twin",
-    "Grounds": "names structure attention taps batch encodings diagnosis claims intervals data books languages fetch default_model small_models gallery tour commands"}
+    "Seeing": "display strip pictures colours marks tokens cuts", "Turning": "explore controls twin",
+    "Grounds": "names structure attention taps batch encodings diagnosis claims intervals data books languages fetch default_model small_models numbers adders gallery tour commands"}
 
 
 def sidebar() -> list:

@@ -8,6 +8,8 @@ import torch
 from measure import ROUNDS, ratio_table
 from tokenscope.core.books import moby_dick
 from tokenscope.core.corpus import run_corpus
+from tokenscope.core.cuts import cuts, named_tokenizers, token_counts
+from tokenscope.core.data import udhr
 from tokenscope.core.neighbours import VectorBank
 from tokenscope.core.scope import load
 
@@ -56,3 +58,20 @@ def test_search():
     faiss.omp_set_num_threads(1)
     ratio_table("32 exact searches among 200,000 vectors", lambda: index.search(queries.numpy(), 5), {"tokenscope": {"half precision, can stay on disk": lambda: bank.search(queries)}},
                 unit="ratio to faiss, float32 in memory")
+
+
+def test_cutting():
+    "Counting the tokens of a corpus, and the own time of the aligned view, beside what the tokenizers themselves take."
+    names = ["smollm2", "gpt4o"] if ROUNDS > 1 else ["smollm2"]
+    tokenizers = named_tokenizers(names)
+    texts = (moby_dick() * 20)[: (200_000 if ROUNDS > 1 else 2_000)]
+    texts = texts[: next((i for i, n in enumerate(np.cumsum([len(t) for t in texts])) if n > 10_000_000), len(texts))]
+    size = sum(map(len, texts)) / 1e6
+    plain = lambda: [len(e) for t in tokenizers.values() for e in t.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    assert sum(plain()) == token_counts(texts, tokenizers).tokens.sum()
+    ratio_table(f"Count the tokens of {size:.1f} MB of text with {len(names)} tokenizers", plain, {"tokenscope": {"token_counts": lambda: token_counts(texts, tokenizers)}},
+                {"token_counts": 1.1}, "ratio to the Rust tokenizers")
+    page = "\n".join(udhr("eng") * 2)[:10_000]
+    shown = named_tokenizers(["smollm2", "gpt2", "gpt4o", "llama3"])
+    encode = lambda: [t.backend_tokenizer.encode(page, add_special_tokens=False) for t in shown.values()]
+    ratio_table("Aligned view of 10,000 characters, 4 tokenizers", encode, {"tokenscope": {"cut, align and draw": lambda: cuts(page, shown)._repr_html_()}}, unit="ratio to encoding")

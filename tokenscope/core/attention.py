@@ -81,13 +81,19 @@ def _run(taps, site, tensor):
 # %% ../../nbs/core/attention.ipynb #4267a6dc
 def _biased_mask(taps, module, query, key, mask, kw):
     "The additive mask after every tap on the scores."
-    plain, mask = mask, additive_mask(mask, query, key, kw.get("is_causal") is not False and getattr(module, "is_causal", True))
+    causal = kw.get("is_causal") is not False and getattr(module, "is_causal", True)
+    on_scores = [(name, tap) for name, tap in taps if name in ("attn_bias", "attn_scores")]
+    if all(name == "attn_bias" for name, _ in on_scores):  # it knows nothing of the scores, so layers with the same edits share it
+        add = lambda: sum((tap(query, key) for _, tap in on_scores), additive_mask(mask, query, key, causal))
+        once = getattr(on_scores[0][1], "once", lambda key, make: make())
+        return once((*(id(tap) for _, tap in on_scores), id(mask), query.shape, key.shape, query.dtype, query.device, causal), add)
+    plain, mask = mask, additive_mask(mask, query, key, causal)
     biased = False
     hidden = mask <= torch.finfo(mask.dtype).min  # what the model itself hides stays hidden
-    for name, tap in taps:
+    for name, tap in on_scores:
         if name == "attn_bias":
             mask, biased = mask + tap(query, key), True
-        elif name == "attn_scores":
+        else:
             scores = attention_scores(module, query, key, mask, **kw)
             new = tap(scores)
             if new is not None and not torch.equal(new, scores):

@@ -10,7 +10,7 @@ __all__ = ['Edit', 'Progress', 'position_mask', 'vector_tap', 'square_tap', 'edi
 # %% ../../nbs/core/edit.ipynb #180452ff
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int
@@ -76,9 +76,11 @@ class Progress:
     key_index: "Tensor | None" = None  # (batch, key), the cache included
     n_prompt: "Tensor | None" = None  # (batch, 1): real tokens of the prompt
     generating: bool = False  # inside `generate`, where only the first forward is the prompt
+    made: dict = field(default_factory=dict)  # what all layers of the running forward share, such as masks
 
     def see(self, module, args, kwargs):
         "A forward is about to begin: take note of it (a forward pre-hook)."
+        self.made.clear()
         given = kwargs.get("input_ids", args[0] if args else None)
         given = kwargs.get("inputs_embeds") if given is None else given
         n_rows, n_new = given.shape[:2]
@@ -92,6 +94,12 @@ class Progress:
         if not self.generating or self.n_prompt is None:
             cut = past or past + n_new
             self.n_prompt = (self.key_index[:, :cut] >= 0).sum(1, keepdim=True)
+
+    def once(self, key, make: Callable):
+        "Make something in the first layer that asks, and keep it until the next forward."
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
 # %% ../../nbs/core/edit.ipynb #bea369b3
 def position_mask(
@@ -138,12 +146,16 @@ def _head_mask(edit, n, device):
     mask[resolve_indices(edit.heads, n, "head")] = True
     return mask
 
+def _key(index):
+    "Positions or heads by what they say, so that layers can share a mask; what is long or changes is known by itself."
+    return repr(index) if isinstance(index, (type(None), int, str, slice, list, tuple, range)) else id(index)
+
 # %% ../../nbs/core/edit.ipynb #fb3d3742
 def _now(edit, progress):
     "Does the edit concern the running forward at all?"
     if edit.when == "always":
         return True
-    begun = bool((progress.index >= progress.n_prompt).any())
+    begun = progress.once("begun", lambda: bool((progress.index >= progress.n_prompt).any()))
     return begun == (edit.when == "generated")
 
 # %% ../../nbs/core/edit.ipynb #055a8f54
@@ -159,13 +171,18 @@ def vector_tap(
             return None
         flat = tensor.ndim == 2  # routers see a flat list of tokens
         x = tensor.unflatten(0, (progress.index.shape[0], -1)) if flat else tensor
+        mask, everywhere = progress.once((edit.site, _key(edit.positions), _key(edit.heads), x.shape[1:-1]), lambda: masked(x))
+        new = _changed(edit, x)
+        new = new.contiguous() if everywhere else torch.where(mask, new, x)
+        return new.flatten(0, 1) if flat else new
+
+    def masked(x):
         index = progress.key_index if edit.site in ("k", "v") else progress.index
         mask = position_mask(edit.positions, _fit(index, x.shape[1]), progress.n_prompt, skip_first)
         mask = mask.view(*mask.shape, *[1] * (x.ndim - 2))
         if edit.heads is not None:
             mask = mask & _head_mask(edit, x.shape[2], x.device)[:, None]
-        new = torch.where(mask, _changed(edit, x), x)
-        return new.flatten(0, 1) if flat else new
+        return mask, bool(mask.all())  # often all: a step of generation, without padding, is one token
     return tap
 
 # %% ../../nbs/core/edit.ipynb #ae52049a
@@ -193,11 +210,14 @@ def square_tap(
     progress: Progress,
 ) -> tuple[str, Callable]:  # the tap's site, and the tap
     "The tap of an edit at `attn_scores` or `pattern`."
+    def shared(*sizes):
+        return progress.once((_key(edit.positions), _key(edit.keys), _key(edit.heads), sizes), lambda: _square_mask(edit, progress, *sizes))
+
     def bias(query, key):
         value = torch.as_tensor(edit.add).to(query.device, query.dtype)
         if not _now(edit, progress):
             return torch.zeros_like(value)
-        mask = _square_mask(edit, progress, query.shape[1], query.shape[2], key.shape[2])
+        mask = shared(query.shape[1], query.shape[2], key.shape[2])
         try:
             return torch.where(mask, value, torch.zeros_like(value))
         except RuntimeError as e:
@@ -206,9 +226,10 @@ def square_tap(
     def change(tensor):
         if not _now(edit, progress):
             return None
-        mask = _square_mask(edit, progress, *tensor.shape[1:])
+        mask = shared(*tensor.shape[1:])
         return torch.where(mask, _changed(edit, tensor), tensor)
 
+    bias.once = progress.once
     return ("attn_bias", bias) if edit.site == "attn_scores" and edit.add is not None else (edit.site, change)
 
 # %% ../../nbs/core/edit.ipynb #d8cf94b4
