@@ -42,10 +42,10 @@ technique = {
     "picture": "the tokens of a sentence as a graph: arcs between those that resemble each other, a dot for each one's weight",
 }
 
-# %% ../../nbs/lenses/glot.ipynb #025e9b3b
+# %% ../../nbs/lenses/glot.ipynb #7d1eff66
 def cosine_token_graph(
     X: Float[Tensor, "*batch token d_model"],
-    mask: Bool[Tensor, "*batch token"],  # which tokens are real
+    mask: Bool[Tensor, "..."],  # (*batch, token): which tokens are real
     tau: "int | float" = 0.6,  # a cosine above it makes an edge
     mean: "Tensor | None" = None,  # taken from the states first
 ) -> Bool[Tensor, "*batch token token"]:
@@ -209,12 +209,12 @@ class TrainedPooler:
         "Share of the labels that the head gets right."
         return float((self.logits(X, mask, edges).argmax(-1) == labels).float().mean())
 
-# %% ../../nbs/lenses/glot.ipynb #16399c52
+# %% ../../nbs/lenses/glot.ipynb #d9077e42
 def train_pooler(
     pool: nn.Module,  # trained in place; give a fresh one
     X: Float[Tensor, "text token d_model"],
     mask: Bool[Tensor, "text token"],
-    labels: Int[Tensor, " text"],  # 0, 1, …
+    labels: Int[Tensor, " label"],  # one a text: 0, 1, …
     lr: "int | float" = 2e-4,
     epochs: int = 3,
     batch: int = 32,
