@@ -85,7 +85,7 @@ def adder_accuracy(model, n: int = 1000, greedy: bool = False) -> float:
     prompts, answers = addition_problems(n, generator)
     return float((sample_answers(model, prompts, 2, None if greedy else generator) == answers).all(1).float().mean())
 
-# %% ../../nbs/core/tuned_pairs.ipynb #8936f0ed
+# %% ../../nbs/core/tuned_pairs.ipynb #e9118f1c
 def pretrain_adder(
     seed: int = 0,
     steps: int = 1200,
@@ -107,7 +107,8 @@ def tune_adder(
     steps: int = 100,
     lr: float = 1e-4,
     seed: int = 0,
-    G: int = 8,  # samples for each of 16 prompts; the supervised run has as many prompts as there are samples
+    G: int = 8,  # samples for each prompt
+    rows: "int | None" = None,  # prompts a step; None for 16, and for 16 G in the supervised run, which is as many answers
     keep: "dict | None" = None,  # parameter -> mask of the weights that may change; None for all of them
 ):  # a new model, in float32
     "Tune a copy of the base on the right answers or by their reward."
@@ -117,7 +118,7 @@ def tune_adder(
         if keep is not None:
             p.register_hook(lambda grad, mask=keep.get(name, torch.zeros((), dtype=torch.bool)): grad * mask)
     for step in tqdm(range(steps), desc=method, delay=2, mininterval=2):
-        prompts, answers = addition_problems(16 if method == "rl" else 16 * G, generator)
+        prompts, answers = addition_problems(rows or (16 if method == "rl" else 16 * G), generator)
         loss = grpo_step(model, prompts, answers, G, generator) if method == "rl" else -answer_logp(model, prompts, answers).mean()
         _descend(model, adam, loss, lr)
     return model.eval()
