@@ -21,7 +21,7 @@ from .names import ScopeError
 # %% ../../nbs/core/probes.ipynb #be5a8362
 def _checked(X, labels=None) -> tuple:
     "States as a float64 matrix and labels as an array, or what is wrong with them."
-    X = torch.as_tensor(X).detach().double().cpu().numpy()
+    X = X.detach().double().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X, dtype=float)
     if X.ndim != 2 or not len(X):
         raise ScopeError(f"A probe needs a matrix of states, (example, feature); given: {tuple(X.shape)}")
     if not np.isfinite(X).all():
