@@ -12,7 +12,7 @@ from tokenscope.core.gallery import FAMILIES, cards
 
 # Lower to higher: a module may import only from those before it.
 CORE = ("names fetch intervals tokens marks colours pictures strip display claims diagnosis encodings default_model data languages books texts containers shards structure attention taps batch "
-        "trace edit scores readouts contrasts paths attribution direct_logits reader corpus neighbours scope small_models probes answers language_mass spectra states moves directions units edit_files control_vectors "
+        "trace edit scores readouts contrasts paths attribution direct_logits reader corpus neighbours scope small_models steps probes answers language_mass spectra states moves directions units edit_files control_vectors "
         "composition sae sae_training steering_bench controls twin explore gallery tour commands").split()
 LIGHT = "names fetch intervals tokens marks colours pictures strip display claims diagnosis controls twin explore gallery".split()
 MODULES = sorted(p for p in (ROOT / "tokenscope").rglob("*.py") if not p.name.startswith("_"))
