@@ -42,6 +42,7 @@ sae: .venv/.dev                  ## fit the shipped sparse autoencoder again: th
 
 toys: .venv/.dev                 ## train the shipped small models again: a few minutes each on one core
 	@echo "Small models are written to tokenscope/data"
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.lenses.step_sae import make_step_sae_toys; make_step_sae_toys('tokenscope/data')"
 
 bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain forward, beside the peers in environments of their own
 	rm -f $(RESULTS)
