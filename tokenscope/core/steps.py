@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/steps.html.md"""
 __all__ = ['STYLES', 'OPERATORS', 'OPERANDS', 'split_steps', 'step_pairs', 'text_pairs', 'StepBatch', 'step_batch',
            'arithmetic_chains', 'chain_pairs', 'train_chain_lm', 'FrozenSteps', 'read_steps']
 
-# %% ../../nbs/core/steps.ipynb #f1c8ea7d
+# %% ../../nbs/core/steps.ipynb #61ac3418
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batch import batches_by_length
-from .names import ScopeError
+from .names import ScopeError, resolve_layers
 from .scope import Scope
 from .small_models import small_llama, train_lm, word_tokenizer
 from .trace import unembed
@@ -43,9 +43,9 @@ def step_pairs(
     steps = list(steps)
     return [(sep.join([problem, *steps[:k]]), step) for k, step in enumerate(steps)]
 
-# %% ../../nbs/core/steps.ipynb #5efc61a1
+# %% ../../nbs/core/steps.ipynb #ef3202ff
 def text_pairs(
-    text: str,  # the problem in the first line, a step in each other
+    text,  # one text: the problem in the first line, a step in each other
     merge_last: bool = True,
 ) -> list[tuple[str, str]]:  # (context, step)
     "The steps of one text with their contexts."
@@ -156,7 +156,7 @@ class FrozenSteps:
     def __len__(self): return len(self.state)
     def __getitem__(self, rows) -> "FrozenSteps": return FrozenSteps(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
-# %% ../../nbs/core/steps.ipynb #cc7d05bc
+# %% ../../nbs/core/steps.ipynb #1106c705
 @torch.no_grad()
 def read_steps(
     scope: Scope,
@@ -171,12 +171,12 @@ def read_steps(
     batch = step_batch(scope.tokenizer, pairs, sep, eos, max_tokens)
     n, found = batch.scored.sum(1), [None] * len(batch)
     for some in batches_by_length(batch.mask.sum(1).tolist(), 2048):
-        trace = scope.read([batch.ids[i][batch.mask[i]].tolist() for i in some], "resid_post", layers=[layer, -1])
-        for i, (h, top) in zip(some, trace["resid_post"]):
+        trace = scope.read([batch.ids[i][batch.mask[i]].tolist() for i in some], "resid_post", layers=sorted({*resolve_layers(layer, scope.n_layers), scope.n_layers - 1}))
+        for i, h in zip(some, trace["resid_post"]):
             at = torch.arange(batch.last[i] + 1 - n[i], batch.last[i] + 1)
-            logp, ids = unembed(scope, top[at - 1], normed=False).float().log_softmax(-1), batch.ids[i][at]
+            logp, ids = unembed(scope, h[-1, at - 1], normed=False).float().log_softmax(-1), batch.ids[i][at]
             rest = logp.index_fill(-1, words, -torch.inf).logsumexp(-1, keepdim=True)
             word = torch.where(torch.isin(ids, words), torch.searchsorted(words, ids), len(words))
-            rows = top[at - 1].float(), torch.cat([logp[:, words], rest], -1), logp.gather(1, ids[:, None])[:, 0], word, at >= 0
-            found[i] = h[at[-1]].float(), *(F.pad(t, (0, 0) * (t.ndim - 1) + (0, int(n.max() - n[i]))) for t in rows)
+            rows = h[-1, at - 1].float(), torch.cat([logp[:, words], rest], -1), logp.gather(1, ids[:, None])[:, 0], word, at >= 0
+            found[i] = h[0, at[-1]].float(), *(F.pad(t, (0, 0) * (t.ndim - 1) + (0, int(n.max() - n[i]))) for t in rows)
     return FrozenSteps(*map(torch.stack, zip(*found)))

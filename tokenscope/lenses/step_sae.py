@@ -9,13 +9,12 @@ __all__ = ['sparse_code', 'ablate_code', 'L1Controller', 'StepCode', 'fit_steps'
            'shuffled_codes', 'conditional_gain', 'write_steps', 'top_steps', 'weighted_vote', 'start_step_sae',
            'make_step_sae_toys', 'shipped_step_sae', 'FrozenStepSAE', 'StepReading', 'step_sae', 'shuffled_step_sae']
 
-# %% ../../nbs/lenses/step_sae.ipynb #e899f829
+# %% ../../nbs/lenses/step_sae.ipynb #fdf08a0f
 import json
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -23,14 +22,13 @@ import torch
 from jaxtyping import Bool, Float
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..core.batch import rows_of
 from ..core.display import TokenScores
 from ..core.names import ScopeError, resolve_layers
 from ..core.scope import Scope
 from ..core.small_models import save_small, train_lm, word_tokenizer
 from ..core.steps import arithmetic_chains, chain_pairs, read_steps, step_batch, text_pairs, train_chain_lm
+from ..core.tokens import tokens_of
 
 # %% ../../nbs/lenses/step_sae.ipynb #11f6b901
 technique = {
@@ -50,21 +48,19 @@ technique = {
     "picture": "the tokens of each step, coloured by what they cost without and with the step's code",
 }
 
-# %% ../../nbs/lenses/step_sae.ipynb #60701b6e
+# %% ../../nbs/lenses/step_sae.ipynb #70691103
 def sparse_code(
     before: Float[Tensor, "*axes feature"],  # W e + b
 ) -> Float[Tensor, "*axes feature"]:  # at least 0, of length 1; 0 where every unit is off
     "z = ReLU(W e + b), scaled to length one (Yang et al. 2026, code)."
-    return F.normalize(before.relu(), dim=-1)
+    return nn.functional.normalize(before.relu(), dim=-1)
 
 def ablate_code(
     z: Float[Tensor, "*axes feature"],
     features: "int | list[int]",
 ) -> Float[Tensor, "*axes feature"]:
     "A code with some features off, again of length one."
-    off = torch.zeros(z.shape[-1], dtype=torch.bool)
-    off[features] = True
-    return F.normalize(z.masked_fill(off, 0.0), dim=-1)
+    return nn.functional.normalize(z.index_fill(-1, torch.as_tensor(features).view(-1), 0.0), dim=-1)
 
 # %% ../../nbs/lenses/step_sae.ipynb #826820c3
 @dataclass
@@ -138,7 +134,7 @@ def fit_steps(
 
 StepCode.fit = fit_steps
 
-# %% ../../nbs/lenses/step_sae.ipynb #75b01287
+# %% ../../nbs/lenses/step_sae.ipynb #deb80952
 class StepSAE(StepCode):
     "Encoder LM, sparse code, decoder LM: a step squeezed through a few numbers and written back (Yang et al. 2026)."
 
@@ -163,12 +159,12 @@ class StepSAE(StepCode):
         "At place t the scores of token t: from the code, the context and the tokens before t."
         r = self.up(z).unflatten(-1, (self.expansion, -1))
         x = torch.cat([r, self.decoder_lm.get_input_embeddings()(batch.ids[:, :-1])], 1)
-        seen = F.pad(batch.mask if mask is None else mask, (self.expansion, -1), value=True)
+        seen = nn.functional.pad(batch.mask if mask is None else mask, (self.expansion, -1), value=True)
         return self.decoder_lm(inputs_embeds=x, attention_mask=seen.long(), use_cache=False).logits[:, self.expansion - 1:]
 
     def losses(self, batch, z, mask=None) -> Float[Tensor, "batch token"]:
         "-log p of each token of the step and of <eos>; 0 elsewhere."
-        return F.cross_entropy(self.logits(batch, z, mask).transpose(1, 2), batch.ids, reduction="none") * batch.scored
+        return nn.functional.cross_entropy(self.logits(batch, z, mask).transpose(1, 2), batch.ids, reduction="none") * batch.scored
 
 # %% ../../nbs/lenses/step_sae.ipynb #807d7621
 @torch.no_grad()
@@ -215,7 +211,7 @@ def conditional_gain(
     codes = {"own": z, "shuffled": shuffled_codes(z, seed), "none": torch.zeros_like(z)}
     return pd.DataFrame({name: [row.sum().item() for row in step_losses(sae, pairs, code)] for name, code in codes.items()})
 
-# %% ../../nbs/lenses/step_sae.ipynb #7d7cb771
+# %% ../../nbs/lenses/step_sae.ipynb #93f89d59
 @torch.no_grad()
 def write_steps(
     sae: StepSAE,
@@ -229,7 +225,7 @@ def write_steps(
     x = torch.cat([sae.up(z).unflatten(-1, (sae.expansion, -1)), sae.decoder_lm.get_input_embeddings()(data.ids)], 1)
     rows = [row[: sae.expansion + int(last) - 1] for row, last in zip(x, data.last)]  # without the step and <eos>
     width = max(map(len, rows))
-    x = torch.stack([F.pad(row, (0, 0, width - len(row), 0)) for row in rows])
+    x = torch.stack([nn.functional.pad(row, (0, 0, width - len(row), 0)) for row in rows])
     mask = torch.stack([torch.arange(width) >= width - len(row) for row in rows]).long()
     ids = sae.decoder_lm.generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=max_new_tokens, **{"do_sample": False, "eos_token_id": mark, "pad_token_id": mark, **generate})
     return sae.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -258,7 +254,7 @@ def weighted_vote(
         scores[answer] = scores.get(answer, 0.0) + sum(p**tau for p in probs) / len(probs)
     return max(scores, key=scores.get), scores
 
-# %% ../../nbs/lenses/step_sae.ipynb #b4a68594
+# %% ../../nbs/lenses/step_sae.ipynb #5ab7304a
 def start_step_sae(
     lm: Scope,  # a causal LM whose tokenizer has the marks; `train_chain_lm` gives one
     seed: int = 0,
@@ -270,16 +266,15 @@ def start_step_sae(
         return StepSAE(*(deepcopy(lm.model).requires_grad_(True) for _ in range(2)), lm.tokenizer, **settings)
 
 def make_step_sae_toys(
-    folder: "str | Path",  # gets step_sae_lm.safetensors and step_sae_toy.safetensors
-    seed: int = 0,
+    folder,  # gets step_sae_lm.safetensors and step_sae_toy.safetensors
 ):
     "Train the shipped small models again: three minutes on one thread."
-    lm = train_chain_lm(seed=seed)
-    save_small(lm.model, lm.tokenizer, Path(folder) / "step_sae_lm.safetensors", lm.losses, made_by="train_chain_lm", seed=seed)
+    lm = train_chain_lm()
+    save_small(lm.model, lm.tokenizer, f"{folder}/step_sae_lm.safetensors", lm.losses, made_by="train_chain_lm", seed=0)
     sae = start_step_sae(lm)
     sae.config = lm.model.config  # of both LMs
-    curve = sae.fit(chain_pairs(arithmetic_chains(8000, seed=seed))[0], seed=seed)
-    save_small(sae, lm.tokenizer, Path(folder) / "step_sae_toy.safetensors", curve.rec, made_by="make_step_sae_toys", seed=seed)
+    curve = sae.fit(chain_pairs(arithmetic_chains(8000))[0])
+    save_small(sae, lm.tokenizer, f"{folder}/step_sae_toy.safetensors", curve.rec, made_by="make_step_sae_toys", seed=0)
 
 def shipped_step_sae() -> StepSAE:
     "The shipped StepSAE of arithmetic chains: 64 features, L1 about 3."
@@ -290,7 +285,7 @@ def shipped_step_sae() -> StepSAE:
     made.load_state_dict(weights)
     return made.eval().requires_grad_(False)
 
-# %% ../../nbs/lenses/step_sae.ipynb #7807130f
+# %% ../../nbs/lenses/step_sae.ipynb #a62eec74
 class FrozenStepSAE(StepCode):
     "The bottleneck on a frozen model: only the code is trained, and a small decoder that corrects the model's own predictions."
 
@@ -308,15 +303,15 @@ class FrozenStepSAE(StepCode):
 
     def states(self, batch, mask=None) -> Float[Tensor, "batch d_model"]:
         "e: the state at the end of the step, at the scale of a layer's input."
-        return F.layer_norm(batch.state, batch.state.shape[-1:])
+        return nn.functional.layer_norm(batch.state, batch.state.shape[-1:])
 
     def losses(self, batch, z, mask=None) -> Float[Tensor, "batch token"]:
         "-log p of the tokens of the step: the model's scores, with those of the decoder's words corrected."
-        more = self.say(F.gelu(self.see(F.layer_norm(batch.before, batch.before.shape[-1:])) + self.up(z)[:, None]))
-        more = F.pad(more, (0, 1))  # every other token keeps the score it had
+        more = self.say(nn.functional.gelu(self.see(nn.functional.layer_norm(batch.before, batch.before.shape[-1:])) + self.up(z)[:, None]))
+        more = nn.functional.pad(more, (0, 1))  # every other token keeps the score it had
         return ((batch.base + more).logsumexp(-1) - batch.own - more.gather(-1, batch.word[..., None])[..., 0]) * batch.scored
 
-# %% ../../nbs/lenses/step_sae.ipynb #ee8b45f7
+# %% ../../nbs/lenses/step_sae.ipynb #206f1015
 @dataclass(frozen=True, eq=False)
 class StepReading:
     "What each step of a text costs with and without its code."
@@ -331,17 +326,24 @@ class StepReading:
         return TokenScores(self.tokens, torch.stack(list(self.losses.values())).numpy(), name="surprisal", unit="nats", scale="sequential", layers=list(self.losses))
 
     def to_df(self):
-        "One row for each step: its nats, L1 and active features."
+        "One row a step: its nats, L1 and active features."
         cost = {name: [part.sum().item() for part in row.split(self.lengths)] for name, row in self.losses.items()}
         return pd.DataFrame(dict(step=self.steps, **cost, l1=self.codes.sum(-1).tolist(), active=(self.codes > 0).sum(-1).tolist()))
 
     def _repr_html_(self): return self.scores()._repr_html_()
     def __repr__(self): return repr(self.to_df())
 
-# %% ../../nbs/lenses/step_sae.ipynb #57dcdd8b
+# %% ../../nbs/lenses/step_sae.ipynb #50b26eca
+def _names(sae, step, n):
+    "What the n scored tokens of a step look like: its own pieces, then a line break for its end."
+    made = sae.tokenizer(step, add_special_tokens=False, return_offsets_mapping=True)
+    pieces = tokens_of(sae.tokenizer, made["input_ids"], text=step, offsets=made["offset_mapping"])
+    return ([str(t) for t in pieces][:sae.marks["max_tokens"]] + ["\n"] * n)[:n]
+
+# %% ../../nbs/lenses/step_sae.ipynb #79be7ac2
 def step_sae(
     scope: Scope,
-    text: str,  # the problem in the first line, a step in each other
+    text,  # one text: the problem in the first line, a step in each other
     *,
     sae: "StepCode | None" = None,  # None: a `FrozenStepSAE`, fitted on `chains`
     chains: "Iterable[str] | None" = None,  # texts like this one; None: the text alone
@@ -361,9 +363,9 @@ def step_sae(
     z = step_codes(sae, pairs)
     z = shuffled_codes(z, seed) if shuffled else z
     without, own = (step_losses(sae, pairs, code) for code in (torch.zeros_like(z), z))
-    tokens = [str(t) for _, step in pairs for t in (*rows_of(step, scope.tokenizer)[1][0], "\n")]
-    return StepReading(tokens, {"without code": torch.cat(without), "with another's" if shuffled else "with its code": torch.cat(own)}, [s for _, s in pairs], [len(r) for r in own], z)
+    names = [_names(sae, step, len(row)) for (_, step), row in zip(pairs, own)]
+    return StepReading(sum(names, []), {"without code": torch.cat(without), "with another's" if shuffled else "with its code": torch.cat(own)}, [s for _, s in pairs], [len(r) for r in own], z)
 
-def shuffled_step_sae(scope: Scope, text: str, **settings) -> StepReading:
+def shuffled_step_sae(scope: Scope, text, **settings) -> StepReading:
     "The same with the codes dealt to other steps: the control of `step_sae`."
     return step_sae(scope, text, **settings, shuffled=True)
