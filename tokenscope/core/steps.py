@@ -156,7 +156,7 @@ class FrozenSteps:
     def __len__(self): return len(self.state)
     def __getitem__(self, rows) -> "FrozenSteps": return FrozenSteps(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
-# %% ../../nbs/core/steps.ipynb #1106c705
+# %% ../../nbs/core/steps.ipynb #4c37cb55
 @torch.no_grad()
 def read_steps(
     scope: Scope,
@@ -167,16 +167,20 @@ def read_steps(
     eos: str = "\n",
     max_tokens: int = 256,
 ) -> FrozenSteps:
-    "Read steps behind their contexts, each step in one forward."
+    "Read steps behind their contexts; the steps of one text share a forward."
     batch = step_batch(scope.tokenizer, pairs, sep, eos, max_tokens)
-    n, found = batch.scored.sum(1), [None] * len(batch)
-    for some in batches_by_length(batch.mask.sum(1).tolist(), 2048):
-        trace = scope.read([batch.ids[i][batch.mask[i]].tolist() for i in some], "resid_post", layers=sorted({*resolve_layers(layer, scope.n_layers), scope.n_layers - 1}))
-        for i, h in zip(some, trace["resid_post"]):
+    rows, n, found, hosts = [r[m].tolist() for r, m in zip(batch.ids, batch.mask)], batch.scored.sum(1), [None] * len(batch), {}
+    for i in sorted(range(len(rows)), key=rows.__getitem__, reverse=True):  # a step's row often begins the row of the next: they share a forward
+        host = next(reversed(hosts), None)
+        hosts.setdefault(host if host is not None and rows[host][:len(rows[i])] == rows[i] else i, []).append(i)
+    leaders = list(hosts)
+    for some in batches_by_length([len(rows[i]) for i in leaders], 2048):
+        trace = scope.read([rows[leaders[j]] for j in some], "resid_post", layers=sorted({*resolve_layers(layer, scope.n_layers), scope.n_layers - 1}))
+        for i, h in [(i, h) for j, h in zip(some, trace["resid_post"]) for i in hosts[leaders[j]]]:
             at = torch.arange(batch.last[i] + 1 - n[i], batch.last[i] + 1)
             logp, ids = unembed(scope, h[-1, at - 1], normed=False).float().log_softmax(-1), batch.ids[i][at]
             rest = logp.index_fill(-1, words, -torch.inf).logsumexp(-1, keepdim=True)
             word = torch.where(torch.isin(ids, words), torch.searchsorted(words, ids), len(words))
-            rows = h[-1, at - 1].float(), torch.cat([logp[:, words], rest], -1), logp.gather(1, ids[:, None])[:, 0], word, at >= 0
+            tokens = h[-1, at - 1].float(), torch.cat([logp[:, words], rest], -1), logp.gather(1, ids[:, None])[:, 0], word, at >= 0
             found[i] = h[0, at[-1]].float(), *(F.pad(t, (0, 0) * (t.ndim - 1) + (0, int(n.max() - n[i]))) for t in rows)
     return FrozenSteps(*map(torch.stack, zip(*found)))

@@ -102,7 +102,7 @@ class StepCode(nn.Module):
         heard = (z + self.noise * torch.randn_like(z)) * (torch.rand(len(z), 1) >= drop)
         return self.losses(batch, heard, mask).sum() / batch.scored.sum(), z.sum(-1).mean()
 
-# %% ../../nbs/lenses/step_sae.ipynb #ae84540e
+# %% ../../nbs/lenses/step_sae.ipynb #192862e8
 def fit_steps(
     self: StepCode,
     pairs: Iterable[tuple[str, str]],  # of `step_pairs`
@@ -114,8 +114,7 @@ def fit_steps(
     **noise,  # holes, drop: see `StepCode.loss`
 ):  # a DataFrame, one row a step: rec, l1, weight
     "Train on steps with their contexts: L = L_rec + weight * L1 (Yang et al. 2026, training)."
-    data, curve = self.prepare(pairs), []
-    controller = controller or L1Controller(self.l1_target, every=2, up=1.05, down=1 / 1.05, hi=1.0, weight=0.01)
+    data, curve, controller = self.prepare(pairs), [], controller or L1Controller(self.l1_target, every=2, up=1.05, down=1 / 1.05, hi=1.0, weight=0.001)
 
     def forward(input_ids, **_):
         rec, l1 = self.loss(input_ids, **noise)
@@ -230,7 +229,7 @@ def write_steps(
     ids = sae.decoder_lm.generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=max_new_tokens, **{"do_sample": False, "eos_token_id": mark, "pad_token_id": mark, **generate})
     return sae.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-# %% ../../nbs/lenses/step_sae.ipynb #306e9931
+# %% ../../nbs/lenses/step_sae.ipynb #8a19da7a
 def top_steps(
     sae: StepCode,
     pairs: Iterable[tuple[str, str]],
@@ -249,9 +248,9 @@ def weighted_vote(
     "Vote among solutions, each with the weight mean(p^tau) over its steps (Yang et al. 2026, voting)."
     if not answers or len(answers) != len(step_probs) or not all(len(p) and all(0 <= v <= 1 for v in p) for p in step_probs):
         raise ScopeError(f"A vote needs answers, and for each the probabilities of its steps, from 0 to 1; given: {len(answers)} answers, {len(step_probs)} lists")
-    scores = {}
+    scores = dict.fromkeys(answers, 0.0)
     for answer, probs in zip(answers, step_probs):
-        scores[answer] = scores.get(answer, 0.0) + sum(p**tau for p in probs) / len(probs)
+        scores[answer] += sum(p**tau for p in probs) / len(probs)
     return max(scores, key=scores.get), scores
 
 # %% ../../nbs/lenses/step_sae.ipynb #5ab7304a
@@ -285,7 +284,7 @@ def shipped_step_sae() -> StepSAE:
     made.load_state_dict(weights)
     return made.eval().requires_grad_(False)
 
-# %% ../../nbs/lenses/step_sae.ipynb #a62eec74
+# %% ../../nbs/lenses/step_sae.ipynb #da44269d
 class FrozenStepSAE(StepCode):
     "The bottleneck on a frozen model: only the code is trained, and a small decoder that corrects the model's own predictions."
 
@@ -296,14 +295,15 @@ class FrozenStepSAE(StepCode):
         self.scope, self.layer = scope, resolve_layers(layer, scope.n_layers)[0]
         self.words = torch.tensor(sorted({i for row in scope.tokenizer([*texts, eos], add_special_tokens=False)["input_ids"] for i in row}))
         self.see, self.say = nn.Linear(scope.d_model, hidden), nn.Linear(hidden, len(self.words))
+        self.scale = nn.BatchNorm1d(scope.d_model, momentum=None, affine=False).eval()  # a few dimensions are a thousand times the others
 
     def prepare(self, pairs): return read_steps(self.scope, pairs, self.words, self.layer, **self.marks)
 
     def punched(self, batch, share): return None  # the model has read the whole step
 
     def states(self, batch, mask=None) -> Float[Tensor, "batch d_model"]:
-        "e: the state at the end of the step, at the scale of a layer's input."
-        return nn.functional.layer_norm(batch.state, batch.state.shape[-1:])
+        "e: the state at the end of the step, each dimension at its own scale."
+        return self.scale(batch.state)
 
     def losses(self, batch, z, mask=None) -> Float[Tensor, "batch token"]:
         "-log p of the tokens of the step: the model's scores, with those of the decoder's words corrected."
