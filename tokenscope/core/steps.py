@@ -156,7 +156,7 @@ class FrozenSteps:
     def __len__(self): return len(self.state)
     def __getitem__(self, rows) -> "FrozenSteps": return FrozenSteps(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
-# %% ../../nbs/core/steps.ipynb #4c37cb55
+# %% ../../nbs/core/steps.ipynb #f69537cd
 @torch.no_grad()
 def read_steps(
     scope: Scope,
@@ -182,5 +182,5 @@ def read_steps(
             rest = logp.index_fill(-1, words, -torch.inf).logsumexp(-1, keepdim=True)
             word = torch.where(torch.isin(ids, words), torch.searchsorted(words, ids), len(words))
             tokens = h[-1, at - 1].float(), torch.cat([logp[:, words], rest], -1), logp.gather(1, ids[:, None])[:, 0], word, at >= 0
-            found[i] = h[0, at[-1]].float(), *(F.pad(t, (0, 0) * (t.ndim - 1) + (0, int(n.max() - n[i]))) for t in rows)
+            found[i] = h[0, at[-1]].float(), *(F.pad(t, (0, 0) * (t.ndim - 1) + (0, int(n.max() - n[i]))) for t in tokens)
     return FrozenSteps(*map(torch.stack, zip(*found)))
