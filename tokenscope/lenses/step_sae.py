@@ -83,7 +83,7 @@ class L1Controller:
             self.weight, self.seen = min(self.hi, max(self.lo, self.weight * factor)), ()
         return self.weight
 
-# %% ../../nbs/lenses/step_sae.ipynb #939e5dcc
+# %% ../../nbs/lenses/step_sae.ipynb #93e0e28d
 class StepCode(nn.Module):
     "The sparse bottleneck. A subclass brings `prepare`, `states` (the step encoder) and `losses` (the decoder)."
 
@@ -92,13 +92,18 @@ class StepCode(nn.Module):
         if not (n >= 1 and l1_target > 0 and noise >= 0):
             raise ScopeError(f"A step code needs n at least 1, l1_target above 0, noise at least 0; given: {n}, {l1_target}, {noise}")
         self.tokenizer, self.l1_target, self.noise, self.marks = tokenizer, l1_target, noise, marks
+        self.scale = nn.BatchNorm1d(d_state, momentum=0.05, affine=False).eval()  # part of W and b: a state's few large constant dimensions hide what differs
         self.down, self.up = nn.Linear(d_state, n), nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, d_out))
         nn.init.zeros_(self.down.bias)
+
+    def code(self, e: Float[Tensor, "step d_state"]) -> Float[Tensor, "step feature"]:
+        "z of states."
+        return sparse_code(self.down(self.scale(e)))
 
     def loss(self, batch, holes: float = 0.1, drop: float = 0.1) -> tuple[Tensor, Tensor]:  # drop: share of codes set to zero
         "Mean loss of a step token, and mean L1, of a batch in training."
         mask = self.punched(batch, holes)
-        z = sparse_code(self.down(self.states(batch, mask)))
+        z = self.code(self.states(batch, mask))
         heard = (z + self.noise * torch.randn_like(z)) * (torch.rand(len(z), 1) >= drop)
         return self.losses(batch, heard, mask).sum() / batch.scored.sum(), z.sum(-1).mean()
 
@@ -165,7 +170,7 @@ class StepSAE(StepCode):
         "-log p of each token of the step and of <eos>; 0 elsewhere."
         return nn.functional.cross_entropy(self.logits(batch, z, mask).transpose(1, 2), batch.ids, reduction="none") * batch.scored
 
-# %% ../../nbs/lenses/step_sae.ipynb #807d7621
+# %% ../../nbs/lenses/step_sae.ipynb #351483bb
 @torch.no_grad()
 def step_codes(
     sae: StepCode,
@@ -175,7 +180,7 @@ def step_codes(
     "The code of each step, without noise."
     data = sae.prepare(pairs)
     e = torch.cat([sae.states(data[i]) for i in torch.arange(len(data)).split(256)])
-    return e if state else sparse_code(sae.down(e))
+    return e if state else sae.code(e)
 
 @torch.no_grad()
 def step_losses(
@@ -284,7 +289,7 @@ def shipped_step_sae() -> StepSAE:
     made.load_state_dict(weights)
     return made.eval().requires_grad_(False)
 
-# %% ../../nbs/lenses/step_sae.ipynb #da44269d
+# %% ../../nbs/lenses/step_sae.ipynb #100906f0
 class FrozenStepSAE(StepCode):
     "The bottleneck on a frozen model: only the code is trained, and a small decoder that corrects the model's own predictions."
 
@@ -295,15 +300,12 @@ class FrozenStepSAE(StepCode):
         self.scope, self.layer = scope, resolve_layers(layer, scope.n_layers)[0]
         self.words = torch.tensor(sorted({i for row in scope.tokenizer([*texts, eos], add_special_tokens=False)["input_ids"] for i in row}))
         self.see, self.say = nn.Linear(scope.d_model, hidden), nn.Linear(hidden, len(self.words))
-        self.scale = nn.BatchNorm1d(scope.d_model, momentum=None, affine=False).eval()  # a few dimensions are a thousand times the others
 
     def prepare(self, pairs): return read_steps(self.scope, pairs, self.words, self.layer, **self.marks)
 
     def punched(self, batch, share): return None  # the model has read the whole step
 
-    def states(self, batch, mask=None) -> Float[Tensor, "batch d_model"]:
-        "e: the state at the end of the step, each dimension at its own scale."
-        return self.scale(batch.state)
+    def states(self, batch, mask=None): return batch.state
 
     def losses(self, batch, z, mask=None) -> Float[Tensor, "batch token"]:
         "-log p of the tokens of the step: the model's scores, with those of the decoder's words corrected."
