@@ -107,19 +107,19 @@ class StepCode(nn.Module):
         heard = (z + self.noise * torch.randn_like(z)) * (torch.rand(len(z), 1) >= drop)
         return self.losses(batch, heard, mask).sum() / batch.scored.sum(), z.sum(-1).mean()
 
-# %% ../../nbs/lenses/step_sae.ipynb #192862e8
+# %% ../../nbs/lenses/step_sae.ipynb #9f8a9793
 def fit_steps(
     self: StepCode,
     pairs: Iterable[tuple[str, str]],  # of `step_pairs`
     steps: int = 600,
-    lr: float = 1e-3,  # the paper's 1e-6 is for a long fine-tuning of a large LM
+    lr: float = 2e-3,  # the paper's 1e-6 is for a long fine-tuning of a large LM
     batch_size: int = 64,
     controller: "L1Controller | None" = None,  # None: one that moves fast enough for a short run
     seed: int = 0,
     **noise,  # holes, drop: see `StepCode.loss`
 ):  # a DataFrame, one row a step: rec, l1, weight
     "Train on steps with their contexts: L = L_rec + weight * L1 (Yang et al. 2026, training)."
-    data, curve, controller = self.prepare(pairs), [], controller or L1Controller(self.l1_target, every=2, up=1.05, down=1 / 1.05, hi=1.0, weight=0.001)
+    data, curve, controller = self.prepare(pairs), [], controller or L1Controller(self.l1_target, every=2, up=1.05, down=1 / 1.05, hi=1.0, weight=1e-5)
 
     def forward(input_ids, **_):
         rec, l1 = self.loss(input_ids, **noise)
@@ -258,7 +258,7 @@ def weighted_vote(
         scores[answer] += sum(p**tau for p in probs) / len(probs)
     return max(scores, key=scores.get), scores
 
-# %% ../../nbs/lenses/step_sae.ipynb #5ab7304a
+# %% ../../nbs/lenses/step_sae.ipynb #45a507ce
 def start_step_sae(
     lm: Scope,  # a causal LM whose tokenizer has the marks; `train_chain_lm` gives one
     seed: int = 0,
@@ -277,7 +277,7 @@ def make_step_sae_toys(
     save_small(lm.model, lm.tokenizer, f"{folder}/step_sae_lm.safetensors", lm.losses, made_by="train_chain_lm", seed=0)
     sae = start_step_sae(lm)
     sae.config = lm.model.config  # of both LMs
-    curve = sae.fit(chain_pairs(arithmetic_chains(8000))[0])
+    curve = sae.fit(chain_pairs(arithmetic_chains(8000))[0], steps=800)
     save_small(sae, lm.tokenizer, f"{folder}/step_sae_toy.safetensors", curve.rec, made_by="make_step_sae_toys", seed=0)
 
 def shipped_step_sae() -> StepSAE:
