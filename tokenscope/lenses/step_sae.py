@@ -138,14 +138,14 @@ def fit_steps(
 
 StepCode.fit = fit_steps
 
-# %% ../../nbs/lenses/step_sae.ipynb #deb80952
+# %% ../../nbs/lenses/step_sae.ipynb #cc4f9abf
 class StepSAE(StepCode):
     "Encoder LM, sparse code, decoder LM: a step squeezed through a few numbers and written back (Yang et al. 2026)."
 
     def __init__(self, encoder_lm, decoder_lm, tokenizer, expansion: int = 1, l1_target: float = 3.0, noise: float = 0.01, sep: str = "<sep>", eos: str = "<eos>", max_tokens: int = 256):
         d = encoder_lm.config.hidden_size
         super().__init__(tokenizer, d, d * expansion, d * expansion, l1_target, noise, sep=sep, eos=eos, max_tokens=max_tokens)
-        self.encoder_lm, self.decoder_lm, self.expansion = encoder_lm, decoder_lm, expansion
+        self.encoder_lm, self.decoder_lm, self.expansion, self.config = encoder_lm, decoder_lm, expansion, encoder_lm.config
 
     def prepare(self, pairs): return step_batch(self.tokenizer, pairs, **self.marks)
 
@@ -258,7 +258,7 @@ def weighted_vote(
         scores[answer] += sum(p**tau for p in probs) / len(probs)
     return max(scores, key=scores.get), scores
 
-# %% ../../nbs/lenses/step_sae.ipynb #45a507ce
+# %% ../../nbs/lenses/step_sae.ipynb #10d385be
 def start_step_sae(
     lm: Scope,  # a causal LM whose tokenizer has the marks; `train_chain_lm` gives one
     seed: int = 0,
@@ -276,7 +276,6 @@ def make_step_sae_toys(
     lm = train_chain_lm()
     save_small(lm.model, lm.tokenizer, f"{folder}/step_sae_lm.safetensors", lm.losses, made_by="train_chain_lm", seed=0)
     sae = start_step_sae(lm)
-    sae.config = lm.model.config  # of both LMs
     curve = sae.fit(chain_pairs(arithmetic_chains(8000))[0], steps=800)
     save_small(sae, lm.tokenizer, f"{folder}/step_sae_toy.safetensors", curve.rec, made_by="make_step_sae_toys", seed=0)
 
