@@ -13,7 +13,7 @@ from tokenscope.core.steps import OPERATORS, STYLES, arithmetic_chains, chain_pa
 from tokenscope.lenses.step_sae import (FrozenStepSAE, L1Controller, ablate_code, conditional_gain, shipped_step_sae, shuffled_codes, shuffled_step_sae, sparse_code, start_step_sae,
                                         step_codes, step_losses, step_sae, top_steps, weighted_vote, write_steps)
 
-TEXT = "Ann has 3 pies.\nShe buys 4 <b>more</b>: 3 + 4 = 7.\nBob eats 2: 7 - 2 = 5.\nSo 5 are left."
+TEXT = "Ann has 3 pies.\nShe buys 4 <xmp>more: 3 + 4 = 7.\nBob eats 2: 7 - 2 = 5.\nSo 5 are left."
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_reading_on_four_architectures(reader):
         reader.tokenizer.padding_side = side
         reading = make(reader, TEXT, merge_last=False, steps=4, batch_size=8)
         scores = reading.scores()
-        assert scores.values.shape == (2, len(scores.tokens)) and "".join(scores.tokens) == "\n".join(TEXT.split("\n")[1:]) + "\n" and "<b>" not in reading._repr_html_()
+        assert scores.values.shape == (2, len(scores.tokens)) and "".join(scores.tokens) == "\n".join(TEXT.split("\n")[1:]) + "\n" and "<xmp" not in reading._repr_html_()
         tables[make, side] = reading.to_df()
     assert tables[step_sae, "left"].equals(tables[step_sae, "right"])
     assert not tables[step_sae, "right"].iloc[:, 2].equals(tables[shuffled_step_sae, "right"].iloc[:, 2])

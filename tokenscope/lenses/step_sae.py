@@ -83,7 +83,7 @@ class L1Controller:
             self.weight, self.seen = min(self.hi, max(self.lo, self.weight * factor)), ()
         return self.weight
 
-# %% ../../nbs/lenses/step_sae.ipynb #93e0e28d
+# %% ../../nbs/lenses/step_sae.ipynb #21424062
 class StepCode(nn.Module):
     "The sparse bottleneck. A subclass brings `prepare`, `states` (the step encoder) and `losses` (the decoder)."
 
@@ -94,7 +94,7 @@ class StepCode(nn.Module):
         self.tokenizer, self.l1_target, self.noise, self.marks = tokenizer, l1_target, noise, marks
         self.scale = nn.BatchNorm1d(d_state, momentum=0.05, affine=False).eval()  # part of W and b: a state's few large constant dimensions hide what differs
         self.down, self.up = nn.Linear(d_state, n), nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, d_out))
-        nn.init.zeros_(self.down.bias)
+        [nn.init.zeros_(layer.bias) for layer in (self.down, self.up[0], self.up[2])]  # at the start the decoder hears what differs, and nothing else
 
     def code(self, e: Float[Tensor, "step d_state"]) -> Float[Tensor, "step feature"]:
         "z of states."
