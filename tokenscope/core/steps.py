@@ -120,7 +120,7 @@ def chain_pairs(
     chains = list(chains)
     return [p for c in chains for p in step_pairs(c["problem"], c["steps"])], [label for c in chains for label in c["labels"]]
 
-# %% ../../nbs/core/steps.ipynb #c70fdddf
+# %% ../../nbs/core/steps.ipynb #4f24e3f9
 def train_chain_lm(
     steps: int = 1200,
     seed: int = 0,
@@ -136,7 +136,7 @@ def train_chain_lm(
         ids = data[rows].ids
         return ids, labels[rows, :ids.shape[1]]
 
-    model = small_llama(len(tokenizer), seed=seed)
+    model = small_llama(len(tokenizer), seed=seed, tie_word_embeddings=True)  # else words that are never told apart as output stay alike
     losses = train_lm(model, batch, steps, lr=3e-3)
     scope = Scope(model.requires_grad_(False), tokenizer)
     scope.losses = losses

@@ -7,7 +7,8 @@ Docs: https://tokenscope.github.io/tokenscope/lenses/step_sae.html.md"""
 # %% auto #0
 __all__ = ['sparse_code', 'ablate_code', 'L1Controller', 'StepCode', 'fit_steps', 'StepSAE', 'step_codes', 'step_losses',
            'shuffled_codes', 'conditional_gain', 'write_steps', 'top_steps', 'weighted_vote', 'start_step_sae',
-           'make_step_sae_toys', 'shipped_step_sae', 'FrozenStepSAE', 'StepReading', 'step_sae', 'shuffled_step_sae']
+           'toy_recipe', 'make_step_sae_toys', 'shipped_step_sae', 'FrozenStepSAE', 'StepReading', 'step_sae',
+           'shuffled_step_sae']
 
 # %% ../../nbs/lenses/step_sae.ipynb #fdf08a0f
 import json
@@ -269,14 +270,20 @@ def start_step_sae(
         torch.manual_seed(seed)
         return StepSAE(*(deepcopy(lm.model).requires_grad_(True) for _ in range(2)), lm.tokenizer, **settings)
 
+def toy_recipe(
+    target: float = 3.0,  # mean L1 of the codes
+) -> dict:  # more for `fit`
+    "How the small models of arithmetic chains are fitted: slowly enough for the operator to find its way into the code."
+    return dict(steps=2400, batch_size=32, drop=0.05, controller=L1Controller(target, every=2, up=1.02, down=1 / 1.02, hi=1.0, weight=1e-6))
+
 def make_step_sae_toys(
     folder,  # gets step_sae_lm.safetensors and step_sae_toy.safetensors
 ):
-    "Train the shipped small models again: three minutes on one thread."
+    "Train the shipped small models again: some three minutes on one thread."
     lm = train_chain_lm()
     save_small(lm.model, lm.tokenizer, f"{folder}/step_sae_lm.safetensors", lm.losses, made_by="train_chain_lm", seed=0)
     sae = start_step_sae(lm)
-    curve = sae.fit(chain_pairs(arithmetic_chains(8000))[0], steps=800)
+    curve = sae.fit(chain_pairs(arithmetic_chains(8000))[0], **toy_recipe())
     save_small(sae, lm.tokenizer, f"{folder}/step_sae_toy.safetensors", curve.rec, made_by="make_step_sae_toys", seed=0)
 
 def shipped_step_sae() -> StepSAE:
