@@ -270,20 +270,15 @@ def start_step_sae(
         torch.manual_seed(seed)
         return StepSAE(*(deepcopy(lm.model).requires_grad_(True) for _ in range(2)), lm.tokenizer, **settings)
 
-def toy_recipe(
-    target: float = 3.0,  # mean L1 of the codes
-) -> dict:  # more for `fit`
+def toy_recipe(target: float = 3.0) -> dict:  # mean L1 of the codes -> more for `fit`
     "How the small models of arithmetic chains are fitted: slowly enough for the operator to find its way into the code."
     return dict(steps=2400, batch_size=32, drop=0.05, controller=L1Controller(target, every=2, up=1.02, down=1 / 1.02, hi=1.0, weight=1e-6))
 
-def make_step_sae_toys(
-    folder,  # gets step_sae_lm.safetensors and step_sae_toy.safetensors
-):
+def make_step_sae_toys(folder):  # gets step_sae_lm.safetensors and step_sae_toy.safetensors
     "Train the shipped small models again: some three minutes on one thread."
     lm = train_chain_lm()
     save_small(lm.model, lm.tokenizer, f"{folder}/step_sae_lm.safetensors", lm.losses, made_by="train_chain_lm", seed=0)
-    sae = start_step_sae(lm)
-    curve = sae.fit(chain_pairs(arithmetic_chains(8000))[0], **toy_recipe())
+    curve = (sae := start_step_sae(lm)).fit(chain_pairs(arithmetic_chains(8000))[0], **toy_recipe())
     save_small(sae, lm.tokenizer, f"{folder}/step_sae_toy.safetensors", curve.rec, made_by="make_step_sae_toys", seed=0)
 
 def shipped_step_sae() -> StepSAE:
