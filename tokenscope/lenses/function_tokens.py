@@ -109,7 +109,7 @@ def feature_graph(
     skip: int = 8,  # first tokens of each text, which switch on everything
     losses: bool = True,  # note the surprisal too
     batch_tokens: int = 2048,
-) -> "TokenFeatureGraph":
+):
     "Run a model over texts and note which features each token switches on."
     import pandas as pd
     if isinstance(texts, (list, tuple)) and not texts:
