@@ -16,7 +16,7 @@ from tokenscope.core.gallery import FAMILIES, cards, write_pages
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {  # what a reader meets first comes first
     "Scope": "scope trace edit scores readouts neighbours", "Attribution": "attribution direct_logits paths", "Corpus": "corpus reader texts shards token_counts",
-    "Steering": "states directions moves contrasts composition answers containers language_mass edit_files control_vectors steering_bench", "Features": "probes adapters sae sae_training spectra units",
+    "Steering": "states directions moves contrasts composition answers containers language_mass edit_files control_vectors steering_bench", "Features": "probes adapters steps sae sae_training spectra units",
     "Seeing": "display strip pictures colours marks tokens cuts", "Turning": "explore controls twin",
     "Grounds": "names structure attention taps batch encodings diagnosis claims intervals data books haystacks languages fetch default_model small_models binding numbers adders tuned_pairs checkpoints gallery tour commands"}
 
