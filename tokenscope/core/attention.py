@@ -84,9 +84,9 @@ def _biased_mask(taps, module, query, key, mask, kw):
     causal = kw.get("is_causal") is not False and getattr(module, "is_causal", True)
     on_scores = [(name, tap) for name, tap in taps if name in ("attn_bias", "attn_scores")]
     if all(name == "attn_bias" for name, _ in on_scores):  # it knows nothing of the scores, so layers with the same edits share it
-        add = lambda: sum((tap(query, key) for _, tap in on_scores), additive_mask(mask, query, key, causal))
+        add = lambda: (sum((tap(query, key) for _, tap in on_scores), additive_mask(mask, query, key, causal)), mask)  # the mask is kept, so that no other gets its id
         once = getattr(on_scores[0][1], "once", lambda key, make: make())
-        return once((*(id(tap) for _, tap in on_scores), id(mask), query.shape, key.shape, query.dtype, query.device, causal), add)
+        return once((*(id(tap) for _, tap in on_scores), id(mask), query.shape, key.shape, query.dtype, query.device, causal), add)[0]
     plain, mask = mask, additive_mask(mask, query, key, causal)
     biased = False
     hidden = mask <= torch.finfo(mask.dtype).min  # what the model itself hides stays hidden
