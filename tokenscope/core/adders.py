@@ -6,20 +6,23 @@ Docs: https://tokenscope.github.io/tokenscope/core/adders.html.md"""
 
 # %% auto #0
 __all__ = ['NUMBER_SCHEMES', 'number_tokens', 'number_words', 'addition_rows', 'draw_problems', 'addition_batch', 'train_adder',
-           'adder_answers']
+           'adder_answers', 'aligned_problems', 'trained_adder', 'train_adders']
 
 # %% ../../nbs/core/adders.ipynb #8eea8d07
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .fetch import cache_dir
 from .names import ScopeError
 from .numbers import digit_groups, to_base
 from .scope import Scope
-from .small_models import small_llama, train_lm, word_tokenizer
+from .small_models import load_small, save_small, small_llama, train_lm, word_tokenizer
 
 # %% ../../nbs/core/adders.ipynb #d21aadce
 NUMBER_SCHEMES = ("digits", "l2r", "r2l", "marker", "compound", "wrong suffix", "padded")
@@ -133,3 +136,50 @@ def adder_answers(
 def _digits_of(tokens):
     "The digits before the end mark, or None without one."
     return "".join(c for t in tokens[:tokens.index(";")] for c in t if c.isdigit()) if ";" in tokens else None
+
+# %% ../../nbs/core/adders.ipynb #6eb47113
+def aligned_problems(
+    n: int,
+    lengths: "Sequence[int]" = (3, 6),
+    base: int = 4,
+    size: int = 2,
+    seed: int = 0,
+) -> list[tuple[int, int]]:
+    "Problems whose addends and sum have the same length modulo the size of a group, so that groups from the left line up."
+    found, more = [], seed
+    while len(found) < n:
+        for a, b in draw_problems(2 * n, lengths, base, more):
+            if len({len(to_base(x, base)) % size for x in (a, b, a + b)}) == 1:
+                found.append((a, b))
+        more += 1_000_000_007
+    return found[:n]
+
+def trained_adder(
+    scheme: str,  # one of `NUMBER_SCHEMES`
+    seed: int = 0,
+    aligned: bool = False,  # trained on `aligned_problems` alone
+    steps: int = 3000,
+    folder: "str | Path | None" = None,  # where it is kept; None for the shipped ones, then the cache
+) -> Scope:  # `scope.losses` is its training curve
+    "An adder that is at hand, or is trained now and kept: two minutes on one core."
+    if scheme not in NUMBER_SCHEMES:
+        raise ScopeError(f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}")
+    name = f"adder_{scheme.replace(' ', '_')}{'_aligned' * aligned}_{seed}{'' if steps == 3000 else f'_{steps}'}.safetensors"
+    shipped, kept = Path(str(files("tokenscope.data") / name)), Path(folder or cache_dir("adders")) / name
+    if folder is None and shipped.is_file():
+        return load_small(shipped)
+    if not kept.is_file():
+        draw = (lambda step: aligned_problems(256, seed=seed * 1_000_003 + step)) if aligned else None
+        scope, losses = train_adder(scheme, steps, seed, problems=draw)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = save_small(scope.model, scope.tokenizer, kept.with_suffix(".part"), losses, scheme=scheme, seed=seed, aligned=aligned, steps=steps, made_with="tokenscope.core.adders.trained_adder")
+        part.replace(kept)
+    return load_small(kept)
+
+def train_adders(
+    folder: "str | Path",
+    schemes: Iterable[str] = NUMBER_SCHEMES,
+    seeds: Iterable[int] = (0,),
+) -> list[Scope]:
+    "The adders that are shipped."
+    return [trained_adder(scheme, seed, folder=folder) for seed in seeds for scheme in schemes]

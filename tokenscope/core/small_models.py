@@ -116,7 +116,7 @@ def train_lm(
 # %% ../../nbs/core/small_models.ipynb #377d999c
 def save_small(
     model,
-    tokenizer,  # of `word_tokenizer`
+    tokenizer,  # of `word_tokenizer`, or any fast one
     file: "str | Path",
     losses: Iterable[float] = (),  # about 200 of them are kept
     dtype: torch.dtype = torch.float16,  # torch.bfloat16 where the weights are on its grid
@@ -124,11 +124,24 @@ def save_small(
 ) -> Path:
     "Keep a small model in one safetensors file."
     losses = list(losses)
-    words = [w for w, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])]
-    header = dict(config=model.config.to_diff_dict(), words=words, losses=[round(x, 4) for x in losses[:: max(1, len(losses) // 200)]], provenance=provenance)
+    header = dict(config=model.config.to_diff_dict(), **_kept_tokenizer(tokenizer), losses=[round(x, 4) for x in losses[:: max(1, len(losses) // 200)]], provenance=provenance)
     weights = {name: p.detach().to(dtype).contiguous().clone() for name, p in model.state_dict().items()}
     save_file(weights, file, metadata={"small_model": json.dumps(header)})
     return Path(file)
+
+def _kept_tokenizer(tokenizer):
+    "What a file needs to build the tokenizer again: its words if they are all there is to it, else the whole of it."
+    inner = tokenizer.backend_tokenizer
+    if type(inner.model).__name__ == "WordLevel" and type(inner.pre_tokenizer).__name__ == "WhitespaceSplit":
+        return {"words": [w for w, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])]}
+    return {"tokenizer": inner.to_str(), "special": {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}}
+
+def _built_tokenizer(header):
+    if "words" in header:
+        return word_tokenizer(header["words"])
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(header["tokenizer"]), clean_up_tokenization_spaces=False, **header["special"])
 
 def load_small(
     file: "str | Path",  # of `save_small`
@@ -144,6 +157,6 @@ def load_small(
     if n := header["config"].get("shifted_embeddings"):
         shift_embeddings(model, n)
     model.load_state_dict(weights)
-    scope = Scope(model.requires_grad_(False), word_tokenizer(header["words"]))
+    scope = Scope(model.requires_grad_(False), _built_tokenizer(header))
     scope.provenance, scope.losses = header["provenance"], header["losses"]
     return scope
