@@ -133,7 +133,7 @@ def test_partial_correlation_is_the_textbook_formula():
 
 @pytest.mark.parametrize("call", [lambda: char_question("spell", "word", "w"), lambda: char_question("first", "", ""), lambda: char_question("first", "half \ud800", "h"), lambda: char_question("first", "word", "x"),
                                   lambda: char_question("first", "word", "wo"), lambda: make_charbench(["word"], 2), lambda: make_charbench(["word"], 0), lambda: make_charbench(["word"], 1, []),
-                                  lambda: error_overlap({}), lambda: error_overlap({"a": [True], "b": []}), lambda: speller("words"), lambda: speller_cut("words", [])])
+                                  lambda: error_overlap({}), lambda: error_overlap({"a": [True], "b": []}), lambda: speller("words"), lambda: speller_cut("words")])
 def test_bad_input_is_refused(call):
     with pytest.raises(ScopeError):
         call()

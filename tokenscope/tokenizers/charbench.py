@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/charbench.html.md"""
 __all__ = ['CHAR_TASKS', 'ANSWER_ONLY', 'SPELLINGS', 'char_question', 'charbench_words', 'make_charbench',
            'segmentation_features', 'question_prompts', 'prompt_around', 'number_logprobs', 'answer_by_scoring',
            'answer_table', 'correlation_table', 'accuracy_curve', 'counting_bias', 'charbench', 'shuffled_answers',
-           'question_picture', 'speller_cut', 'spellable', 'speller_batch', 'speller_prompt', 'train_spellers',
+           'question_picture', 'speller_cut', 'spellable', 'speller_prompt', 'speller_batch', 'train_spellers',
            'speller']
 
 # %% ../../nbs/tokenizers/charbench.ipynb #c24b0419
@@ -119,7 +119,7 @@ def segmentation_features(
     columns = dict(zip(("WL", "GT", "GT_WL", "NT", "CR", "TTL", "pieces"), zip(*rows)))
     return df.assign(**{name: list(values) for name, values in columns.items()})
 
-# %% ../../nbs/tokenizers/charbench.ipynb #534d3cdb
+# %% ../../nbs/tokenizers/charbench.ipynb #fa99cd07
 ANSWER_ONLY = " Upper and lower case are different characters. Answer with the number only."
 
 def question_prompts(
@@ -136,10 +136,7 @@ def question_prompts(
         return [[*({"role": role, "content": said} for pair in before for role, said in zip(("user", "assistant"), pair)), {"role": "user", "content": question}] for before, question in asked]
     return ["".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in before) + f"Question: {question}\nAnswer:" for before, question in asked]
 
-def prompt_around(
-    df,  # of `make_charbench`
-    tokenizer,  # or a function from a word to its pieces, to which the prompt is nothing
-) -> list[tuple[str, str]]:
+def prompt_around(df, tokenizer) -> list[tuple[str, str]]:
     "What stands before and after the word in the prompt of each question."
     prompts = question_prompts(df, tokenizer)
     texts = [p if isinstance(p, str) else tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
@@ -170,7 +167,7 @@ def answer_by_scoring(scope, df, examples=None, options: "Sequence[int] | None" 
     right = [float(row[options.index(a)]) if a in options else -math.inf for row, a in zip(logp, df.answer)]
     return df.assign(prediction=prediction, logp=right, correct=[p == a for p, a in zip(prediction, df.answer)])
 
-# %% ../../nbs/tokenizers/charbench.ipynb #d53bebb6
+# %% ../../nbs/tokenizers/charbench.ipynb #bfddb1ea
 def answer_table(
     df,  # of `answer_by_scoring`
 ):  # a pandas DataFrame, a row for each task
@@ -181,8 +178,8 @@ def answer_table(
         gold, said = (part[c].value_counts(normalize=True) for c in ("answer", "prediction"))
         low, high = wilson_interval(int(part.correct.sum()), len(part))
         rows[task] = {"n": len(part), "accuracy": part.correct.mean(), "low": low, "high": high, "majority": gold.max(), "majority answer": gold.idxmax(),
-                      "matched guess": sum(share * gold.get(a, 0) for a, share in said.items()), "entropy (bits)": -sum(s * math.log2(s) for s in said), "favourite": said.idxmax(), "its share": said.max()}
-    return pd.DataFrame.from_dict(rows, orient="index")
+                      "matched guess": sum(share * gold.get(a, 0) for a, share in said.items()), "entropy (bits)": sum(s * math.log2(1 / s) for s in said), "favourite": said.idxmax(), "its share": said.max()}
+    return pd.DataFrame(list(rows.values()), index=list(rows))
 
 # %% ../../nbs/tokenizers/charbench.ipynb #df3e3d2d
 def correlation_table(
@@ -271,45 +268,44 @@ def question_picture(
     return Markup(f'<figure style="margin:0;overflow-x:auto"><svg viewBox="0 0 {wide} 196" style="width:{wide}px;max-width:100%" role="img" aria-label="{escape(visible_text(told))}" font-family="system-ui" font-size="14" text-anchor="middle" fill="currentColor">{inside}</svg>'
                   f'<figcaption style="font:13px system-ui"><bdi>{escape(visible_text(told))}</bdi></figcaption></figure>')
 
-# %% ../../nbs/tokenizers/charbench.ipynb #7e56e802
+# %% ../../nbs/tokenizers/charbench.ipynb #cf764082
 SPELLINGS = ("pieces", "letters", "random cuts")
 
 def speller_cut(
     spelling: str,  # one of `SPELLINGS`
-    pieces: Iterable[str],  # the vocabulary; single letters are always in it
-    seed: "int | float | str" = 0,  # of random cuts; a word is cut in the same way each time
-    tokenizer="smollm2",
+    pieces: Iterable[str] = (),  # vocabulary of random cuts
+    seed: "int | str" = 0,  # of random cuts; a word is cut in the same way each time
 ) -> Callable:  # word -> its pieces
     "One of three ways to cut a word."
     if spelling not in SPELLINGS:
         raise ScopeError(f"No such spelling: {spelling!r}; accepted: {', '.join(SPELLINGS)}")
-    known, tokenizer = set(pieces), tokenizer_of(tokenizer) if spelling == "pieces" else None
-    ways = {"pieces": lambda word: [word[a:b] for a, b in word_spans(word, tokenizer)], "letters": list, "random cuts": lambda word: random_cut(word, known, seed)}
-    return ways[spelling]
+    known, tokenizer = set(pieces), tokenizer_of("smollm2") if spelling == "pieces" else None
+    return {"pieces": lambda word: [word[a:b] for a, b in word_spans(word, tokenizer)], "letters": list, "random cuts": lambda word: random_cut(word, known, seed)}[spelling]
 
 def spellable(
     words: Iterable[str],  # lower case
     pieces: "Iterable[str] | None" = None,  # a vocabulary; None for the pieces of at least twelve words
-    tokenizer="smollm2",
 ) -> tuple[list[str], list[str]]:  # words of two or more pieces that are all in the vocabulary; the vocabulary
     "Words that a small model can spell, as all their pieces are common."
-    cut = speller_cut("pieces", (), tokenizer=tokenizer)
+    cut = speller_cut("pieces")
     parts = {word: found for word in words if len(found := cut(word)) > 1}
-    if pieces is None:
-        often = Counter(p for found in parts.values() for p in set(found))
-        pieces = [p for p in sorted(often) if often[p] >= 12]
-    known = set(pieces)
-    return [word for word, found in parts.items() if known.issuperset(found)], list(pieces)
+    often = Counter(p for found in parts.values() for p in set(found))
+    pieces = [p for p in sorted(often) if often[p] >= 12] if pieces is None else list(pieces)
+    return [word for word, found in parts.items() if set(pieces).issuperset(found)], pieces
 
-# %% ../../nbs/tokenizers/charbench.ipynb #005b6d15
+# %% ../../nbs/tokenizers/charbench.ipynb #ce8f49ea
+def speller_prompt(row: dict, cut: Callable) -> str:  # a `char_question` and a cut
+    "A question in the language of the small models."
+    return " ".join([f"<{row['task']}>", row["character"], *cut(row["word"]), "="])
+
 def speller_batch(
     step: int,  # seeds the draw: the same words for every spelling
     spelling: str,
-    tokenizer,  # of `train_speller`
+    tokenizer,  # one with a token for each piece, task and answer
     pieces: Sequence[str],
     avoid: "frozenset | set" = frozenset(),  # words that are kept for the evaluation
     size: int = 256,
-) -> tuple:  # ids and labels, (question, token)
+) -> tuple:  # ids and labels, (question, token); only the answer is learnt
     "Questions about made-up words of 4 to 10 letters."
     rng, table, rows, cut = random.Random(step), tokenizer.get_vocab(), [], speller_cut(spelling, pieces, step)
     while len(rows) < size:
@@ -319,25 +315,16 @@ def speller_batch(
             made = char_question(task, word, rng.choice(word))
             rows.append(speller_prompt(made, lambda w: chosen if spelling == "pieces" else cut(w)).split() + [str(made["answer"])])
     ids = torch.tensor([[table[t] for t in row] + [0] * (max(map(len, rows)) - len(row)) for row in rows])
-    ends = torch.tensor([len(row) - 1 for row in rows])[:, None]
-    return ids, torch.where(torch.arange(ids.shape[1]) == ends, ids, -100)
-
-def speller_prompt(
-    row,  # a `char_question`, or a row of `make_charbench`
-    cut: Callable,  # of `speller_cut`
-) -> str:
-    "A question in the language of the small models."
-    row = row if isinstance(row, dict) else row._asdict()
-    return " ".join([f"<{row['task']}>", row["character"], *cut(row["word"]), "="])
+    return ids, torch.where(torch.arange(ids.shape[1]) == torch.tensor([[len(row) - 1] for row in rows]), ids, -100)
 
 def train_spellers(
     folder: "str | Path",
-    steps: int = 1800,
+    steps: int = 1500,
     spellings: Iterable[str] = SPELLINGS,
     seed: int = 0,  # of the weights
     **config,  # of `small_llama`
 ) -> list[Path]:
-    "The three small models that are shipped: two to three minutes each on one core."
+    "The three small models that are shipped: some two minutes each on one core."
     words, made = {w.lower() for w in charbench_words(moby_dick()) if 4 <= len(w) <= 10}, []
     pieces = spellable(sorted(words))[1]
     tokenizer = word_tokenizer([*map(str, range(11)), "<count>", "<first>", "<last>", "=", *"abcdefghijklmnopqrstuvwxyz", *pieces])
@@ -347,11 +334,9 @@ def train_spellers(
         made.append(save_small(model, tokenizer, Path(folder) / f"speller_{spelling.replace(' ', '_')}.safetensors", losses, spelling=spelling, steps=steps, seed=seed, tokenizer="smollm2", pieces=len(pieces), words="moby_dick", made_with="tokenscope.tokenizers.charbench.train_spellers"))
     return made
 
-def speller(
-    spelling: str = "pieces",
-) -> tuple:  # a `Scope`, its `speller_cut`, and the function from a row to its prompt
+def speller(spelling: str = "pieces") -> tuple:  # a `Scope`, its `speller_cut`, and the function from a row to its prompt
     "A small model that is shipped."
-    speller_cut(spelling, ())  # refuses an unknown one
+    speller_cut(spelling)  # refuses an unknown one
     scope = load_small(str(files("tokenscope.data") / f"speller_{spelling.replace(' ', '_')}.safetensors"))
     cut = speller_cut(spelling, scope.tokenizer.get_vocab())
-    return scope, cut, lambda row: speller_prompt(row, cut)
+    return scope, cut, lambda row: speller_prompt(row._asdict(), cut)
