@@ -50,7 +50,7 @@ technique = {
     "picture": "a word as letters under the brackets of its tokens, and the model's probability of each answer",
 }
 
-# %% ../../nbs/tokenizers/charbench.ipynb #2a824896
+# %% ../../nbs/tokenizers/charbench.ipynb #82e8df42
 CHAR_TASKS = {  # task -> question, and what computes the answer; the wording is ours
     "count": ("How many times does the character '{character}' occur in the string '{word}'?", str.count),
     "unique": ("How many different characters does the string '{word}' hold?", lambda word, character: len(set(word))),
@@ -65,9 +65,9 @@ def char_question(
 ) -> dict:  # task, word, character, answer, question, start (of the word in the question), mixed_case
     "One question about the characters of a word, with its exact answer (Uzan and Pinter, section 3)."
     if task not in CHAR_TASKS:
-        raise ScopeError(f"Unknown task: {task!r}; accepted: {', '.join(CHAR_TASKS)}")
+        raise ScopeError(f"Unknown task {task!r}; accepted: {', '.join(CHAR_TASKS)}")
     if not isinstance(word, str) or not word or any("\ud800" <= c <= "\udfff" for c in word):
-        raise ScopeError(f"Not a word: {word!r}; give a text of at least one character, without half a surrogate pair")
+        raise ScopeError(f"Not a word to ask about: {word!r}; give a text of at least one character, without half a surrogate pair")
     if len(character) != 1 or character not in word:
         raise ScopeError(f"Not a character of the word: {character!r} in {word!r}; give one that occurs in it")
     text, solve = CHAR_TASKS[task]
