@@ -245,7 +245,7 @@ def shuffled_answers(scope, **hyperparameters):  # as `charbench`
     dealt = df.groupby("task").prediction.transform(lambda said: said.sample(frac=1, random_state=hyperparameters.get("seed", 42)).to_numpy())
     return df.assign(prediction=dealt, correct=dealt == df.answer, logp=math.nan)
 
-# %% ../../nbs/tokenizers/charbench.ipynb #3a3d8701
+# %% ../../nbs/tokenizers/charbench.ipynb #95890401
 def question_picture(
     scope,  # a `Scope`
     row,  # a row of `make_charbench`, or a `char_question`
@@ -264,9 +264,10 @@ def question_picture(
     inks = ('fill="none" stroke="#0072B2" stroke-width="2"', 'fill="#888" fill-opacity=".15"', 'fill="#D55E00" fill-opacity=".45"', 'fill="#009E73"', 'fill="none" stroke="currentColor" stroke-width="2.5"')
     said = [(i, 43, visible_text(c)) for i, c in enumerate(row.word)] + [(k, 190, str(k)) for k in options] + [(k, 165 - round(90 * share), f"{share:.0%}") for k, share in enumerate(shares) if share >= 0.1]
     inside = "".join(f'<path d="{d}" {ink}/>' for d, ink in zip(parts, inks)) + "".join(f'<text x="{34 * i + 27}" y="{y}">{escape(text)}</text>' for i, y, text in said)
-    wide, told = 34 * max(len(options), len(row.word)) + 20, f"{row.question} Right: {row.answer}; likeliest: {options[shares.index(max(shares))]} ({max(shares):.0%}); {len(spans)} tokens."
-    return Markup(f'<figure style="margin:0;overflow-x:auto"><svg viewBox="0 0 {wide} 196" style="width:{wide}px;max-width:100%" role="img" aria-label="{escape(visible_text(told))}" font-family="system-ui" font-size="14" text-anchor="middle" fill="currentColor">{inside}</svg>'
-                  f'<figcaption style="font:13px system-ui"><bdi>{escape(visible_text(told))}</bdi></figcaption></figure>')
+    question = CHAR_TASKS[row.task][0].format(word=visible_text(row.word), character=visible_text(row.character))
+    wide, told = 34 * max(len(options), len(row.word)) + 20, escape(f"{question} Right: {row.answer}; likeliest: {options[shares.index(max(shares))]} ({max(shares):.0%}); {len(spans)} tokens.")
+    return Markup(f'<figure style="margin:0;overflow-x:auto"><svg viewBox="0 0 {wide} 196" style="width:{wide}px;max-width:100%" role="img" aria-label="{told}" font-family="system-ui" font-size="14" text-anchor="middle" fill="currentColor">{inside}</svg>'
+                  f'<figcaption style="font:13px system-ui"><bdi>{told}</bdi></figcaption></figure>')
 
 # %% ../../nbs/tokenizers/charbench.ipynb #cf764082
 SPELLINGS = ("pieces", "letters", "random cuts")
