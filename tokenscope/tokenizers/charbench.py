@@ -294,7 +294,7 @@ def spellable(
     pieces = [p for p in sorted(often) if often[p] >= 12] if pieces is None else list(pieces)
     return [word for word, found in parts.items() if set(pieces).issuperset(found)], pieces
 
-# %% ../../nbs/tokenizers/charbench.ipynb #ce8f49ea
+# %% ../../nbs/tokenizers/charbench.ipynb #f113f43e
 def speller_prompt(row: dict, cut: Callable) -> str:  # a `char_question` and a cut
     "A question in the language of the small models."
     return " ".join([f"<{row['task']}>", row["character"], *cut(row["word"]), "="])
@@ -332,7 +332,7 @@ def train_spellers(
     for spelling in spellings:
         model = small_llama(len(tokenizer), seed=seed, **{"d_model": 96, "intermediate_size": 192, "max_position_embeddings": 64, **config})
         losses = train_lm(model, lambda step: speller_batch(step, spelling, tokenizer, pieces, words), steps, lr=3e-3)
-        made.append(save_small(model, tokenizer, Path(folder) / f"speller_{spelling.replace(' ', '_')}.safetensors", losses, spelling=spelling, steps=steps, seed=seed, tokenizer="smollm2", pieces=len(pieces), words="moby_dick", made_with="tokenscope.tokenizers.charbench.train_spellers"))
+        made.append(save_small(model, tokenizer, Path(folder) / f"speller_{spelling.replace(' ', '_')}.safetensors", losses, spelling=spelling, steps=steps, seed=seed, cut_by="smollm2", pieces=len(pieces), words="moby_dick", made_with="tokenscope.tokenizers.charbench.train_spellers"))
     return made
 
 def speller(spelling: str = "pieces") -> tuple:  # a `Scope`, its `speller_cut`, and the function from a row to its prompt
