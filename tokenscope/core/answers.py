@@ -105,7 +105,7 @@ def option_scores(
     "Log-probability of each option after each prompt."
     before = rows_of(list(prompts), scope.tokenizer)[0]
     cut = [tuple(scope.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options]
-    if not cut or not all(cut) or not all(before):
+    if not cut or not before or not all(cut) or not all(before):
         raise ScopeError(f"No options to score: {len(cut)} options, {len(before)} prompts; give at least one option, and nothing empty")
     heads = list(dict.fromkeys(o[:k] for o in cut for k in range(len(o))))
     wanted = sorted({t for o in cut for t in o})
