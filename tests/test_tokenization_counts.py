@@ -1,7 +1,6 @@
 "Where digits are cut, sums in either direction, and what is wrong with answers."
 import itertools
 import math
-import random
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from architectures import tiny
 from corpus_fixtures import scope  # noqa: F401
-from tokenscope.core.adders import REWRITES, adder_answers, draw_problems, number_tokens, rewrite_rows, rewriter, train_rewriter
+from tokenscope.core.adders import REWRITES, adder_answers, draw_problems, rewrite_rows, rewriter, train_rewriter
 from tokenscope.core.contrasts import answer_logprobs
 from tokenscope.core.cuts import digit_tokens, named_tokenizers, number_pieces
 from tokenscope.core.names import ScopeError
@@ -87,7 +86,7 @@ def test_every_answer_has_one_kind(a, b, answer, way):
 def test_kinds_of_error():
     kinds = {"11831536": "right", "11830536": "off by one", "1183136": "dropped digit", "11851536": "one digit wrong", "12345678": "more digits wrong", "42": "wrong length"}
     assert {answer: error_kind((8302080, 3529456), answer) for answer in kinds} == kinds
-    assert error_kind((123, 45678), "57978") == "left-aligned sum" and error_kind((8302080, 3529456), str(column_sum(8302080, 3529456, carries=False))) == "sum without carries"
+    assert error_kind((123, 45678), "57978") == "left-aligned sum" and error_kind((900900, 200200), str(column_sum(900900, 200200, carries=False))) == "sum without carries"
     table = analyze_errors([(1, 2), (1, 2), (55, 55)], ["3", None, "100"])
     assert error_diagnosis(table).counts()["no answer"] == 1 and accuracy_by(table, ["length_match", "carries"]).n.tolist() == [1, 2] and digit_errors(table).offset.tolist() == [0, 0, 9, 0]
 
@@ -172,7 +171,7 @@ def test_bad_input_is_refused(wrong, message):
 
 def test_leading_zeros_other_digits_and_the_context(scope):
     assert write_number("007", "comma_r2l", 2) == "0,07" and read_number("٣٬") == ("3", "٣") and error_kind((1, 2), "٣") == "right" and write_number("٠١٢٣") == "٠١٢٣"
-    assert random.Random(0).random() == random.Random(0).random() and len(write_number(10**39, "space_r2l").split()) == 14
+    assert len(write_number(10**39, "space_r2l").split()) == 14
     short = Scope(tiny("llama", vocab_size=scope.vocab_size), scope.tokenizer)
     with pytest.raises(ScopeError, match="context"):
         addition_accuracy(short, PROBLEMS, shots=8)

@@ -137,8 +137,8 @@ def make_prompt(
     turns = [dict(role=role, content=text) for pair in asked for role, text in zip(("user", "assistant"), pair)]
     return [dict(role="system", content=system), *turns, dict(role="user", content=ask(problem, form))], again(problem), total(problem)
 
-# %% ../../nbs/tokenizers/tokenization_counts.ipynb #da93a051
-ERROR_KINDS = ("right", "off by one", "left-aligned sum", "sum without carries", "dropped digit", "one digit wrong", "more digits wrong", "wrong length", "no answer")
+# %% ../../nbs/tokenizers/tokenization_counts.ipynb #9581261a
+ERROR_KINDS = ("right", "left-aligned sum", "sum without carries", "off by one", "dropped digit", "one digit wrong", "more digits wrong", "wrong length", "no answer")
 
 def error_kind(
     problem: "tuple[int, int]",
@@ -157,8 +157,8 @@ def error_kind(
     if answer == written:
         return "right"
     slid = (a, b * base ** (parts[0] - parts[1])) if parts[0] > parts[1] else (a * base ** (parts[1] - parts[0]), b)
-    named = {"off by one": abs(value - a - b) in {base**k for k in range(len(written) + 1)}, "left-aligned sum": value == sum(slid) and parts[0] != parts[1],
-             "sum without carries": value == column_sum(a, b, base, size, direction, False), "dropped digit": answer in {written[:i] + written[i + 1:] for i in range(len(written))}}
+    named = {"left-aligned sum": value == sum(slid) and parts[0] != parts[1], "sum without carries": value == column_sum(a, b, base, size, direction, False),
+             "off by one": abs(value - a - b) in {base**k for k in range(len(written) + 1)}, "dropped digit": answer in {written[:i] + written[i + 1:] for i in range(len(written))}}
     wrong = sum(x != y for x, y in zip(answer, written))
     return next((kind for kind, fits in named.items() if fits), "wrong length" if len(answer) != len(written) else "one digit wrong" if wrong == 1 else "more digits wrong")
 
