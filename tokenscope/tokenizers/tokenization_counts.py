@@ -43,7 +43,7 @@ technique = {
     "picture": "a column sum with a box around each token",
 }
 
-# %% ../../nbs/tokenizers/tokenization_counts.ipynb #ea56d266
+# %% ../../nbs/tokenizers/tokenization_counts.ipynb #831d4b39
 def number_rule(
     tokenizer,
     before: str = "",  # text before each number
@@ -68,8 +68,8 @@ def number_rules(
 ):  # a pandas DataFrame, a row for each tokenizer
     "The rules of many tokenizers, and one number as they cut it."
     import pandas as pd
-    rows = {name: {"rule": number_rule(t, **tried), "after a space": number_rule(t, " ", **tried), number: "|".join(number_pieces(number, t)),
-                   f"{int(number):,}": "|".join(number_pieces(f"{int(number):,}", t))} for name, t in named_tokenizers(tokenizers).items()}
+    shown = (chunk_number(number, sep=""), chunk_number(number))  # plain, and with commas
+    rows = {name: {"rule": number_rule(t, **tried), "after a space": number_rule(t, " ", **tried), **{text: "|".join(number_pieces(text, t)) for text in shown}} for name, t in named_tokenizers(tokenizers).items()}
     return pd.DataFrame(rows).T.rename_axis("tokenizer")
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #f3f12c51
