@@ -163,7 +163,7 @@ def test_rewriting(tmp_path):
     (lambda: write_number(""), "Not a whole number"), (lambda: write_number(12, "comma"), "Unknown form of numbers: 'comma'"), (lambda: write_number(12, "semicolon_l2r"), "followed by _l2r"),
     (lambda: error_kind((1, 2), "x"), "Not an answer in base 10"), (lambda: error_kind((1, 2), "7", 4), "Not an answer in base 4"), (lambda: analyze_errors([], []), "Nothing to analyse: 0 problems"),
     (lambda: analyze_errors([(1, 2)], []), "1 problems and 0 answers"), (lambda: addition_accuracy(str, []), "Nothing to ask: 0 problems"), (lambda: addition_accuracy(str, PROBLEMS, modes=["guess"]), "modes guess"),
-    (lambda: addition_accuracy(str, PROBLEMS, shots=-1), "-1 shots"), (lambda: named_tokenizers(["no/such-tokenizer"]), "No such tokenizer"), (lambda: addition_accuracy(str, [(-1, 2)], shots=0), "Not a whole number")])
+    (lambda: addition_accuracy(str, PROBLEMS, shots=-1), "-1 shots"), (lambda: addition_accuracy(str, [(-1, 2)], shots=0), "Not a whole number")])
 def test_bad_input_is_refused(wrong, message):
     with pytest.raises(ScopeError, match=message):
         wrong()

@@ -162,7 +162,7 @@ def error_kind(
     wrong = sum(x != y for x, y in zip(answer, written))
     return next((kind for kind, fits in named.items() if fits), "wrong length" if len(answer) != len(written) else "one digit wrong" if wrong == 1 else "more digits wrong")
 
-# %% ../../nbs/tokenizers/tokenization_counts.ipynb #56e0d32a
+# %% ../../nbs/tokenizers/tokenization_counts.ipynb #7bb8e7cf
 def analyze_errors(
     problems: "Sequence[tuple[int, int]]",
     answers: "Sequence",  # digits of each, None where there is none
@@ -192,7 +192,7 @@ def digit_errors(
     import pandas as pd
     base, rows = base or table.attrs.get("base", 10), []
     for i, r in enumerate(table.itertuples()):
-        if r.answer is None or len(r.answer) != len(r.truth):
+        if not isinstance(r.answer, str) or len(r.answer) != len(r.truth):  # pandas keeps a missing answer as NaN
             continue
         carries = add_carries(r.a, r.b, base) + [0]
         for k, (said, right) in enumerate(zip(map(int, r.answer), map(int, r.truth))):
