@@ -219,7 +219,7 @@ def error_diagnosis(
     "How often each kind of error occurs."
     return Diagnosis([dict(a=r.a, b=r.b, answer=r.answer, outcome=r.kind) for r in table.itertuples()], ERROR_KINDS, "what became of the sums")
 
-# %% ../../nbs/tokenizers/tokenization_counts.ipynb #da5b57e7
+# %% ../../nbs/tokenizers/tokenization_counts.ipynb #c27cbfe9
 def column_sum_svg(
     a: int,
     b: int,
@@ -232,19 +232,19 @@ def column_sum_svg(
     rows = [("", to_base(a, base)), ("+", to_base(b, base)), ("=", truth if answer is None else answer)]
     wide, lines = max(len(d) for _, d in rows), _borders(cut(truth))
     x = lambda place: 40 + 26 * (wide - place)  # left edge of a place; 0 is the right edge
-    parts = [f'<line x1="{x(p)}" x2="{x(p)}" y1="24" y2="150" stroke="#888" stroke-dasharray="3 3"/>' for p in sorted(lines)]
+    parts = [f'<line x1="{x(p)}" x2="{x(p)}" y1="24" y2="158" stroke="#888" stroke-dasharray="3 3"/>' for p in sorted(lines)]
     parts += [f'<text x="{x(p) + 13 - 26}" y="16" font-size="11" fill="#009E73">1</text>' for p, carry in enumerate(add_carries(a, b, base), 1) if carry]
-    for y, (sign, digits) in zip((26, 68, 116), rows):
+    for y, (sign, digits) in zip((26, 74, 126), rows):
         parts.append(f'<text x="14" y="{y + 21}" fill="currentColor">{sign}</text>')
         parts += _boxes(cut(digits), y, x, lines)
         for k, digit in enumerate(digits):
             place = len(digits) - k
             bad = sign == "=" and digit != truth.rjust(wide, " ")[-place]
             parts.append(f'<text x="{x(place) + 13}" y="{y + 21}" text-anchor="middle" fill="{"#a33c00" if bad else "#111"}" font-weight="{700 if bad else 400}">{digit}</text>')
-            parts += [f'<text x="{x(place) + 13}" y="{y + 42}" font-size="12" text-anchor="middle" fill="#D55E00">✗</text>'] * bad
+            parts += [f'<text x="{x(place) + 13}" y="{y + 45}" font-size="15" text-anchor="middle" fill="#D55E00">✗</text>'] * bad
     said = f"{to_base(a, base)} + {to_base(b, base)} = {truth}" + (f", answered {answer}" if answer not in (None, truth) else "")
-    return Markup(f'<svg role="img" aria-label="{said}" viewBox="0 0 {x(0) + 12} 162" width="{x(0) + 12}" height="162" style="max-width:100%" font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16">'
-                  f'{"".join(parts)}<line x1="34" x2="{x(0) + 4}" y1="107" y2="107" stroke="currentColor"/></svg>')
+    return Markup(f'<svg role="img" aria-label="{said}" viewBox="0 0 {x(0) + 12} 174" width="{x(0) + 12}" height="174" style="max-width:100%" font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16">'
+                  f'{"".join(parts)}<line x1="34" x2="{x(0) + 4}" y1="121" y2="121" stroke="currentColor"/></svg>')
 
 def _borders(pieces):
     "Places from the right between the pieces of a number."
@@ -256,7 +256,7 @@ def _boxes(pieces, y, x, lines):
     for i, piece in enumerate(pieces):
         across = [p for p in lines if place - len(piece) < p < place]
         out.append(f'<rect x="{x(place) + 1.5}" y="{y}" width="{26 * len(piece) - 3}" height="30" rx="5" fill="{("#9ecae9", "#fdd49e")[i % 2]}" stroke="{"#D55E00" if across else "#555"}" stroke-width="{2 if across else 0.7}"/>')
-        out += [f'<text x="{x(p)}" y="{y + 39}" font-size="13" text-anchor="middle" fill="#D55E00">✂</text>' for p in across]
+        out += [f'<text x="{x(p)}" y="{y + 44}" font-size="17" text-anchor="middle" fill="#D55E00">✂</text>' for p in across]
         place -= len(piece)
     return out
 
