@@ -13,7 +13,7 @@ from architectures import tiny
 from corpus_fixtures import scope  # noqa: F401
 from tokenscope.core.adders import REWRITES, adder_answers, draw_problems, rewrite_rows, rewriter, train_rewriter
 from tokenscope.core.contrasts import answer_logprobs
-from tokenscope.core.cuts import digit_tokens, named_tokenizers, number_pieces
+from tokenscope.core.cuts import tokens_with_digits, named_tokenizers, number_pieces
 from tokenscope.core.names import ScopeError
 from tokenscope.core.numbers import add_carries, chunk_number, column_sum, digit_groups, sample_additions, to_base
 from tokenscope.core.scope import Scope
@@ -101,10 +101,10 @@ def test_the_whole_catalogue():
     for name, tokenizer in named_tokenizers().items():
         for text in odd:
             assert "".join(number_pieces(text, tokenizer)) == "".join(c for c in text if c.isdecimal()), (name, text)
-            assert all(0 <= a < b <= len(text) and any(c.isdecimal() for c in piece) for a, b, piece in digit_tokens(text, tokenizer))
+            assert all(0 <= a < b <= len(text) and any(c.isdecimal() for c in piece) for a, b, piece in tokens_with_digits(text, tokenizer))
         assert number_rule(tokenizer, draws=2) in {"single digits", "3 from the left", "3 from the right", "by the pieces"}
         with pytest.raises(ScopeError, match="Nothing to cut"):
-            digit_tokens("", tokenizer)
+            tokens_with_digits("", tokenizer)
     found = number_rules(["smollm2", "gpt4o", "gpt2"], draws=3)
     assert found.rule.tolist() == ["single digits", "3 from the left", "by the pieces"] and found.loc["gpt4o", "1,234,567"] == "1|234|567"
 
