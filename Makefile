@@ -47,6 +47,7 @@ toys: .venv/.dev                 ## train the shipped small models again: a few 
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.lenses.step_sae import make_step_sae_toys; make_step_sae_toys('tokenscope/data')"
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.core.adders import train_adders; train_adders('tokenscope/data')"
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.charbench import train_spellers; train_spellers('tokenscope/data')"
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.core.adders import train_rewriter; train_rewriter('tokenscope/data/rewrite_adder.safetensors')"
 	@echo "Small models are written to tokenscope/data"
 
 bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain forward, beside the peers in environments of their own

@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/numbers.html.md"""
 
 # %% auto #0
 __all__ = ['NumberSpan', 'number_spans', 'plain_number', 'digit_groups', 'chunk_number', 'add_carries', 'to_base',
-           'sample_additions']
+           'sample_additions', 'column_sum']
 
 # %% ../../nbs/core/numbers.ipynb #88ebc34c
 import random
@@ -128,3 +128,22 @@ def sample_additions(
             y = rng.randint(first, last) - x
             pairs.append((x, y) if la <= lb else (y, x))
     return pairs
+
+# %% ../../nbs/core/numbers.ipynb #colsum2
+def column_sum(
+    a: int,
+    b: int,
+    base: int = 10,
+    size: int = 3,
+    direction: str = "r2l",  # how the groups are cut
+    carries: bool = True,  # False drops what overflows a column, but not the first
+) -> int:
+    "Two numbers added group by group."
+    left, right = (digit_groups(to_base(n, base), size, direction)[::-1] for n in (a, b))
+    total, worth = 0, 1
+    for i in range(max(len(left), len(right))):
+        column = [groups[i] for groups in (left, right) if i < len(groups)]
+        width, last = base ** max(map(len, column)), i + 1 == max(len(left), len(right))
+        found = sum(int(group, base) for group in column)
+        total, worth = total + worth * (found if carries or last else found % width), worth * width
+    return total
