@@ -11,7 +11,7 @@ from torch import nn
 import tokenscope
 from architectures import tiny
 from tokenscope.core.names import ScopeError
-from tokenscope.tokenizers.lexinvariant import (LETTERS, LexinvariantLM, MarkovSource, bayes_lexinvariant, cipher_states, decipher, encode_letters, fit_decipher_probe, frequency_guesses, lexinvariant_toy,
+from tokenscope.tokenizers.lexinvariant import (LETTERS, LexinvariantLM, MarkovSource, bayes_lexinvariant, cipher_states, decipher, encode_letters, fit_decipher_probe, lexinvariant_toy,
                                                 load_lexinvariant, make_lookup, markov_source, plain_letters, position_loss, random_embeddings, save_lexinvariant, shuffled_key_decipher,
                                                 substitution_cipher, technique, train_lexinvariant, windows)
 
@@ -108,7 +108,7 @@ def test_the_hand_case_and_six_symbols():
     source = markov_source()
     ids = source.sample(20, 40, seed=1)
     regret = (source.logprob(ids) - bayes_lexinvariant(source.logprob, 6)(ids)).sum(-1)
-    assert regret.max() <= 6.5793 and source.entropy == pytest.approx(1.115, abs=1e-3) and torch.equal(ids, source.sample(20, 40, seed=1))
+    assert regret.max() <= 6.5793 and torch.equal(ids, source.sample(20, 40, seed=1))
 
 
 @settings(max_examples=30, deadline=None)
@@ -170,7 +170,6 @@ def test_front_and_control():
     made, again, control = (f(model, probe, text, alphabet=alphabet, **technique["example"]) for f in (decipher, decipher, shuffled_key_decipher))
     assert made.equals(again) and not made.equals(control) and len(made) == 33 and made.probability.between(1 / 6, 1).all() and set(made.guess) <= set(alphabet)
     assert cipher_states(model, source.sample(2, 5), 0).shape == (2, 5, 64)
-    assert frequency_guesses(torch.tensor([[1, 1, 1, 0]]), torch.tensor([5, 3]))[0].tolist()[2:] == [5, 3]
 
 
 def test_the_shipped_chain_model_learnt_something_and_does_not_leak():

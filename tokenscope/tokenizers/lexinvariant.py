@@ -8,10 +8,9 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/lexinvariant.html.md"""
 __all__ = ['LETTERS', 'plain_letters', 'encode_letters', 'substitution_cipher', 'random_embeddings', 'LexinvariantLM',
            'position_loss', 'bayes_lexinvariant', 'MarkovSource', 'markov_source', 'windows', 'train_lexinvariant',
            'save_lexinvariant', 'load_lexinvariant', 'book_letters', 'make_lexinvariant_toys', 'lexinvariant_toy',
-           'cipher_states', 'fit_decipher_probe', 'frequency_guesses', 'decipher', 'shuffled_key_decipher',
-           'make_lookup']
+           'cipher_states', 'fit_decipher_probe', 'decipher', 'shuffled_key_decipher', 'make_lookup']
 
-# %% ../../nbs/tokenizers/lexinvariant.ipynb #13721040
+# %% ../../nbs/tokenizers/lexinvariant.ipynb #59cb2328
 import json
 import math
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..core.books import moby_dick
 from ..core.names import ScopeError
@@ -176,17 +174,12 @@ def bayes_lexinvariant(
         return torch.cat([whole[..., :1], whole.diff(dim=-1)], -1)
     return mixture
 
-# %% ../../nbs/tokenizers/lexinvariant.ipynb #3ecaa356
+# %% ../../nbs/tokenizers/lexinvariant.ipynb #a0a0b337
 @dataclass(frozen=True)
 class MarkovSource:
     "A chain of symbols in which the next one depends on the last one only."
     transition: Float[Tensor, "symbol next"]
     initial: Float[Tensor, " symbol"]  # the stationary distribution
-
-    @property
-    def entropy(self) -> float:
-        "Nats a symbol."
-        return float(-(self.initial[:, None] * torch.special.xlogy(self.transition, self.transition)).sum())
 
     def sample(self, n: int, length: int, seed: int = 0) -> Int[Tensor, "sequence token"]:
         "Sequences from the source."
@@ -211,14 +204,9 @@ def markov_source(
     settled = torch.linalg.matrix_power(rows, 4096)[0]
     return MarkovSource(rows, settled / settled.sum())
 
-# %% ../../nbs/tokenizers/lexinvariant.ipynb #41567b61
-def windows(
-    ids: Int[Tensor, " token"],  # a long text
-    length: int,
-    size: int,  # windows in a batch
-    seed: int = 0,
-) -> Callable:  # step -> (ids, labels), for `train_lexinvariant`
-    "Random windows of a text."
+# %% ../../nbs/tokenizers/lexinvariant.ipynb #de151cac
+def windows(ids: Int[Tensor, " token"], length: int, size: int, seed: int = 0) -> Callable:
+    "Random windows of a long text, `size` of them in a batch: a function from the step to ids and labels."
     if len(ids) <= length:
         raise ScopeError(f"A text too short for its windows: {len(ids)} symbols; give more than {length}")
     def batch(step):
@@ -230,11 +218,7 @@ def train_lexinvariant(
     batch: Callable,  # step -> (ids, labels), both (sequence, token); labels are not shifted, -100 is left out
     vocab_size: int,
     p: "int | float" = 1.0,  # 0 trains a standard model
-    steps: int = 2400,
-    n_layers: int = 3,
-    d_model: int = 128,
-    n_heads: int = 4,
-    lr: float = 2e-3,
+    steps: int = 2400, n_layers: int = 3, d_model: int = 128, n_heads: int = 4, lr: float = 2e-3,
     rise: float = 0.0,  # share of the steps in which p climbs from 0 to its value; ours
     rope_theta: float = 1e4,  # higher: distance matters less
     seed: int = 0,
@@ -249,14 +233,9 @@ def train_lexinvariant(
     model.p, model.learned = p, model.learned if p < 1 else None
     return model, losses
 
-# %% ../../nbs/tokenizers/lexinvariant.ipynb #eca4af92
-def save_lexinvariant(
-    model: LexinvariantLM,  # of `train_lexinvariant`
-    file,  # the safetensors file to write
-    losses=(),  # about 200 of them are kept
-    **provenance,  # what made it
-):
-    "Keep a model in one file, in half precision, with its curve."
+# %% ../../nbs/tokenizers/lexinvariant.ipynb #6f62258f
+def save_lexinvariant(model: LexinvariantLM, file, losses=(), **provenance):
+    "Keep a model of `train_lexinvariant` in one safetensors file, in half precision, with about 200 of its losses and with what made it."
     header = dict(config=model.body.config.to_diff_dict(), vocab_size=model.vocab_size, p=model.p, shift=len(model.before),
                   losses=[round(x, 4) for x in losses[:: max(1, len(losses) // 200)]], provenance=provenance)
     save_file({name: w.detach().half().contiguous() for name, w in model.state_dict().items()}, file, metadata={"lexinvariant": json.dumps(header)})
@@ -297,12 +276,11 @@ def lexinvariant_toy(name: str = "letters") -> LexinvariantLM:
         raise ScopeError(f"No shipped model is called {name!r}; there are: letters, letters_standard, letters_semi, markov")
     return load_lexinvariant(files("tokenscope") / "data" / f"lexinvariant_{name}.safetensors")
 
-# %% ../../nbs/tokenizers/lexinvariant.ipynb #0e4ef871
+# %% ../../nbs/tokenizers/lexinvariant.ipynb #39fb47c8
 def cipher_states(
     model: LexinvariantLM,
     ids: Int[Tensor, "sequence token"],  # of plain sequences
-    layer: int = -1,
-    seed: int = 0,  # of keys and vectors
+    layer: int = -1, seed: int = 0,  # the seed of keys and vectors
     scrambled: bool = False,  # a new key for every character
 ) -> Float[Tensor, "sequence token d_model"]:
     "States of enciphered sequences, each with its own key and vectors."
@@ -324,13 +302,6 @@ def fit_decipher_probe(
     X, probe = cipher_states(model, ids, layer, seed, scrambled)[:, first:], ClassProbe()
     probe.layer = layer
     return probe.fit(X.flatten(0, 1), ids[:, first:].flatten())
-
-# %% ../../nbs/tokenizers/lexinvariant.ipynb #92bc043c
-def frequency_guesses(ids: Int[Tensor, "sequence token"], order: Int[Tensor, " symbol"]) -> Int[Tensor, "sequence token"]:
-    "The real symbol guessed at each position, from what stands up to it; `order` has the real symbols from the most to the least frequent."
-    counts = nn.functional.one_hot(ids, len(order)).cumsum(1)
-    mine = counts.gather(2, ids[..., None])
-    return order[(counts > mine).sum(-1) + ((counts == mine).sum(-1) - 1) // 2]
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #df7ee7ee
 def decipher(
