@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/walkers.html.md"""
 
 # %% auto #0
 __all__ = ['OBSERVED', 'FUTURE', 'FRAME', 'simulate_walkers', 'checked_track', 'constant_velocity', 'stand_still',
-           'kalman_velocity', 'ade_fde', 'path_spread', 'cluster_paths', 'walk_copies', 'read_eth_ucy']
+           'kalman_velocity', 'ade_fde', 'path_spread', 'cluster_paths', 'direction_of', 'walk_copies', 'read_eth_ucy']
 
 # %% ../../nbs/core/walkers.ipynb #0bae87ad
 from collections.abc import Iterator
@@ -146,6 +146,18 @@ def cluster_paths(
     from sklearn.cluster import KMeans
     k = min(k, len(np.unique(flat, axis=0)))
     return KMeans(k, n_init=1, random_state=seed).fit(flat).cluster_centers_.reshape(k, *paths.shape[1:])
+
+# %% ../../nbs/core/walkers.ipynb #faa64be4
+def direction_of(
+    path,  # (20, 2)
+) -> str:  # stop, forward, left, right or backward
+    "The turn from the last observed heading to the mean future step."
+    path = checked_track(path)
+    if np.linalg.norm(path[-1] - path[OBSERVED - 1]) < 0.2:
+        return "stop"
+    (ax, ay), (bx, by) = path[OBSERVED - 1] - path[OBSERVED - 2], path[-1] - path[OBSERVED - 1]
+    turn = np.degrees(np.arctan2(ax * by - ay * bx, ax * bx + ay * by))
+    return "backward" if abs(turn) > 90 else "left" if turn > 30 else "right" if turn < -30 else "forward"
 
 # %% ../../nbs/core/walkers.ipynb #de6ac5a5
 def walk_copies(
