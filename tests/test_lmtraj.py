@@ -87,7 +87,7 @@ def test_direction_does_not_depend_on_the_frame_of_reference(a):
 
 def test_answers_from_positions():
     t = np.arange(20)[:, None] * np.array([0.4, 0])
-    crowd = np.stack([t, t + [0, 0.5], t * 2 + [0, 3], t[::-1] + [0, 0.01]])
+    crowd = np.stack([t, t + [0, 0.5], t * 2 + [0, 3], t[::-1] + [0.2, 0.01]])
     say = lambda task: make_prompt(crowd, task)[1].strip()
     assert (say("direction"), say("group"), say("mimicry"), say("collision")) == ("forward", "pedestrian 1", "pedestrian 1", "pedestrian 2")
     assert say("destination") == "(7.60, 0.00)" and len(TASKS) == 6

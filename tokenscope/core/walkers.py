@@ -112,12 +112,12 @@ def kalman_velocity(
         spread = spread - np.outer(gain, spread[0])
     return (state[..., :1, :] + np.arange(1, frames + 1)[:, None] * state[..., 1:, :])[..., None, :, :]
 
-# %% ../../nbs/core/walkers.ipynb #58a5c6dc
+# %% ../../nbs/core/walkers.ipynb #a8f7a0d7
 def ade_fde(
     pred,  # (…, guess, frame, 2)
     truth,  # (…, frame, 2)
     best_of: bool = True,  # the best guess, for ADE and FDE separately; False: the mean over guesses
-) -> tuple[np.ndarray, np.ndarray]:  # metres, both (…)
+) -> tuple:  # metres, both (…)
     "Average and final displacement error."
     pred, truth = checked_track(pred), checked_track(truth)
     if pred.ndim != truth.ndim + 1 or pred.shape[-2:] != truth.shape[-2:]:
@@ -128,7 +128,7 @@ def ade_fde(
 
 def path_spread(
     paths,  # (…, guess, frame, 2); at least 2 guesses
-) -> np.ndarray:  # metres, (…)
+):  # metres, (…)
     "Mean distance between two guesses, over frames and pairs."
     paths = checked_track(paths)
     n = paths.shape[-3]

@@ -203,7 +203,7 @@ def train_walker_lms(folder: "str | Path") -> list:
     plan = {"numeric": (2700, 32), "numeric_short": (700, 16), "digits": (700, 16), "generic": (700, 16)}
     return [train_walker_lm(Path(folder) / f"walker_{name}.safetensors", name.split("_")[0], *how) for name, how in plan.items()]
 
-# %% ../../nbs/tokenizers/lmtraj.ipynb #6dc42720
+# %% ../../nbs/tokenizers/lmtraj.ipynb #8f0d8c1d
 class CoordinateGrammar(LogitsProcessor):
     "Lets a model write nothing but a list of pairs; every finished text parses."
 
@@ -231,12 +231,13 @@ class CoordinateGrammar(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         "Scores with what may not follow at minus infinity."
-        out = torch.full_like(scores, -torch.inf)
-        for row, ids in enumerate(input_ids[:, self.start:].tolist()):
-            may = [self.end] if self.end in ids else self.allowed("".join(self.pieces.get(i, "?") for i in ids))
-            may = [i for i in may if i < scores.shape[1]]
-            out[row, may] = scores[row, may]
-        return out
+        ended, masks, rows = [self.end], {}, []
+        for ids in input_ids[:, self.start:].tolist():
+            rows.append(ended if self.end in ids else self.allowed("".join(self.pieces.get(i, "?") for i in ids)))
+            if id(rows[-1]) not in masks:  # rows of one shape share their list
+                masks[id(rows[-1])] = torch.zeros(scores.shape[1], dtype=torch.bool)
+                masks[id(rows[-1])][[i for i in rows[-1] if i < scores.shape[1]]] = True
+        return scores.masked_fill(~torch.stack([masks[id(row)] for row in rows]).to(scores.device), -torch.inf)
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #e011fa46
 def predict_trajectories(
