@@ -141,7 +141,7 @@ def train_numeric_tokenizer(
     inner.train_from_iterator(texts, trainers.UnigramTrainer(unk_token="<unk>", **common) if kind == "unigram" else trainers.BpeTrainer(**common))
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False)
 
-# %% ../../nbs/tokenizers/lmtraj.ipynb #58d88cff
+# %% ../../nbs/tokenizers/lmtraj.ipynb #80c4fcd4
 SCENES = {False: "an open square.", True: "a fork ahead."}
 
 def sample_walks(
@@ -151,7 +151,7 @@ def sample_walks(
 ) -> tuple:  # paths (walk, 20, 2) with the last observed position as origin, and (walk,) whether there is a fork
     "Walks to learn from, each person 0 of a crowd of its own."
     share = {False: n - n // 2, True: n // 2} if fork is None else {bool(fork): n}
-    paths = np.concatenate([np.concatenate(simulate_walkers(k, 2 * seed + f, f), 2)[:, 0] for f, k in share.items() if k])
+    paths = np.concatenate([np.concatenate(simulate_walkers(k, 2 * seed + f, f), 2)[:, 0] for f, k in share.items() if k or not n])
     return paths - paths[:, OBSERVED - 1:OBSERVED], np.repeat(list(share), list(share.values()))
 
 def walk_texts(
@@ -203,7 +203,7 @@ def train_walker_lms(folder: "str | Path") -> list:
     plan = {"numeric": (2700, 32), "numeric_short": (700, 16), "digits": (700, 16), "generic": (700, 16)}
     return [train_walker_lm(Path(folder) / f"walker_{name}.safetensors", name.split("_")[0], *how) for name, how in plan.items()]
 
-# %% ../../nbs/tokenizers/lmtraj.ipynb #8f0d8c1d
+# %% ../../nbs/tokenizers/lmtraj.ipynb #578e6d95
 class CoordinateGrammar(LogitsProcessor):
     "Lets a model write nothing but a list of pairs; every finished text parses."
 
@@ -216,7 +216,8 @@ class CoordinateGrammar(LogitsProcessor):
     ):
         number = rf"-?[0-9]{{1,{whole_digits}}}" + rf"\.[0-9]{{{decimals}}}" * bool(decimals)
         self.grammar = regex.compile(rf" ?\[\({number}, {number}\)(?:, \({number}, {number}\)){{{n_points - 1}}}\]")
-        pieces = {i: re.sub("[▁Ġ]", " ", piece) for piece, i in tokenizer.get_vocab().items()}
+        vocab = tokenizer.get_vocab()
+        pieces = {i: piece.replace("▁" if "▁" in vocab else "Ġ", " ") for piece, i in vocab.items()}  # how a space is written in it
         self.pieces = {i: piece for i, piece in sorted(pieces.items()) if re.fullmatch(r"[-0-9., ()\[\]]+", piece)}
         self.start, self.end, self.kept = start, tokenizer.eos_token_id, {}
         if self.end is None or not self.pieces:
@@ -274,7 +275,7 @@ def _plausible(path):
     "A path, or None if it leaps more than 5 m in a step."
     return None if path is None or np.linalg.norm(np.diff(path, axis=0, prepend=0), axis=-1).max() > 5 else path
 
-# %% ../../nbs/tokenizers/lmtraj.ipynb #ddd0e389
+# %% ../../nbs/tokenizers/lmtraj.ipynb #ac90aa70
 @dataclass(frozen=True)
 class Forecast:
     "Guessed paths of one person, in metres; it shows itself as a plane."
@@ -290,15 +291,15 @@ class Forecast:
 
     def svg(self, truth=None, k: int = 4, size: int = 340) -> Markup:
         "Observed points, guesses (thin), their centres (thick), and the cone of straight lines."
-        cone = constant_velocity(self.observed, 40, noise=0.15)
-        every = np.concatenate([self.observed, self.paths.reshape(-1, 2), cone.reshape(-1, 2)])
+        last, end = self.observed[-1:], constant_velocity(self.observed)[0, -1]
+        turn = np.arctan2(*(end - last[0])[::-1]) + np.linspace(-2, 2, 21)
+        cone = np.concatenate([last, end + 12 * 0.15 * np.stack([np.cos(turn), np.sin(turn)], -1)])  # velocity errors of 0.15 m a frame
+        every = np.concatenate([self.observed, self.paths.reshape(-1, 2), cone, *([] if truth is None else [truth])])
         low, span = every.min(0), max(np.ptp(every, 0).max(), 1)
         at = lambda path: " ".join(f"{x:.0f},{y:.0f}" for x, y in ((path - low) / span * [1, -1] + [0, 1]) * (size - 24) + 12)
-        line = lambda path, colour, width, more="": f'<polyline points="{at(path)}" fill="none" stroke="{colour}" stroke-width="{width}" {more}/>'
-        last = self.observed[-1:]
-        edge = sorted(cone[:, -1], key=lambda p: np.arctan2(*(p - cone[:, -1].mean(0))))
-        drawn = [f'<polygon points="{at(np.concatenate([last, edge]))}" fill="#888" fill-opacity=".2"/>'] + [line(np.concatenate([last, p]), "#0072B2", 1, 'stroke-opacity=".4"') for p in self.paths]
-        drawn += [line(np.concatenate([last, p]), "#D55E00", 3) for p in self.centres(k)] + [line(truth, "#009E73", 2, 'stroke-dasharray="5 4"')] * (truth is not None)
+        line = lambda path, colour, width, more="": f'<polyline points="{at(np.concatenate([last, path]))}" fill="none" stroke="{colour}" stroke-width="{width}" {more}/>'
+        drawn = [f'<polygon points="{at(cone)}" fill="#888" fill-opacity=".2"/>'] + [line(p, "#0072B2", 1, 'stroke-opacity=".4"') for p in self.paths]
+        drawn += [line(p, "#D55E00", 3) for p in self.centres(k)] + ([] if truth is None else [line(truth, "#009E73", 3, 'stroke-dasharray="6 5"')])
         drawn += [f'<circle cx="{a}" cy="{b}" r="3.5"/>' for a, b in (p.split(",") for p in at(self.observed).split())]
         told = f"{len(self.paths)} guesses (blue), {k} centres (orange), straight lines (grey){', truth (dashed)' if truth is not None else ''}; {1 - self.valid.mean():.0%} not valid. The plane is {span:.1f} m wide."
         return Markup(f'<figure style="margin:0;max-width:{size}px"><svg viewBox="0 0 {size} {size}" width="100%" role="img" aria-label="{told}" fill="currentColor">{"".join(drawn)}</svg><figcaption style="font:13px system-ui">{told}</figcaption></figure>')
