@@ -30,7 +30,7 @@ from ..core.scope import Scope
 from ..core.small_models import load_small, save_small, small_llama, train_lm
 from ..core.walkers import FUTURE, OBSERVED, checked_track, cluster_paths, constant_velocity, direction_of, simulate_walkers
 
-# %% ../../nbs/tokenizers/lmtraj.ipynb #e238d676
+# %% ../../nbs/tokenizers/lmtraj.ipynb #17e0f49c
 technique = {
     "title": "Paths as text (LMTraj)",
     "paper": "Can Language Beat Numerical Regression? Language-Based Multimodal Trajectory Prediction (Bae, Lee and Jeon, CVPR 2024)",
@@ -41,7 +41,7 @@ technique = {
     "front": "lmtraj",
     "control": "shuffled_history",
     "neutral": {},
-    "example": {"observed": [[0.4 * k, 0.0] for k in range(8)], "n": 2, "frames": 2, "decimals": 1},
+    "example": {"observed": [[0.0, 0.0], [0.4, 0.0], [0.8, 0.0], [1.2, 0.0], [1.6, 0.0], [2.0, 0.0], [2.4, 0.0], [2.8, 0.0]], "n": 2, "frames": 2, "decimals": 1},
     "builds_on": [],
     "extra": "probes",
     "cost": "one generation of some 26 to 140 tokens for each guess",
