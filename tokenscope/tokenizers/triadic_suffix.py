@@ -29,7 +29,7 @@ from ..core.numbers import group_number, number_spans, read_groups
 from ..core.scope import Scope
 from ..core.tokens import id_list
 
-# %% ../../nbs/tokenizers/triadic_suffix.ipynb #95cfafcc
+# %% ../../nbs/tokenizers/triadic_suffix.ipynb #1d050a54
 technique = {
     "title": "Triadic suffixes",
     "paper": "A Triadic Suffix Tokenization Scheme for Numerical Reasoning (Chetverina, 2026)",
@@ -43,7 +43,7 @@ technique = {
     "example": {"option": "compound"},
     "builds_on": [],
     "extra": "tokenizers",
-    "cost": "none for the text form; with tokens, up to 12,221 new rows in the embedding",
+    "cost": "none for the text form; with tokens, 12,211 new rows in the embedding",
     "picture": "a number's tokens above the powers of ten that they state",
 }
 
