@@ -181,5 +181,5 @@ def train_adders(
     schemes: Iterable[str] = NUMBER_SCHEMES,
     seeds: Iterable[int] = (0,),
 ) -> list[Scope]:
-    "The adders that are shipped."
-    return [trained_adder(scheme, seed, folder=folder) for seed in seeds for scheme in schemes]
+    "The adders that are shipped, and those of more seeds: one of each way, and one that saw aligned problems alone."
+    return [trained_adder(scheme, seed, aligned, folder=folder) for seed in seeds for scheme, aligned in [*((s, False) for s in schemes), ("l2r", True)]]
