@@ -71,7 +71,7 @@ class TSTScheme:
 
     digits = property(lambda self: (self.group_size * (len(self.int_suffixes) + 1), self.group_size * self.max_frac_groups))  # most digits before and after the point
 
-# %% ../../nbs/tokenizers/triadic_suffix.ipynb #b0a3dd03
+# %% ../../nbs/tokenizers/triadic_suffix.ipynb #a6463fa8
 @patch
 def encode_number(
     self: TSTScheme,
@@ -104,7 +104,7 @@ def decode_number(
         raise ScopeError(f"Not a suffix of this scheme: {bad!r}; accepted: {', '.join(s for s in self.suffixes if s)}")
     number = group_number([(d, n * self.suffixes[s] + (n - len(d) if self.suffixes[s] < 0 else 0)) for d, s in found])
     if self.pad == "both":
-        number = re.sub(r"^0+(?=\d)", "", number)
+        number = re.sub(rf"^0{{0,{n - 1}}}(?=\d)", "", number)
     if "".join(tokens) != "".join(self.encode_number(number)):
         raise ScopeError(f"Not how a number is written: {list(tokens)}; {number!r} would be {self.encode_number(number)}")
     return number
@@ -276,7 +276,7 @@ def decode_single_token_bytes(self: TriadicTokenizer, i: int) -> bytes:
     "The bytes of one token: the package's displays ask for them."
     return self.names[i - self.first_id].encode() if i >= self.first_id else piece_bytes(self.own, [i])[0]
 
-# %% ../../nbs/tokenizers/triadic_suffix.ipynb #d2a9fb39
+# %% ../../nbs/tokenizers/triadic_suffix.ipynb #501762f4
 @patch
 def coverage(self: TriadicTokenizer,
     texts: Iterable[str],
@@ -285,7 +285,7 @@ def coverage(self: TriadicTokenizer,
     texts = list(texts)
     counts = Counter(i for text in texts for i in self.encode(text, False) if i >= self.first_id)
     return {"number tokens": len(self.names), "seen": len(counts), "seen 10 times": sum(c >= 10 for c in counts.values()),
-            "numbers": sum(len(number_spans(t)) for t in texts), "as tokens": sum(len(_found(t, self.scheme, self.exact)) for t in texts) if self.option else 0}
+            "numbers": sum(len(number_spans(t)) for t in texts), "as tokens": sum(1 for t in texts for _ in _found(t, self.scheme, self.exact)) if self.option else 0}
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #11a10661
 def number_rows(
