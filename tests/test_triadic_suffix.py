@@ -104,7 +104,7 @@ def test_numbers_by_value_and_the_control():
     assert dealt == control.encode(text) != ids and len(dealt) == len(ids) and dealt != shuffled_suffix(own, seed=2).encode(text)
     letters = lambda t, row: sorted("".join(c for i in row if i >= t.first_id for c in t.names[i - t.first_id]))
     assert letters(control, dealt) == letters(made, ids)
-    assert made.coverage([text, text])["seen"] == 8 and made.coverage([text])["numbers"] == made.coverage([text])["as tokens"] == 3
+    assert made.coverage([text, text])["seen"] == 9 and made.coverage([text])["numbers"] == made.coverage([text])["as tokens"] == 3
     assert made([text, "x"], padding=True, return_tensors="pt")["input_ids"].shape[0] == 2 and made("1 x")["input_ids"] == made.encode("1 x")
     assert made.decode([made.ids["12k"], made.ids["34"]]) == "⟦12k⟧⟦34⟧"  # no number, and not shown as one
     with pytest.raises(ScopeError, match="No such token"):

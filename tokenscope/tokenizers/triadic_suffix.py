@@ -109,20 +109,20 @@ def decode_number(
         raise ScopeError(f"Not how a number is written: {list(tokens)}; {number!r} would be {self.encode_number(number)}")
     return number
 
-# %% ../../nbs/tokenizers/triadic_suffix.ipynb #f84834b7
+# %% ../../nbs/tokenizers/triadic_suffix.ipynb #e7df2e3e
 def suffix_text(
     text: str,
     scheme: TSTScheme = TSTScheme(),
 ) -> str:
     "A text with its numbers in suffix notation, for reading; a percent sign is set apart."
-    return _rewritten(text, scheme, False, " ".join, lambda rest: " " * (rest[:1] == "%") + rest)
+    return _rewritten(text, scheme, False, lambda tokens, after: " ".join(tokens) + " " * (after == "%"))
 
 def mark_numbers(
     text: str,
     scheme: TSTScheme = TSTScheme(),
 ) -> str:
     "A text with its numbers in suffix notation, in brackets, so that nothing is lost."
-    return _rewritten(text, scheme, True, lambda tokens: f"⟦{' '.join(tokens)}⟧", lambda rest: rest.replace("⟦", "⟦⟦⟧"))
+    return _rewritten(text, scheme, True, lambda tokens, after: f"⟦{' '.join(tokens)}⟧", lambda rest: rest.replace("⟦", "⟦⟦⟧"))
 
 def unmark_numbers(
     text: str,  # of `mark_numbers`
@@ -131,7 +131,7 @@ def unmark_numbers(
     "The text that was marked."
     return re.sub("⟦(.*?)⟧", lambda m: "⟦" if m[1] == "⟦" else scheme.decode_number(m[1].split(" ")), text, flags=re.S)
 
-# %% ../../nbs/tokenizers/triadic_suffix.ipynb #a1d4ff3b
+# %% ../../nbs/tokenizers/triadic_suffix.ipynb #e71cbef0
 def _found(text, scheme, exact=True):
     "The numbers of a text that a scheme can write, as (span, tokens); exact: digit for digit as they stand."
     for span in number_spans(text):
@@ -143,10 +143,10 @@ def _found(text, scheme, exact=True):
             pass
 
 def _rewritten(text, scheme, exact, write, rest=str):
-    "A text with `write` in place of its numbers and `rest` in place of what lies between."
+    "A text with `write(tokens, next character)` in place of its numbers and `rest(text)` in place of what lies between."
     out, at = [], 0
     for span, tokens in _found(text, scheme, exact):
-        out += [rest(text[at:span.start]), write(tokens)]
+        out += [rest(text[at:span.start]), write(tokens, text[span.end:span.end + 1])]
         at = span.end
     return "".join([*out, rest(text[at:])])
 
