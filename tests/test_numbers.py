@@ -57,7 +57,7 @@ def test_lengths_are_as_asked(la, lb, more, base):
 
 @pytest.mark.parametrize("call, message", [
     (lambda: chunk_number("1.5"), "Not a whole number"), (lambda: digit_groups("12", 0), "at least one digit"), (lambda: digit_groups("12", 2, "up"), "Unknown direction"),
-    (lambda: plain_number("--"), "Not a number"), (lambda: plain_number("1e999"), "Exponent too large"), (lambda: to_base(3, 16), "Bases from 2"),
+    (lambda: plain_number("--"), "Not a number"), (lambda: plain_number("1e"), "Not a number"), (lambda: plain_number("1e5e3"), "Not a number"), (lambda: plain_number("1e999"), "Exponent too large"), (lambda: to_base(3, 16), "Bases from 2"),
     (lambda: sample_additions((7, 7, 9)), "No such sums"), (lambda: sample_additions((3, 3, 2)), "No such sums"), (lambda: number_tokens("1", "x"), "No way to write"),
 ])
 def test_bad_input_is_refused(call, message):

@@ -47,7 +47,7 @@ def test_forms_lose_nothing(n, form, size):
         assert written.count(SEPARATORS[form.partition("_")[0]]) == (len(str(n)) - 1) // size
 
 
-def test_the_sheet():
+def test_the_examples_of_the_paper():
     assert (write_number(1234567, "comma_r2l"), write_number(1234567, "comma_l2r"), chunk_number("1234567")) == ("1,234,567", "123,456,7", "1,234,567")
     assert sum(add_carries(999, 1)) == 3
     table = analyze_errors([(2200, 0), (5, 5)], ["2199", "10"])

@@ -45,7 +45,7 @@ def plain_number(
     "A number in plain decimal notation: separators and exponents taken out, every digit kept."
     body, exponent = (re.split("[eE]", text.replace(",", "")) + ["0"])[:2]
     whole, _, part = body.partition(".")
-    if not (whole.isdecimal() and (not part or part.isdecimal())):
+    if not (whole.isdecimal() and (not part or part.isdecimal()) and re.fullmatch(r"[+-]?\d+", exponent) and len(re.split("[eE]", text)) < 3):
         raise ScopeError(f"Not a number: {text!r}; give digits, with at most one decimal point, thousands commas or an exponent")
     digits, point = "".join(str(int(c)) for c in whole + part), len(whole) + int(exponent)
     if abs(int(exponent)) > 400:
