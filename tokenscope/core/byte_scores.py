@@ -150,12 +150,13 @@ def word_accuracy(
     "Share of words that are right as a whole."
     return float(word_scores(model, texts).right.mean())
 
-# %% ../../nbs/core/byte_scores.ipynb #01714149
+# %% ../../nbs/core/byte_scores.ipynb #da686c6c
 def byte_boxes(
     pieces: "Iterable[bytes]",  # of one text
     nats: "Iterable[float]",  # of each byte
     title: str = "",
     above: str = "",  # a label above each box, such as "e", to which the box's number is added
+    styled: bool = True,  # False for a second row below another one, which needs no style of its own
 ) -> Markup:
     "A row of boxes with the bytes of each piece, darker where they cost more (0 to 8 bits)."
     steps, out, at = np.clip(np.asarray(list(nats), float) / np.log(2), 0, 7.99).astype(int).tolist(), [], 0
@@ -169,7 +170,7 @@ def byte_boxes(
     shades = "".join(f".ts-bb .k{k}{{background:rgba(0,114,178,{0.04 + 0.115 * k:.2f}){';color:#fff' if k > 4 else ''}}}" for k in range(8))
     style = ("<style>.ts-bb{font:13px system-ui;margin:.5em 0}.ts-bb span{display:inline-block;margin:2px 3px 2px 0;vertical-align:bottom;text-align:center}.ts-bb u{display:block;text-decoration:none;"
              f"font-size:11px;opacity:.75}}.ts-bb b{{display:inline-block;border:1px solid #8889;border-radius:3px;font:14px ui-monospace,monospace}}.ts-bb i{{font-style:normal;padding:2px 1px;white-space:pre}}{shades}</style>")
-    return Markup(f"{style}<div class=ts-bb><div>{escape(title)}</div>{''.join(out)}</div>")
+    return Markup(f"{style if styled else ''}<div class=ts-bb><div>{escape(title)}</div>{''.join(out)}</div>")
 
 def _characters(piece):
     "(start, (what is shown, its bytes)) of each character of a piece; a byte that is no character is shown as a number."

@@ -1,4 +1,4 @@
-"""A language model without a tokenizer: bytes in, bytes out, and the expensive layers run once a word. Misspell its input, change the rule that cuts words, move it to another language, and see how little it minds.
+"""A language model without a tokenizer: bytes in, bytes out, and the expensive layers run once a word. Misspell its input, change the rule that cuts words, take it to another language, and see how little it minds.
 
 Docs: https://tokenscope.github.io/tokenscope/tokenizers/hierarchical_ar.html.md"""
 
@@ -31,6 +31,24 @@ from ..core.names import ScopeError
 from ..core.scope import Scope
 from ..core.small_models import load_small, save_small, small_llama, train_lm
 from ..core.words import named_splitter
+
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #c861edc6
+technique = {
+    "title": "Hierarchical autoregressive transformers",
+    "paper": "Hierarchical Autoregressive Transformers: Combining Byte- and Word-Level Processing for Robust, Adaptable Language Models (Neitemeier et al., ICLR 2025)",
+    "arxiv": "2501.10322",
+    "family": "tokenizers",
+    "returns": "table",
+    "model": "from-scratch",
+    "front": "spelling_robustness",
+    "control": "random_boundaries",
+    "neutral": {"kinds": ()},
+    "example": {"n": 20, "kinds": ("permute", "caps")},
+    "builds_on": [],
+    "extra": "",
+    "cost": "one forward a word that is scored; the shipped models took some five minutes each on one core",
+    "picture": "bytes in words with what each costs, beside the tokens of a subword model",
+}
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #869e74fe
 BEGIN, STOP, END, PAD = 0xFC, 0xFE, 0xFF, 0xFD  # byte values that UTF-8 never uses: begin of text, [S], [W], no byte
@@ -157,12 +175,9 @@ def word_targets(
     targets[ends, lengths[ends]] = END
     return targets.masked_fill(targets == PAD, -100)
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #85167c8b
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #d730eac2
 @patch
-def split(
-    self: HATModel,
-    text: str,
-) -> list[bytes]:
+def split(self: HATModel, text: str) -> list[bytes]:
     "A text's words by the model's own rule."
     return named_splitter(self.config.splitter)(text, self.config.max_word_bytes)
 
@@ -176,25 +191,6 @@ def word_tensor(
     width, longest = max(len(word) for row in rows for word in row), max(map(len, rows))
     padded = b"".join(word.ljust(width, bytes([PAD])) for row in rows for word in [*row, *[b""] * (longest - len(row))])
     return torch.frombuffer(bytearray(padded), dtype=torch.uint8).long().view(len(rows), longest, width)
-
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #8cfd4712
-@patch
-@torch.no_grad()
-def byte_surprisal(
-    self: HATModel,
-    texts: list[str],
-) -> list[tuple]:  # as `words.byte_surprisal` asks for
-    "Nats of each byte, [W] counted with the last byte of its word, and whether it was the first choice."
-    rows = [self.split(text) for text in texts]
-    out, found = self(word_tensor(rows).to(self.device)), []
-    for row, nats, right in zip(rows, out.nats.cpu().double().numpy(), out.right.cpu().numpy()):
-        cost, hit = [], []
-        for word, c, r in zip(row, nats, right):
-            k = len(word)
-            cost += [*c[:k - 1], c[k - 1] + (c[k] if k < len(c) else 0)]
-            hit += [*r[:k - 1], r[k - 1] and (r[k] if k < len(r) else True)]
-        found.append((np.array(cost), np.array(hit)))
-    return found
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #7dc953c6
 @patch
@@ -243,6 +239,22 @@ def write_word(
         fresh = table(torch.tensor([[symbol]], device=p.device))
     return bytes(word)
 
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #317ef732
+@patch
+@torch.no_grad()
+def byte_surprisal(self: HATModel, texts: list[str]) -> list[tuple]:
+    "Nats of each byte, [W] counted with the last byte of its word, and whether it was the first choice."
+    rows = [self.split(text) for text in texts]
+    out, found = self(word_tensor(rows).to(self.device)), []
+    for row, nats, right in zip(rows, out.nats.cpu().double().numpy(), out.right.cpu().numpy()):
+        cost, hit = [], []
+        for word, c, r in zip(row, nats, right):
+            k = len(word)
+            cost += [*c[:k - 1], c[k - 1] + (c[k] if k < len(c) else 0)]
+            hit += [*r[:k - 1], r[k - 1] and (r[k] if k < len(r) else True)]
+        found.append((np.array(cost), np.array(hit)))
+    return found
+
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #4bdba4cc
 def flops_per_byte(
     model: "HATModel | Scope",
@@ -259,7 +271,7 @@ def flops_per_byte(
                  + 2 * (layer_weights(model.word_in) + layer_weights(model.word_out)) * len(inside))
     return float(total / sum(len(t.encode()) for t in texts))
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #e4cc910d
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #5fafe770
 TOYS = {"HAT": dict(splitter="whitespace"), "HAT fixed 8": dict(splitter="fixed 8"), "BPE": {}}  # the small models that are shipped
 
 def new_toy(
@@ -267,8 +279,6 @@ def new_toy(
     seed: int = 0,
 ) -> "HATModel | Scope":  # with random weights
     "An untrained small model; HAT and BPE take the same number of operations a byte."
-    if name not in TOYS:
-        raise ScopeError(f"No such small model: {name!r}; accepted: {', '.join(TOYS)}")
     if name == "BPE":
         tokenizer = bpe_tokenizer(book_passages()[0])
         return Scope(small_llama(len(tokenizer), 3, 140, 5, seed=seed, intermediate_size=8 * 140 // 3), tokenizer)
@@ -276,10 +286,8 @@ def new_toy(
         torch.manual_seed(seed)
         return HATModel(HATConfig(**TOYS[name])).eval()
 
-def word_rows(
-    split: Callable,  # text -> words
-) -> Callable:  # texts -> (ids, labels), for `passage_batches`
-    "Texts as a batch to train on; a text that ends in a line break gets the stop word [S]."
+def word_rows(split: Callable) -> Callable:
+    "From a rule (text -> words), how texts become (ids, labels) for `passage_batches`; a text that ends in a line break gets the stop word [S]."
     return lambda texts: (word_tensor([*split(t), *[bytes([STOP])] * t.endswith("\n")] for t in texts),) * 2
 
 def train_toy(
@@ -298,7 +306,7 @@ def train_toy(
         return save_small(model.model, model.tokenizer, file, losses, **about)
     return save_hat(model, file, losses, **about)
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #7fd8cd5d
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #5582a713
 def save_hat(model: HATModel, file: "str | Path", losses: "Iterable[float]" = (), **provenance) -> Path:
     "Keep a model in one safetensors file, in half precision, with its config, its training curve and what made it."
     losses = list(losses)
@@ -317,10 +325,8 @@ def load_hat(file: "str | Path") -> HATModel:
     model.losses, model.provenance = header["losses"], header["provenance"]
     return model.requires_grad_(False)
 
-def hat_toy(
-    name: str = "HAT",  # one of `TOYS`
-) -> "HATModel | Scope":
-    "A small model that comes with the package."
+def hat_toy(name: str = "HAT") -> "HATModel | Scope":
+    "A small model that comes with the package, one of `TOYS`."
     if name not in TOYS:
         raise ScopeError(f"No such small model: {name!r}; accepted: {', '.join(TOYS)}")
     file = str(files("tokenscope") / "data" / f"hat_{name.lower().replace(' ', '_')}.safetensors")
