@@ -45,6 +45,7 @@ toys: .venv/.dev                 ## train the shipped small models again: a few 
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.core.tuned_pairs import train_drift_pair; train_drift_pair('tokenscope/data')"
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.lenses.needle_threading import train_thread_toy; train_thread_toy('tokenscope/data/thread_toy.safetensors')"
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.lenses.step_sae import make_step_sae_toys; make_step_sae_toys('tokenscope/data')"
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.hierarchical_ar import TOYS, train_toy; [train_toy(name, f'tokenscope/data/hat_{name.lower()}.safetensors') for name in TOYS]"
 	@echo "Small models are written to tokenscope/data"
 
 bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain forward, beside the peers in environments of their own

@@ -87,9 +87,9 @@ def passage_batches(
         return rows([texts[i] for i in np.random.default_rng([seed, epoch]).permutation(len(texts))[at:at + per_batch]])
     return batch
 
-# %% ../../nbs/core/byte_scores.ipynb #95edf198
+# %% ../../nbs/core/byte_scores.ipynb #8ef8800e
 def byte_surprisal(
-    model,  # a `Scope` whose tokenizer has <bos>, or a model with a method `byte_surprisal`
+    model,  # a `Scope` whose tokenizer has <bos>, or a model with a method `byte_costs`
     texts: "Iterable[str]",
     batch: int = 16,  # texts in a forward
 ) -> list[tuple]:  # for each text: nats of each byte; is the piece with this byte the most probable one?
@@ -97,7 +97,7 @@ def byte_surprisal(
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts or not all(texts):
         raise ScopeError(f"No bytes to predict: {len(texts)} texts, {sum(not t for t in texts)} of them empty; give texts with at least one character")
-    read = getattr(model, "byte_surprisal", None) or (lambda some: _token_surprisal(model, some))
+    read = getattr(model, "byte_costs", None) or (lambda some: _token_surprisal(model, some))
     found = [pair for i in range(0, len(texts), batch) for pair in read(texts[i:i + batch])]
     if not all(np.isfinite(nats).all() for nats, _ in found):
         raise ScopeError("The model gives no probabilities: some costs are NaN or infinite; check its weights and its precision")
@@ -150,10 +150,10 @@ def word_accuracy(
     "Share of words that are right as a whole."
     return float(word_scores(model, texts).right.mean())
 
-# %% ../../nbs/core/byte_scores.ipynb #da686c6c
+# %% ../../nbs/core/byte_scores.ipynb #502165c1
 def byte_boxes(
     pieces: "Iterable[bytes]",  # of one text
-    nats: "Iterable[float]",  # of each byte
+    nats: Iterable,  # of each byte
     title: str = "",
     above: str = "",  # a label above each box, such as "e", to which the box's number is added
     styled: bool = True,  # False for a second row below another one, which needs no style of its own

@@ -86,11 +86,11 @@ def unicode_splitter(
     cuts = [0, *(m.start() for m in BOUNDS.finditer(classes[1:]) if m.start()), len(text)]
     return continued((text[a:b] for a, b in zip(cuts, cuts[1:])), max_bytes)
 
-# %% ../../nbs/core/words.ipynb #5f3ce551
+# %% ../../nbs/core/words.ipynb #99a8fc5c
 @dataclass(frozen=True)
 class RandomSplitter:
     "Words that end anywhere, at a given rate."
-    mean_bytes: float = 5.6  # of a word
+    mean_bytes: "int | float" = 5.6  # of a word
     seed: int = 0
 
     def __post_init__(self):

@@ -9,12 +9,11 @@ __all__ = ['BEGIN', 'STOP', 'END', 'PAD', 'TOYS', 'HATConfig', 'HATOutput', 'HAT
            'word_tensor', 'flops_per_byte', 'new_toy', 'word_rows', 'train_toy', 'save_hat', 'load_hat', 'hat_toy',
            'spelling_robustness', 'random_boundaries']
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #fbf67699
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #99e60440
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -116,7 +115,7 @@ class HATModel(PreTrainedModel):
         outputs = self.backbone(inputs_embeds=self.encode(before.flatten(0, 1)).unflatten(0, before.shape[:2]), use_cache=False).last_hidden_state
         return self.decode(self.word_out(outputs), input_ids, keep_logits=labels is None)
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #f40b3ca8
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #3c9ae376
 def length_groups(
     words: Int[Tensor, "word byte"],  # padded with PAD
     tops: "Iterable[int]" = (4, 8),
@@ -127,10 +126,7 @@ def length_groups(
     return [(rows, high) for rows, high in zip(groups, edges[1:]) if len(rows)]
 
 @patch
-def encode(
-    self: HATModel,
-    words: Int[Tensor, "word byte"],  # padded with PAD
-) -> Float[Tensor, "word d_word"]:  # e_i
+def encode(self: HATModel, words: Int[Tensor, "word byte"]) -> Float[Tensor, "word d_word"]:
     "Word embeddings from bytes: attention in both directions, inside each word alone."
     table, (unique, place) = self.get_input_embeddings(), words.unique(dim=0, return_inverse=True)  # a word that comes twice is encoded once
     out = table.weight.new_zeros(len(unique), self.config.d_word)
@@ -141,7 +137,7 @@ def encode(
         out[rows] = self.word_in(self.encoder(inputs_embeds=table(inside), attention_mask=mask, use_cache=False).last_hidden_state[:, 0])
     return out[place]
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #6a24557d
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #f10ca1f6
 @patch
 def decode(
     self: HATModel,
@@ -164,10 +160,7 @@ def decode(
     whole = lambda x: None if x is None else x.unflatten(0, shape[:2])
     return HATOutput(loss=nats.sum() / count, logits=whole(logits), nats=whole(nats), right=whole(right) if keep_logits else None)
 
-def word_targets(
-    words: Int[Tensor, "word byte"],
-    max_word_bytes: int,
-) -> Int[Tensor, "word target"]:  # -100 where nothing is predicted
+def word_targets(words: Int[Tensor, "word byte"], max_word_bytes: int) -> Int[Tensor, "word target"]:  # -100 where nothing is predicted
     "Each word's bytes, then [W], unless the word has the greatest length or is the [S] that ends a text."
     targets = nn.functional.pad(words, (0, 1), value=PAD)
     lengths = (words != PAD).sum(1)
@@ -239,10 +232,10 @@ def write_word(
         fresh = table(torch.tensor([[symbol]], device=p.device))
     return bytes(word)
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #317ef732
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #dcec2fad
 @patch
 @torch.no_grad()
-def byte_surprisal(self: HATModel, texts: list[str]) -> list[tuple]:
+def byte_costs(self: HATModel, texts: list[str]) -> list[tuple]:
     "Nats of each byte, [W] counted with the last byte of its word, and whether it was the first choice."
     rows = [self.split(text) for text in texts]
     out, found = self(word_tensor(rows).to(self.device)), []
@@ -271,20 +264,17 @@ def flops_per_byte(
                  + 2 * (layer_weights(model.word_in) + layer_weights(model.word_out)) * len(inside))
     return float(total / sum(len(t.encode()) for t in texts))
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #5fafe770
-TOYS = {"HAT": dict(splitter="whitespace"), "HAT fixed 8": dict(splitter="fixed 8"), "BPE": {}}  # the small models that are shipped
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #1e83e5f1
+TOYS = ("HAT", "BPE")  # the small models that are shipped
 
-def new_toy(
-    name: str,  # one of `TOYS`
-    seed: int = 0,
-) -> "HATModel | Scope":  # with random weights
-    "An untrained small model; HAT and BPE take the same number of operations a byte."
+def new_toy(name: str, seed: int = 0, **config) -> "HATModel | Scope":
+    "An untrained small model, one of `TOYS`; both take the same number of operations a byte."
     if name == "BPE":
         tokenizer = bpe_tokenizer(book_passages()[0])
         return Scope(small_llama(len(tokenizer), 3, 140, 5, seed=seed, intermediate_size=8 * 140 // 3), tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return HATModel(HATConfig(**TOYS[name])).eval()
+        return HATModel(HATConfig(**config)).eval()
 
 def word_rows(split: Callable) -> Callable:
     "From a rule (text -> words), how texts become (ids, labels) for `passage_batches`; a text that ends in a line break gets the stop word [S]."
@@ -292,11 +282,11 @@ def word_rows(split: Callable) -> Callable:
 
 def train_toy(
     name: str,  # one of `TOYS`
-    file: "str | Path",
+    file: str,
     steps: int = 1800,  # three and a half times through the book
     lr: "float | None" = None,  # None for what was used: 1e-3, and 2.4e-3 for BPE (the paper: 3e-4 times 32 over the number of heads)
     seed: int = 0,
-) -> Path:
+):
     "Train a small model on Moby-Dick and keep it in half precision: some five minutes on one core."
     model, lr = new_toy(name, seed), lr or (2.4e-3 if name == "BPE" else 1e-3)
     rows = (lambda texts: token_rows(model.tokenizer, texts)) if isinstance(model, Scope) else word_rows(model.split)
@@ -306,20 +296,18 @@ def train_toy(
         return save_small(model.model, model.tokenizer, file, losses, **about)
     return save_hat(model, file, losses, **about)
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #5582a713
-def save_hat(model: HATModel, file: "str | Path", losses: "Iterable[float]" = (), **provenance) -> Path:
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #9961afa4
+def save_hat(model: HATModel, file: str, losses: "list[float]" = (), **provenance):
     "Keep a model in one safetensors file, in half precision, with its config, its training curve and what made it."
-    losses = list(losses)
     header = dict(config=model.config.to_diff_dict(), losses=[round(x, 4) for x in losses[:: max(1, len(losses) // 200)]], provenance=provenance)
     save_file({name: p.detach().half().contiguous() for name, p in model.state_dict().items()}, file, metadata={"hat": json.dumps(header)})
-    return Path(file)
 
-def load_hat(file: "str | Path") -> HATModel:
+def load_hat(file: str) -> HATModel:
     "A model from its file; `losses` and `provenance` say where it comes from."
     with safe_open(file, framework="pt") as kept:
         header = json.loads((kept.metadata() or {}).get("hat", "null"))
         if header is None:
-            raise ScopeError(f"Not a hierarchical model: {Path(file).name}; give a file of save_hat")
+            raise ScopeError(f"Not a hierarchical model: {file.split('/')[-1]}; give a file of save_hat")
         model = HATModel(HATConfig(**header["config"])).eval()
         model.load_state_dict({name: kept.get_tensor(name).float() for name in kept.keys()})
     model.losses, model.provenance = header["losses"], header["provenance"]
@@ -329,7 +317,7 @@ def hat_toy(name: str = "HAT") -> "HATModel | Scope":
     "A small model that comes with the package, one of `TOYS`."
     if name not in TOYS:
         raise ScopeError(f"No such small model: {name!r}; accepted: {', '.join(TOYS)}")
-    file = str(files("tokenscope") / "data" / f"hat_{name.lower().replace(' ', '_')}.safetensors")
+    file = str(files("tokenscope") / "data" / f"hat_{name.lower()}.safetensors")
     return load_small(file) if name == "BPE" else load_hat(file)
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #83d55178
