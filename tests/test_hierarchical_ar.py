@@ -116,14 +116,15 @@ def test_targets():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
 def test_any_backbone(family, tmp_path):
-    known = {**FAMILIES[family], "num_key_value_heads": 2} if family != "gpt2" else {}
+    known = {**FAMILIES[family], "num_key_value_heads": 2, "intermediate_size": 48} if family != "gpt2" else {}
     model = small(backbone=dict(model_type=family, **known))
     assert model.generate("Call me", 4) == model.generate("Call me", 4, use_cache=False) and np.isfinite(bits_per_byte(model, TEXTS))
     test_nothing_leaks(model)
     model.save_pretrained(tmp_path)
     again = HATModel.from_pretrained(tmp_path).eval()
     ids = word_tensor([model.split(TEXTS[0])])
-    assert torch.equal(again(ids).logits, model(ids).logits) and again.config.splitter == "whitespace"
+    assert all(torch.equal(p, q) for p, q in zip(again.state_dict().values(), model.state_dict().values())) and again.config.splitter == "whitespace"
+    assert torch.allclose(again(ids).logits, model(ids).logits, atol=1e-5)
 
 
 def test_it_learns():
