@@ -87,7 +87,7 @@ def passage_batches(
         return rows([texts[i] for i in np.random.default_rng([seed, epoch]).permutation(len(texts))[at:at + per_batch]])
     return batch
 
-# %% ../../nbs/core/byte_scores.ipynb #8ef8800e
+# %% ../../nbs/core/byte_scores.ipynb #bac48dbe
 def byte_surprisal(
     model,  # a `Scope` whose tokenizer has <bos>, or a model with a method `byte_costs`
     texts: "Iterable[str]",
@@ -115,8 +115,7 @@ def _token_surprisal(scope, texts):
         logits = scope.model(input_ids=ids, attention_mask=(labels != -100).long()).logits[:, :-1].float()
     nats, right = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").cpu().numpy(), (logits.argmax(-1) == ids[:, 1:]).cpu().numpy()
     for row, text, cost, hit in zip(ids[:, 1:], texts, nats, right):
-        pieces = [b for b in token_bytes(scope.tokenizer, row)]
-        sizes = np.array([len(b) for b in pieces])
+        sizes = np.array([len(piece) for piece in token_bytes(scope.tokenizer, row)])
         total = len(text.encode())
         out.append((np.repeat(cost / np.maximum(sizes, 1), sizes)[:total], np.repeat(hit, sizes)[:total]))
     return out
@@ -150,7 +149,7 @@ def word_accuracy(
     "Share of words that are right as a whole."
     return float(word_scores(model, texts).right.mean())
 
-# %% ../../nbs/core/byte_scores.ipynb #502165c1
+# %% ../../nbs/core/byte_scores.ipynb #dfa9892b
 def byte_boxes(
     pieces: "Iterable[bytes]",  # of one text
     nats: Iterable,  # of each byte
@@ -167,9 +166,9 @@ def byte_boxes(
             cells += f"<i class=k{step}>{escape(visible_text(c[0]))}</i>"
         out.append(f"<span><u>{escape(above)}{i if above else ''}</u><b>{cells}</b></span>")
         at += len(piece)
-    shades = "".join(f".ts-bb .k{k}{{background:rgba(0,114,178,{0.04 + 0.115 * k:.2f}){';color:#fff' if k > 4 else ''}}}" for k in range(8))
+    shades = "".join(f".ts-bb .k{k}{{background:rgba(0,114,178,{0.02 + 0.1 * k:.2f})}}" for k in range(8))
     style = ("<style>.ts-bb{font:13px system-ui;margin:.5em 0}.ts-bb span{display:inline-block;margin:2px 3px 2px 0;vertical-align:bottom;text-align:center}.ts-bb u{display:block;text-decoration:none;"
-             f"font-size:11px;opacity:.75}}.ts-bb b{{display:inline-block;border:1px solid #8889;border-radius:3px;font:14px ui-monospace,monospace}}.ts-bb i{{font-style:normal;padding:2px 1px;white-space:pre}}{shades}</style>")
+             f"font-size:11px;opacity:.75}}.ts-bb b{{display:inline-block;background:#fff;color:#000;border:1px solid #8889;border-radius:3px;font:14px ui-monospace,monospace}}.ts-bb i{{font-style:normal;padding:2px 1px;white-space:pre}}{shades}</style>")
     return Markup(f"{style if styled else ''}<div class=ts-bb><div>{escape(title)}</div>{''.join(out)}</div>")
 
 def _characters(piece):
