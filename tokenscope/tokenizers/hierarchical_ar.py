@@ -264,7 +264,7 @@ def flops_per_byte(
                  + 2 * (layer_weights(model.word_in) + layer_weights(model.word_out)) * len(inside))
     return float(total / sum(len(t.encode()) for t in texts))
 
-# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #1e83e5f1
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #28927673
 TOYS = ("HAT", "BPE")  # the small models that are shipped
 
 def new_toy(name: str, seed: int = 0, **config) -> "HATModel | Scope":
@@ -276,6 +276,7 @@ def new_toy(name: str, seed: int = 0, **config) -> "HATModel | Scope":
         torch.manual_seed(seed)
         return HATModel(HATConfig(**config)).eval()
 
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #061c72a7
 def word_rows(split: Callable) -> Callable:
     "From a rule (text -> words), how texts become (ids, labels) for `passage_batches`; a text that ends in a line break gets the stop word [S]."
     return lambda texts: (word_tensor([*split(t), *[bytes([STOP])] * t.endswith("\n")] for t in texts),) * 2
