@@ -1,4 +1,4 @@
-"""A language model without a tokenizer: bytes in, bytes out, and the expensive layers run once a word. Misspell its input, change the rule that cuts words, take it to another language, and see how little it minds.
+"""A language model without a tokenizer: bytes in, bytes out, and the expensive layers run once a word. Misspell its input, change the rule that cuts words, take it to another language, and see how much it minds.
 
 Docs: https://tokenscope.github.io/tokenscope/tokenizers/hierarchical_ar.html.md"""
 
