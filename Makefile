@@ -50,6 +50,7 @@ toys: .venv/.dev                 ## train the shipped small models again: a few 
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.core.adders import train_rewriter; train_rewriter('tokenscope/data/rewrite_adder.safetensors')"
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.lexinvariant import make_lexinvariant_toys; make_lexinvariant_toys('tokenscope/data')"
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.lmtraj import train_walker_lms; train_walker_lms('tokenscope/data')"
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.hierarchical_ar import TOYS, train_toy; [train_toy(name, f'tokenscope/data/hat_{name.lower()}.safetensors') for name in TOYS]"
 	@echo "Small models are written to tokenscope/data"
 
 bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain forward, beside the peers in environments of their own

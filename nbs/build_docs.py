@@ -18,7 +18,7 @@ CORE = {  # what a reader meets first comes first
     "Scope": "scope trace edit scores readouts neighbours", "Attribution": "attribution direct_logits paths", "Corpus": "corpus reader texts shards token_counts",
     "Steering": "states directions moves contrasts composition answers containers language_mass edit_files control_vectors steering_bench", "Features": "probes adapters steps sae sae_training spectra units",
     "Seeing": "display strip pictures colours marks tokens cuts", "Turning": "explore controls twin",
-    "Grounds": "names structure attention taps batch encodings diagnosis claims intervals data books haystacks languages fetch default_model small_models binding numbers adders walkers tuned_pairs checkpoints gallery tour commands"}
+    "Grounds": "names structure attention taps batch encodings diagnosis claims intervals data books words byte_scores haystacks languages fetch default_model small_models binding numbers adders walkers tuned_pairs checkpoints gallery tour commands"}
 
 
 def sidebar() -> list:

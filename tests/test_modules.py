@@ -11,7 +11,7 @@ from notebooks import ROOT, notebooks
 from tokenscope.core.gallery import FAMILIES, cards
 
 # Lower to higher: a module may import only from those before it.
-CORE = ("names numbers walkers fetch intervals tokens marks colours haystacks pictures strip display claims diagnosis encodings default_model data cuts languages books texts containers shards structure attention taps batch "
+CORE = ("names numbers walkers fetch intervals tokens marks colours haystacks pictures strip display claims diagnosis encodings default_model data cuts languages books words byte_scores texts containers shards structure attention taps batch "
         "trace edit token_counts scores readouts contrasts paths attribution direct_logits reader corpus neighbours scope small_models steps adders adapters binding probes answers language_mass spectra states moves directions units edit_files control_vectors "
         "composition sae sae_training steering_bench checkpoints tuned_pairs controls twin explore gallery tour commands").split()
 LIGHT = "names fetch intervals tokens marks colours haystacks pictures strip display claims diagnosis controls twin explore gallery".split()
