@@ -265,16 +265,16 @@ def flops_per_byte(
     return float(total / sum(len(t.encode()) for t in texts))
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #28927673
-TOYS = ("HAT", "BPE")  # the small models that are shipped
+TOYS = ("HAT", "BPE", "blocks")  # the small models that are shipped; blocks: HAT with words of eight bytes each
 
 def new_toy(name: str, seed: int = 0, **config) -> "HATModel | Scope":
-    "An untrained small model, one of `TOYS`; both take the same number of operations a byte."
+    "An untrained small model, one of `TOYS`; the first two take the same number of operations a byte."
     if name == "BPE":
         tokenizer = bpe_tokenizer(book_passages()[0])
         return Scope(small_llama(len(tokenizer), 3, 140, 5, seed=seed, intermediate_size=8 * 140 // 3), tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return HATModel(HATConfig(**config)).eval()
+        return HATModel(HATConfig(**{**({"splitter": "fixed 8"} if name == "blocks" else {}), **config})).eval()
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #061c72a7
 def word_rows(split: Callable) -> Callable:
