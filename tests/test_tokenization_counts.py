@@ -17,7 +17,7 @@ from tokenscope.core.cuts import tokens_with_digits, named_tokenizers, number_pi
 from tokenscope.core.names import ScopeError
 from tokenscope.core.numbers import add_carries, chunk_number, column_sum, digit_groups, sample_additions, to_base
 from tokenscope.core.scope import Scope
-from tokenscope.tokenizers.tokenization_counts import (ERROR_KINDS, SEPARATORS, accuracy_by, addition_accuracy, analyze_errors, column_sum_svg, digit_errors, error_diagnosis, error_kind, make_prompt,
+from tokenscope.tokenizers.tokenization_counts import (ERROR_KINDS, SEPARATORS, accuracy_by, addition_accuracy, analyze_errors, column_sum_svg, digit_errors, error_diagnosis, error_kind, addition_prompt,
                                                        number_rule, number_rules, random_cut_accuracy, read_number, sample_shots, technique, write_number)
 
 PROBLEMS = sample_additions((7, 7, 8), 3) + sample_additions((7, 8, 8), 2)
@@ -113,10 +113,10 @@ def test_prompts_hold_what_was_asked():
     problem = PROBLEMS[0]
     shots = sample_shots(problem, 4)
     assert problem not in shots and all([len(str(n)) for n in (*p, sum(p))] == [7, 7, 8] for p in shots) and len(sample_shots((0, 1), 70)) == 70
-    prompt, again, total = make_prompt(problem, shots, "nosep", repeat="comma_r2l", answer="nosep", spaces=2)
+    prompt, again, total = addition_prompt(problem, shots, "nosep", repeat="comma_r2l", answer="nosep", spaces=2)
     assert len(prompt) == 10 and prompt[0]["role"] == "system" and prompt[-1]["content"] == f"{problem[0]}  +  {problem[1]}  =" and again.count(",") == 4 and total == str(sum(problem))
     assert prompt[2]["content"].startswith(f"{shots[0][0]:,}  +") and prompt[2]["content"].endswith(str(sum(shots[0])))
-    assert make_prompt((1, 2), [(3, 4)], chat=False) == ("3+4=7\n1+2=", "", "3")
+    assert addition_prompt((1, 2), [(3, 4)], chat=False) == ("3+4=7\n1+2=", "", "3")
 
 
 def test_four_architectures_are_measured_and_left_alone(reader):
@@ -124,7 +124,7 @@ def test_four_architectures_are_measured_and_left_alone(reader):
     plain = reader.model(ids).logits
     made, again, control = (f(reader, PROBLEMS, **technique["example"]) for f in (addition_accuracy, addition_accuracy, random_cut_accuracy))
     assert made.equals(again) and len(made) == 5 and np.isfinite(made.logprob).all() and (made.digit_logprob > made.logprob).all() and not made.logprob.equals(control.logprob)
-    prompts = [make_prompt(p, sample_shots(p, 1, i), "comma_r2l") for i, p in enumerate(PROBLEMS)]
+    prompts = [addition_prompt(p, sample_shots(p, 1, i), "comma_r2l") for i, p in enumerate(PROBLEMS)]
     expected = answer_logprobs(reader, [p for p, _, _ in prompts], [t for _, _, t in prompts])
     np.testing.assert_allclose(made.logprob, expected, atol=1e-3)
     neutral = addition_accuracy(reader, PROBLEMS, **technique["neutral"], shots=1, modes=["logprob"])

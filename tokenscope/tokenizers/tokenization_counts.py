@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/tokenization_counts.htm
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'ERROR_KINDS', 'number_rule', 'number_rules', 'write_number', 'read_number', 'sample_shots',
-           'make_prompt', 'error_kind', 'analyze_errors', 'digit_errors', 'accuracy_by', 'error_diagnosis',
+           'addition_prompt', 'error_kind', 'analyze_errors', 'digit_errors', 'accuracy_by', 'error_diagnosis',
            'column_sum_svg', 'addition_accuracy', 'answer_scores', 'random_cut_accuracy']
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #13069e09
@@ -115,7 +115,7 @@ def sample_shots(
         seed += 1_000_003
     return found[:shots]
 
-def make_prompt(
+def addition_prompt(
     problem: "tuple[int, int]",
     shots: "Sequence[tuple[int, int]]" = (),  # solved before it
     form: str = "nosep",  # of the question
@@ -279,7 +279,7 @@ def addition_accuracy(
     if not len(problems) or not set(modes) <= {"generate", "logprob"} or not modes or shots < 0:
         raise ScopeError(f"Nothing to ask: {len(problems)} problems, modes {', '.join(modes)}, {shots} shots; give at least one problem, the modes generate and logprob, and shots of 0 or more")
     chat = not isinstance(model, Scope) or bool(getattr(model.tokenizer, "chat_template", None))
-    prompts, again, totals = zip(*(make_prompt(p, sample_shots(p, shots, seed * 7919 + i), form, repeat, answer, spaces, size, chat) for i, p in enumerate(problems)))
+    prompts, again, totals = zip(*(addition_prompt(p, sample_shots(p, shots, seed * 7919 + i), form, repeat, answer, spaces, size, chat) for i, p in enumerate(problems)))
     texts = _written(model, prompts, [r + t for r, t in zip(again, totals)], batch_size) if "generate" in modes else [""] * len(prompts)
     read = [read_number(text) for text in texts]
     table = analyze_errors(problems, [digits for digits, _ in read], size=size)
@@ -300,7 +300,7 @@ def _written(model, prompts, said, batch_size):
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #5aeb261b
 def answer_scores(
     scope: Scope,
-    prompts: "Sequence",  # of `make_prompt`
+    prompts: "Sequence",  # of `addition_prompt`
     again: "Sequence[str]",  # the repeated problem, not scored
     totals: "Sequence[str]",  # the answers that are scored
     batch_tokens: int = 4096,
