@@ -162,15 +162,16 @@ def trained_adder(
     aligned: bool = False,  # trained on `aligned_problems` alone
     steps: int = 3000,
     folder: "str | Path | None" = None,  # where it is kept; None for the shipped ones, then the cache
+    again: bool = False,  # train even if it is at hand
 ) -> Scope:  # `scope.losses` is its training curve
     "An adder that is at hand, or is trained now and kept: two minutes on one core."
     if scheme not in NUMBER_SCHEMES:
         raise ScopeError(f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}")
     name = f"adder_{scheme.replace(' ', '_')}{'_aligned' * aligned}_{seed}{'' if steps == 3000 else f'_{steps}'}.safetensors"
     shipped, kept = Path(str(files("tokenscope.data") / name)), Path(folder or cache_dir("adders")) / name
-    if folder is None and shipped.is_file():
+    if folder is None and shipped.is_file() and not again:
         return load_small(shipped)
-    if not kept.is_file():
+    if again or not kept.is_file():
         draw = (lambda step: aligned_problems(256, seed=seed * 1_000_003 + step)) if aligned else None
         scope, losses = train_adder(scheme, steps, seed, problems=draw)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +185,7 @@ def train_adders(
     seeds: Iterable[int] = (0,),
 ) -> list[Scope]:
     "The adders that are shipped, and those of more seeds: one of each way, and one that saw aligned problems alone."
-    return [trained_adder(scheme, seed, aligned, folder=folder) for seed in seeds for scheme, aligned in [*((s, False) for s in schemes), ("l2r", True)]]
+    return [trained_adder(scheme, seed, aligned, folder=folder, again=True) for seed in seeds for scheme, aligned in [*((s, False) for s in schemes), ("l2r", True)]]
 
 # %% ../../nbs/core/adders.ipynb #rewrite1
 REWRITES = {"l2r": "A", "r2l": "B", "l2r to l2r": "C", "l2r to r2l": "D"}  # task -> the word in front
