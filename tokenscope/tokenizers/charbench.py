@@ -63,7 +63,7 @@ def char_question(
     word: str,  # any text, of any script
     character: str,  # one that the word holds
 ) -> dict:  # task, word, character, answer, question, start (of the word in the question), mixed_case
-    "One question about the characters of a word, with its exact answer (Uzan and Pinter, section 3)."
+    "One question about the characters of a word, with its exact answer (Uzan and Pinter 2025, tasks)."
     if task not in CHAR_TASKS:
         raise ScopeError(f"Unknown task {task!r}; accepted: {', '.join(CHAR_TASKS)}")
     if not isinstance(word, str) or not word or any("\ud800" <= c <= "\udfff" for c in word):
@@ -109,7 +109,7 @@ def segmentation_features(
     tokenizer="smollm2",  # a name, file or tokenizer, as in `tokenizer_of`; or a function from a word to its pieces
     bare: bool = True,  # the word alone, as in the paper; False: the word inside the prompt
 ):  # the same with WL, GT, GT_WL, NT, CR, TTL (NaN where no index is asked) and pieces
-    "What a tokenizer makes of each word (section 5)."
+    "What a tokenizer makes of each word (Uzan and Pinter 2025, properties)."
     cut = tokenizer if callable(tokenizer) else tokenizer_of(tokenizer)
     rows = []
     for row, around in zip(df.itertuples(), [("", "")] * len(df) if bare else prompt_around(df, cut)):
@@ -187,7 +187,7 @@ def correlation_table(
     partial: Sequence[str] = ("WL", "GT"),  # held constant in a second row for NT and TTL
     least_entropy: float = 0.1,  # bits; a task whose predictions vary less is not correlated
 ):  # a pandas DataFrame: n, r, low, high, note; rows (task, property); NaN where undefined
-    "Pearson's r of each property with success, with Fisher's intervals (table 3 of the paper; the partial rows are ours)."
+    "Pearson's r of each property with success, with Fisher's intervals (Uzan and Pinter 2025, correlations; the partial rows are ours)."
     import pandas as pd
     spread, rows = answer_table(df)["entropy (bits)"], {}
     for task, part in df.groupby("task", sort=False):

@@ -88,7 +88,7 @@ class HATOutput(ModelOutput):
     right: "Tensor | None" = None  # the same shape: is the target the most probable symbol?
 
 class HATModel(PreTrainedModel):
-    "Byte encoder, word backbone, byte decoder (Neitemeier et al. 2025, section 3)."
+    "Byte encoder, word backbone, byte decoder (Neitemeier et al. 2025, architecture)."
     config_class = HATConfig
     base_model_prefix = "hat"
 

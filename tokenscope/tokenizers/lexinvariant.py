@@ -75,7 +75,7 @@ def random_embeddings(
     batch: int, vocab: int, dim: int,  # each sequence gets its own draw
     generator: "torch.Generator | None" = None,
 ) -> Float[Tensor, "batch vocab dim"]:
-    "A Gaussian vector for each token of each sequence (section 2)."
+    "A Gaussian vector for each token of each sequence (Huang et al. 2023, construction)."
     return torch.randn(batch, vocab, dim, generator=generator)
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #2dcabd96
@@ -165,7 +165,7 @@ def bayes_lexinvariant(
     logprob: Callable,  # ids (…, token) -> log-probability of each token given those before, same shape
     vocab: int,  # at most 6: there are vocab! relabellings
 ) -> Callable:  # the same kind of function
-    "The exact mixture of a source over all relabellings of its symbols (section 3)."
+    "The exact mixture of a source over all relabellings of its symbols (Huang et al. 2023, theory)."
     if not 1 <= vocab <= 6:
         raise ScopeError(f"Too many relabellings, or no symbols: vocab={vocab}; from 1 to 6 are accepted")
     names = torch.tensor(list(permutations(range(vocab))))

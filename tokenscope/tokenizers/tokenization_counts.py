@@ -81,7 +81,7 @@ def write_number(
     size: int = 3,  # digits in a group
     seed: int = 0,  # of the random cuts
 ) -> str:
-    "A number in one of the paper's forms (Singh and Strouse 2024, section 2)."
+    "A number in one of the paper's forms (Singh and Strouse 2024, delimiters)."
     digits = chunk_number(number, size, "")
     name, _, direction = form.partition("_")
     if form == "nosep":
@@ -147,7 +147,7 @@ def error_kind(
     size: int = 3,
     direction: str = "r2l",  # how groups are cut, for the sum without carries
 ) -> str:  # one of `ERROR_KINDS`
-    "What kind of error an answer is (Singh and Strouse 2024, section 4)."
+    "What kind of error an answer is (Singh and Strouse 2024, error analysis)."
     if answer is None:
         return "no answer"
     if not answer.isdecimal() or any(int(c) >= base for c in answer):
