@@ -102,7 +102,7 @@ def option_scores(
     options: Iterable[str],  # the same for every prompt; begin a text with its space
     batch_tokens: int = 2048,  # tokens in a batch, padding included
 ) -> Float[Tensor, "prompt option"]:  # nats, over the whole option
-    "Log-probability of each option after each prompt."
+    "Log-probability of each option after each prompt; what goes on to a longer option (1, 10) counts for that one alone."
     before = rows_of(list(prompts), scope.tokenizer)[0]
     cut = [tuple(scope.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options]
     if not cut or not before or not all(cut) or not all(before):
@@ -120,6 +120,9 @@ def option_scores(
             for k, o in enumerate(cut):
                 if len(o) > len(head) and o[:len(head)] == head:
                     out[p, k] += row[wanted.index(o[len(head)])]
+    for k in sorted(range(len(cut)), key=lambda k: -len(cut[k])):
+        if longer := [j for j, o in enumerate(cut) if len(o) > len(cut[k]) and o[:len(cut[k])] == cut[k]]:
+            out[:, k] += torch.log1p(-(out[:, longer].logsumexp(1) - out[:, k]).exp().clamp(max=1 - 1e-6))
     return out
 
 # %% ../../nbs/core/answers.ipynb #e7ff074b
