@@ -146,6 +146,9 @@ def test_the_picture_marks_what_is_wrong_and_what_is_cut():
     assert left.count("✂") == 4 and right.count("✂") == 0 and right.count("✗") == 0 and bad.count("✗") == 1 and "answered 11831636" in bad
     assert column_sum_svg(1, 2, cut("r2l"), "").count("✗") == 0 and column_sum_svg(1, 2, cut("r2l"), "123").count("✗") == 2
     assert column_sum_svg(10**40, 3, lambda digits: list(digits)).count("<rect") == 41 + 1 + 41
+    for foreign in ('"><script>alert(1)</script>', "1e5", "٣"):
+        with pytest.raises(ScopeError, match="Not an answer"):
+            column_sum_svg(1, 2, cut("r2l"), foreign)
 
 
 def test_rewriting(tmp_path):

@@ -107,8 +107,8 @@ class LexinvariantLM(nn.Module):
         if self.p == 0:
             return self.learned
         source = generator or self.draws
-        drawn = random_embeddings(batch, self.vocab_size, self.dim, source)
-        return drawn if self.p == 1 else torch.where(torch.rand(batch, self.vocab_size, 1, generator=source) < self.p, drawn, self.learned)
+        drawn = random_embeddings(batch, self.vocab_size, self.dim, source).to(self.body.device)  # drawn on the processor, so a seed means the same everywhere
+        return drawn if self.p == 1 else torch.where(torch.rand(batch, self.vocab_size, 1, generator=source).to(drawn.device) < self.p, drawn, self.learned)
 
     def states(self, ids: Int[Tensor, "batch token"], E: Float[Tensor, "*batch vocab d_model"], layer: int = -1) -> Float[Tensor, "batch token d_model"]:
         "The residual stream after a layer; -1 is the last one, normed."

@@ -229,6 +229,8 @@ def column_sum_svg(
 ) -> Markup:
     "A sum in columns with its tokens as boxes."
     truth = to_base(a + b, base)
+    if answer and not (answer.isascii() and answer.isdecimal()):  # it is written into the picture
+        raise ScopeError(f"Not an answer in base {base}: {answer!r}; give its digits, or None where there is none")
     rows = [("", to_base(a, base)), ("+", to_base(b, base)), ("=", truth if answer is None else answer)]
     wide, lines = max(len(d) for _, d in rows), _borders(cut(truth))
     x = lambda place: 40 + 26 * (wide - place)  # left edge of a place; 0 is the right edge
