@@ -189,7 +189,7 @@ def test_mistakes(model, tmp_path):
         bits_per_byte(broken, "text")
     from safetensors.torch import save_file
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ScopeError, match="Not a hierarchical model"):
+    with pytest.raises(ScopeError, match="Not such a file of weights"):
         load_hat(str(tmp_path / "x.safetensors"))
 
 

@@ -10,7 +10,6 @@ __all__ = ['BEGIN', 'STOP', 'END', 'PAD', 'TOYS', 'HATConfig', 'HATOutput', 'HAT
            'spelling_robustness', 'random_boundaries']
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #99e60440
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,8 +18,6 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
@@ -28,7 +25,7 @@ from transformers.modeling_outputs import ModelOutput
 from ..core.byte_scores import book_passages, bpe_tokenizer, layer_weights, passage_batches, ratio_draws, spelling_targets, stack_flops, target_costs, token_rows
 from ..core.names import ScopeError
 from ..core.scope import Scope
-from ..core.small_models import load_small, save_small, small_llama, train_lm
+from ..core.small_models import keep_weights, kept_weights, load_small, save_small, small_llama, train_lm
 from ..core.words import named_splitter
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #c861edc6
@@ -300,17 +297,13 @@ def train_toy(
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #9961afa4
 def save_hat(model: HATModel, file: str, losses: "list[float]" = (), **provenance):
     "Keep a model in one safetensors file, in half precision, with its config, its training curve and what made it."
-    header = dict(config=model.config.to_diff_dict(), losses=[round(x, 4) for x in losses[:: max(1, len(losses) // 200)]], provenance=provenance)
-    save_file({name: p.detach().half().contiguous() for name, p in model.state_dict().items()}, file, metadata={"hat": json.dumps(header)})
+    return keep_weights(model, file, "hat", losses, config=model.config.to_diff_dict(), provenance=provenance)
 
 def load_hat(file: str) -> HATModel:
     "A model from its file; `losses` and `provenance` say where it comes from."
-    with safe_open(file, framework="pt") as kept:
-        header = json.loads((kept.metadata() or {}).get("hat", "null"))
-        if header is None:
-            raise ScopeError(f"Not a hierarchical model: {file.split('/')[-1]}; give a file of save_hat")
-        model = HATModel(HATConfig(**header["config"])).eval()
-        model.load_state_dict({name: kept.get_tensor(name).float() for name in kept.keys()})
+    header, weights = kept_weights(file, "hat")
+    model = HATModel(HATConfig(**header["config"])).eval()
+    model.load_state_dict(weights)
     model.losses, model.provenance = header["losses"], header["provenance"]
     return model.requires_grad_(False)
 

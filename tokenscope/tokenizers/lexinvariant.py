@@ -11,7 +11,6 @@ __all__ = ['LETTERS', 'plain_letters', 'encode_letters', 'substitution_cipher', 
            'cipher_states', 'fit_decipher_probe', 'decipher', 'shuffled_key_decipher', 'make_lookup']
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #59cb2328
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,14 +21,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.books import moby_dick
 from ..core.names import ScopeError
 from ..core.probes import ClassProbe
-from ..core.small_models import small_llama, train_lm
+from ..core.small_models import keep_weights, kept_weights, small_llama, train_lm
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #7e0a029f
 technique = {
@@ -236,18 +233,12 @@ def train_lexinvariant(
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #6f62258f
 def save_lexinvariant(model: LexinvariantLM, file, losses=(), **provenance):
     "Keep a model of `train_lexinvariant` in one safetensors file, in half precision, with about 200 of its losses and with what made it."
-    header = dict(config=model.body.config.to_diff_dict(), vocab_size=model.vocab_size, p=model.p, shift=len(model.before),
-                  losses=[round(x, 4) for x in losses[:: max(1, len(losses) // 200)]], provenance=provenance)
-    save_file({name: w.detach().half().contiguous() for name, w in model.state_dict().items()}, file, metadata={"lexinvariant": json.dumps(header)})
+    return keep_weights(model, file, "lexinvariant", losses, config=model.body.config.to_diff_dict(), vocab_size=model.vocab_size, p=model.p, shift=len(model.before), provenance=provenance)
 
 def load_lexinvariant(file) -> LexinvariantLM:
     "A model from its file, in float32; `losses` and `provenance` say where it comes from."
     from transformers import LlamaConfig, LlamaModel
-    with safe_open(file, framework="pt") as kept:
-        if "lexinvariant" not in (kept.metadata() or {}):
-            raise ScopeError(f"Not a lexinvariant model: {Path(file).name}; give a file of save_lexinvariant")
-        header = json.loads(kept.metadata()["lexinvariant"])
-        weights = {name: kept.get_tensor(name).float() for name in kept.keys()}
+    header, weights = kept_weights(file, "lexinvariant")
     model = LexinvariantLM(LlamaModel(LlamaConfig(**header["config"])), header["vocab_size"], header["p"], shift=header["shift"])
     model.load_state_dict(weights)
     model.losses, model.provenance = header["losses"], header["provenance"]
