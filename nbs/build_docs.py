@@ -11,7 +11,7 @@ import yaml
 from latex2mathml.converter import convert
 from nbdev.serve import proc_nbs
 
-from tokenscope.core.gallery import FAMILIES, cards, write_pages
+from tokenscope.app.gallery import FAMILIES, cards, write_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {  # what a reader meets first comes first

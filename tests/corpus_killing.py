@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from architectures import tiny
-from tokenscope.core.corpus import Corpus, run_corpus
+from tokenscope.corpus.corpus import Corpus, run_corpus
 from tokenscope.core.reader import CorpusTask, read_batch
 from tokenscope.core.default_model import default_model
 from tokenscope.core.scope import Scope

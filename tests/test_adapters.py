@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from architectures import VOCAB, tiny
-from tokenscope.core.adapters import RowEdit, fit_rows, lora_adapter
-from tokenscope.core.names import ScopeError
-from tokenscope.core.probes import layer_probes
+from tokenscope.change.adapters import RowEdit, fit_rows, lora_adapter
+from tokenscope.text.names import ScopeError
+from tokenscope.measure.probes import layer_probes
 from tokenscope.core.readouts import lens_rank, readout_rows
 from tokenscope.core.scope import Scope
 from tokenscope.core.states import last_states

@@ -4,7 +4,7 @@ import torch
 
 from architectures import ALL, CLOSED, VOCAB, tiny
 from tokenscope.core.edit import Edit
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 
 IDS = torch.randint(3, VOCAB - 1, (2, 7), generator=torch.Generator().manual_seed(1))

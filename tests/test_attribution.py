@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from architectures import ALL, VOCAB, tiny
-from tokenscope.core.attribution import embedding_baseline, gradient_x_input, integrated_gradients, occlusion, predictions_of, random_attribution
-from tokenscope.core.direct_logits import direct_logit_attribution, frozen_norm, residual_parts
+from tokenscope.measure.attribution import embedding_baseline, gradient_x_input, integrated_gradients, occlusion, predictions_of, random_attribution
+from tokenscope.measure.direct_logits import direct_logit_attribution, frozen_norm, residual_parts
 from tokenscope.core.edit import Edit
-from tokenscope.core.names import ScopeError
-from tokenscope.core.paths import path_integral, path_points
+from tokenscope.text.names import ScopeError
+from tokenscope.measure.paths import path_integral, path_points
 from tokenscope.core.scope import Scope, load
 
 IDS, MORE = [5, 6, 7, 8, 9], [11, 12, 13]

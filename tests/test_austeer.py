@@ -4,8 +4,8 @@ import torch
 from dataclasses import replace
 
 from architectures import VOCAB, tiny
-from tokenscope.core.contrasts import Contrasts
-from tokenscope.core.names import ScopeError
+from tokenscope.change.contrasts import Contrasts
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.steering.austeer import (AtomicUnits, RANKINGS, atomic_units, au_tokens, austeer, momentum, random_units, same_layer_units, unit_column, unit_edits,
                                          unit_picture, word_contrasts)

@@ -9,12 +9,12 @@ from hypothesis import given, settings, strategies as st
 
 from architectures import tiny
 from corpus_fixtures import scope  # noqa: F401
-from tokenscope.core.answers import error_overlap, option_scores
-from tokenscope.core.contrasts import answer_logprobs
-from tokenscope.core.cuts import random_cut, word_spans
-from tokenscope.core.data import tokenizer_catalogue
-from tokenscope.core.intervals import partial_correlation
-from tokenscope.core.names import ScopeError
+from tokenscope.change.answers import error_overlap, option_scores
+from tokenscope.change.contrasts import answer_logprobs
+from tokenscope.data.cuts import random_cut, word_spans
+from tokenscope.data.data import tokenizer_catalogue
+from tokenscope.measure.intervals import partial_correlation
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.tokenizers.charbench import (CHAR_TASKS, SPELLINGS, accuracy_curve, answer_by_scoring, answer_table, char_question, charbench, charbench_words, correlation_table, counting_bias,
                                              make_charbench, question_picture, question_prompts, segmentation_features, shuffled_answers, spellable, speller, speller_batch, speller_cut, train_spellers)

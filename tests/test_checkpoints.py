@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import save_file
 
 from architectures import tiny
-from tokenscope.core.checkpoints import layer_matrices, open_checkpoint, paired_matrices
-from tokenscope.core.names import ScopeError
+from tokenscope.corpus.checkpoints import layer_matrices, open_checkpoint, paired_matrices
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
-from tokenscope.core.tuned_pairs import drift_demo, grpo_loss, pretrain_adder, tune_adder
+from tokenscope.learn.tuned_pairs import drift_demo, grpo_loss, pretrain_adder, tune_adder
 from tokenscope.lenses.rlvr_geometry import low_mask, weight_drift
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from tokenscope.core.claims import (CLAIMS_MIME, Claim, claim, claim_text, claims_page, claims_table, collect_claims, new_page)
-from tokenscope.core.names import ScopeError
+from tokenscope.measure.claims import (CLAIMS_MIME, Claim, claim, claim_text, claims_page, claims_table, collect_claims, new_page)
+from tokenscope.text.names import ScopeError
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from architectures import VOCAB, tiny
-from tokenscope.core.data import UDHR_LANGUAGES
-from tokenscope.core.languages import identify_language, language_strip, open_questions, parallel_text
-from tokenscope.core.names import ScopeError
+from tokenscope.data.data import UDHR_LANGUAGES
+from tokenscope.data.languages import identify_language, language_strip, open_questions, parallel_text
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.core.states import state_moments
 from tokenscope.steering.clas_bench import (METHODS, ask, clas_bench, clas_score, continuation_nll, harmonic_mean, language_directions, own_question, parallel_gain,

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from hypothesis import example, given, settings, strategies as st
 
-from tokenscope.core.containers import INSTRUCTION, STRUCTURES, Request, canonicalise, filler, keyorder, padded, parse, render
-from tokenscope.core.names import ScopeError
+from tokenscope.text.containers import INSTRUCTION, STRUCTURES, Request, canonicalise, filler, keyorder, padded, parse, render
+from tokenscope.text.names import ScopeError
 
 AWKWARD = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\u2028\u2029\ufffe\uffff", include_characters="\n\t\"'\\:,<>&#|=;{}- "), max_size=30)
 NAMES = st.sampled_from(["country", "word", "first_number", "n", "where", "answer"])

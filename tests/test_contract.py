@@ -6,8 +6,8 @@ import torch
 
 from architectures import VOCAB, tiny
 from tokenscope.core.edit import Edit
-from tokenscope.core.gallery import cards
-from tokenscope.core.names import ScopeError
+from tokenscope.app.gallery import cards
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
 
 IDS = torch.randint(3, VOCAB - 1, (2, 9), generator=torch.Generator().manual_seed(2))

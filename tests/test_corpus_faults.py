@@ -11,12 +11,12 @@ import pytest
 from architectures import tiny
 from corpus_fixtures import bytes_of, scope, small, texts  # noqa: F401
 from notebooks import ROOT
-from tokenscope.core.corpus import Corpus, model_fingerprint, run_corpus
+from tokenscope.corpus.corpus import Corpus, model_fingerprint, run_corpus
 from tokenscope.core.edit import Edit
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.reader import CorpusTask, read_shard
 from tokenscope.core.scope import Scope
-from tokenscope.core.shards import ShardStore
+from tokenscope.corpus.shards import ShardStore
 
 
 def test_resuming_does_only_what_is_missing(small, texts, tmp_path):

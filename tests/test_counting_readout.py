@@ -5,10 +5,10 @@ import torch
 
 from architectures import tiny
 from corpus_fixtures import scope, small  # noqa: F401
-from tokenscope.core.adapters import RowEdit, lora_adapter
-from tokenscope.core.names import ScopeError
+from tokenscope.change.adapters import RowEdit, lora_adapter
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
-from tokenscope.core.small_models import word_tokenizer
+from tokenscope.learn.small_models import word_tokenizer
 from tokenscope.core.states import last_states
 from tokenscope.lenses.counting_readout import (ANIMALS, THINGS, DigitRowEdit, count_probes, count_prompts, count_scores, counting_readout, digit_tokens, probe_bump, probe_steering, question_rows,
                                                 readout_alignment, running_counts, shuffled_count_readout)

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from transformers import AutoTokenizer
 
-from tokenscope.core.cuts import cuts, cuts_html, named_tokenizers, token_counts, tokenizer_of
-from tokenscope.core.data import real_tokenizer
-from tokenscope.core.names import ScopeError
+from tokenscope.data.cuts import cuts, cuts_html, named_tokenizers, token_counts, tokenizer_of
+from tokenscope.data.data import real_tokenizer
+from tokenscope.text.names import ScopeError
 
 NAMES = ["smollm2", "gpt2", "llama2"]
 ODD = ["\ud800 half", "a\x00b", "\x00", "Привет 世界 مرحبا שלום", "-12 +7 00042 6.02e-23", "1" * 40, "٤٢ ४२ ４２", "👩‍🚀👨‍👩‍👧 e\u0301", " ", "\n\n", "<script>alert(1)</script>", "\u202eabc", "﷽" * 5]

@@ -11,10 +11,10 @@ import unicodedata
 
 import pytest
 
-from tokenscope.core.data import (UDHR_LANGUAGES, TokenizerEntry, hub_dataset, npm_url, real_tokenizer, stop_words,
+from tokenscope.data.data import (UDHR_LANGUAGES, TokenizerEntry, hub_dataset, npm_url, real_tokenizer, stop_words,
                                   tokenizer_catalogue, tokenizer_folder, udhr, udhr_articles, unpack_members)
-from tokenscope.core.names import ScopeError
-from tokenscope.core.tokens import tokens_of
+from tokenscope.text.names import ScopeError
+from tokenscope.text.tokens import tokens_of
 
 CATALOGUE = {e.name: e for e in tokenizer_catalogue()}
 LETTERS = {"Han": ("CJK",), "Japanese": ("CJK", "HIRAGANA", "KATAKANA")}
@@ -141,7 +141,7 @@ def test_wrong_checksum(registry):
 
 
 def test_two_processes_at_once(registry):
-    code = ("import sys, ast; from tokenscope.core.data import TokenizerEntry, tokenizer_folder;"
+    code = ("import sys, ast; from tokenscope.data.data import TokenizerEntry, tokenizer_folder;"
             "print(len(list(tokenizer_folder(TokenizerEntry(*ast.literal_eval(sys.argv[1]))).iterdir())))")
     jobs = [subprocess.Popen([sys.executable, "-c", code, repr(tuple(registry))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for job in jobs:
@@ -159,7 +159,7 @@ def test_hostile_tarballs(tmp_path, members):
 
 
 def test_import_is_light():
-    code = "import sys, tokenscope.core.data; print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
+    code = "import sys, tokenscope.data.data; print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ).stdout.strip() == "set()"
 
 

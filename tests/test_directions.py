@@ -8,9 +8,9 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
 from architectures import VOCAB, tiny
-from tokenscope.core.directions import (Directions, Subspace, difference_of_means, discriminant, lda_direction, load_directions, logistic_weights,
+from tokenscope.change.directions import (Directions, Subspace, difference_of_means, discriminant, lda_direction, load_directions, logistic_weights,
                                         principal_directions, probe_direction, state_means)
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.core.states import sample_states, state_batches, state_moments
 

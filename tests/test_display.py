@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 from matplotlib.figure import Figure
 
-from tokenscope.core.colours import STEPS, as_numbers, contrast_ratio, luminance, rgb_over, scale_limits, shade_colour, short_number, tint
-from tokenscope.core.display import TokenScores, attention_map, figure_html, patch_grid, shared_limits, strips
-from tokenscope.core.names import ScopeError
-from tokenscope.core.pictures import palette_png
-from tokenscope.core.strip import SHEET, STRIP_CLASS, directed_html, text_direction
-from tokenscope.core.tokens import Tokens
+from tokenscope.show.colours import STEPS, as_numbers, contrast_ratio, luminance, rgb_over, scale_limits, shade_colour, short_number, tint
+from tokenscope.show.display import TokenScores, attention_map, figure_html, patch_grid, shared_limits, strips
+from tokenscope.text.names import ScopeError
+from tokenscope.show.pictures import palette_png
+from tokenscope.show.strip import SHEET, STRIP_CLASS, directed_html, text_direction
+from tokenscope.text.tokens import Tokens
 
 PAGES = {"Jupyter light": ("#ffffff", "#212121"), "Quarto light": ("#ffffff", "#343a40"), "smalldocs light": ("#ffffff", "#333333"), "Jupyter dark": ("#111111", "#e0e0e0"),
          "GitHub dark": ("#0d1117", "#c9d1d9"), "Quarto dark": ("#222222", "#dddddd"), "Bootstrap dark": ("#212529", "#dee2e6"), "plain dark": ("#121212", "#ffffff")}
@@ -193,5 +193,5 @@ def test_numbers():
 
 
 def test_neither_torch_nor_transformers_is_imported():
-    code = "import sys, tokenscope.core.display as d; d.TokenScores(['a'], [1]).html(); print('torch' in sys.modules, 'transformers' in sys.modules, 'matplotlib' in sys.modules)"
+    code = "import sys, tokenscope.show.display as d; d.TokenScores(['a'], [1]).html(); print('torch' in sys.modules, 'transformers' in sys.modules, 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 3

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from architectures import tiny
-from tokenscope.core.control_vectors import load_control_vector, save_control_vector
-from tokenscope.core.directions import Directions
+from tokenscope.change.control_vectors import load_control_vector, save_control_vector
+from tokenscope.change.directions import Directions
 from tokenscope.core.edit import Edit
-from tokenscope.core.edit_files import data_hash, edit_file_header, load_edits, save_edits
-from tokenscope.core.moves import AddKeepingNorm, Move, ProjectOut, TurnTowards
-from tokenscope.core.names import ScopeError
+from tokenscope.change.edit_files import data_hash, edit_file_header, load_edits, save_edits
+from tokenscope.change.moves import AddKeepingNorm, Move, ProjectOut, TurnTowards
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 
 IDS = torch.randint(3, 98, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def test_moves_from_elsewhere(scope, tmp_path):
     assert not list(tmp_path.glob("*f*"))
 
 
-@pytest.mark.parametrize("name", ["os:system", "core.names:ScopeError", "core.moves:torch", "..core.moves:Move", "subprocess:Popen", "core.nothing:Move"])
+@pytest.mark.parametrize("name", ["os:system", "text.names:ScopeError", "change.moves:torch", "..change.moves:Move", "subprocess:Popen", "core.nothing:Move"])
 def test_a_file_cannot_name_anything_else(scope, name, tmp_path):
     file = save_edits(EDITS["norm"], tmp_path / "e", scope)
     head = edit_file_header(file)

@@ -13,10 +13,10 @@ from random import Random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tokenscope.core.controls import Choice, Pick, Slider, Switch, Text, as_control, as_controls
-from tokenscope.core.explore import WIDGET_MIME, clean_notebook, clean_notebooks, clean_outputs, explore, live_panel
-from tokenscope.core.names import ScopeError
-from tokenscope.core.twin import evenly, shown, thinned
+from tokenscope.show.controls import Choice, Pick, Slider, Switch, Text, as_control, as_controls
+from tokenscope.show.explore import WIDGET_MIME, clean_notebook, clean_notebooks, clean_outputs, explore, live_panel
+from tokenscope.text.names import ScopeError
+from tokenscope.show.twin import evenly, shown, thinned
 
 
 def data_of(page):
@@ -175,7 +175,7 @@ def test_live_panel(monkeypatch):
 
 
 def test_import_is_light():
-    code = ("import sys, tokenscope.core.explore, tokenscope.core.claims\n"
+    code = ("import sys, tokenscope.show.explore, tokenscope.measure.claims\n"
             "print([m for m in ('torch', 'transformers', 'numpy', 'matplotlib', 'ipywidgets', 'anywidget') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 

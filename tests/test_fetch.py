@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from tokenscope.core import default_model as dm
-from tokenscope.core.fetch import cache_dir, fetch_file, wheel_url
-from tokenscope.core.names import ScopeError
+from tokenscope.text.fetch import cache_dir, fetch_file, wheel_url
+from tokenscope.text.names import ScopeError
 
 BODY = bytes(range(256)) * 400
 GOOD = hashlib.sha256(BODY).hexdigest()

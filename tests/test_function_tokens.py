@@ -9,11 +9,11 @@ from hypothesis import given, settings, strategies as st
 
 from architectures import tiny
 from corpus_fixtures import scope, small  # noqa: F401
-from tokenscope.core.names import ScopeError
-from tokenscope.core.sae import SparseAutoencoder
+from tokenscope.text.names import ScopeError
+from tokenscope.measure.sae import SparseAutoencoder
 from tokenscope.core.scope import Scope
-from tokenscope.core.token_counts import TokenCounts, count_tokens, ngram_surprisal
-from tokenscope.core.units import mlp_switches, sae_switches
+from tokenscope.corpus.token_counts import TokenCounts, count_tokens, ngram_surprisal
+from tokenscope.measure.units import mlp_switches, sae_switches
 from tokenscope.lenses.function_tokens import GROUPS, TokenFeatureGraph, feature_graph, function_token_lens, function_tokens, patch_position, random_function_tokens, random_token_lens, transition_losses
 
 TEXTS = ["The cat sat on the mat and every human being is born free and equal.", "The cat sat on the chair while the rendering of the thing was slow.", "A dog ran over the hill, and nobody saw it again today, not even the cat."]

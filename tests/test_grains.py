@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from architectures import VOCAB, tiny
-from tokenscope.core.contrasts import AnswerInputs, Contrasts, contrast_inputs, preference
-from tokenscope.core.directions import load_directions
-from tokenscope.core.names import ScopeError
+from tokenscope.change.contrasts import AnswerInputs, Contrasts, contrast_inputs, preference
+from tokenscope.change.directions import load_directions
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.steering.grains import (ATTRIBUTIONS, common_axis, contrast_attribution, grains, grains_directions, influential_tokens, preference_without, random_grains,
                                         turning_edits)

@@ -4,9 +4,9 @@ import json
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tokenscope.core.haystacks import (PAIR_CHARS, PLANTERS, NeedleTask, branched_thread, conditional_needle, extract_answers, last_value_solver, make_haystack, multi_needle, multi_thread,
+from tokenscope.data.haystacks import (PAIR_CHARS, PLANTERS, NeedleTask, branched_thread, conditional_needle, extract_answers, last_value_solver, make_haystack, multi_needle, multi_thread,
                                        oracle_solver, plant, score_answer, single_needle, single_thread, task_svg, without)
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 
 SEEDS = st.integers(0, 10_000)
 

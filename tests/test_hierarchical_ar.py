@@ -8,11 +8,11 @@ from hypothesis import given, settings, strategies as st
 
 from architectures import FAMILIES, tiny
 from corpus_fixtures import scope  # noqa: F401
-from tokenscope.core.byte_scores import (bits_per_byte, byte_boxes, byte_surprisal, layer_weights, passage_batches, passages, ratio_draws, spelling_targets, stack_flops, target_costs,
+from tokenscope.measure.byte_scores import (bits_per_byte, byte_boxes, byte_surprisal, layer_weights, passage_batches, passages, ratio_draws, spelling_targets, stack_flops, target_costs,
                                          word_accuracy, word_scores)
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
-from tokenscope.core.words import RandomSplitter, continued, fixed_splitter, named_splitter, perturb, unicode_splitter, whitespace_splitter
+from tokenscope.text.words import RandomSplitter, continued, fixed_splitter, named_splitter, perturb, unicode_splitter, whitespace_splitter
 from tokenscope.tokenizers.hierarchical_ar import (END, PAD, STOP, TOYS, HATConfig, HATModel, flops_per_byte, hat_toy, load_hat, random_boundaries, spelling_robustness,
                                                    technique, word_rows, word_tensor, word_targets)
 
@@ -127,7 +127,7 @@ def test_any_backbone(family, tmp_path):
 
 
 def test_it_learns():
-    from tokenscope.core.small_models import train_lm
+    from tokenscope.learn.small_models import train_lm
     torch.manual_seed(0)
     model = HATModel(HATConfig(**SMALL))
     losses = train_lm(model, passage_batches(word_rows(model.split), ["to be or not to be, that is the question\n"] * 8), 150, lr=5e-3, warmup=10)

@@ -4,10 +4,10 @@ import torch
 
 from architectures import tiny
 from tokenscope.core.edit import Edit
-from tokenscope.core.moves import AddInProportion, ProjectOut, orthonormal_basis
-from tokenscope.core.names import ScopeError
-from tokenscope.core.sae import default_sae
-from tokenscope.core.sae_training import sae_from_texts
+from tokenscope.change.moves import AddInProportion, ProjectOut, orthonormal_basis
+from tokenscope.text.names import ScopeError
+from tokenscope.measure.sae import default_sae
+from tokenscope.measure.sae_training import sae_from_texts
 from tokenscope.core.scope import Scope
 from tokenscope.steering.langfir import (THRESHOLDS, Firing, LanguageFeatures, ablation_matrix, find_language_features, firing, langfir, random_langfir,
                                          specific_features)

@@ -5,8 +5,8 @@ from hypothesis import given, settings, strategies as st
 
 from architectures import tiny
 from corpus_fixtures import scope, small  # noqa: F401
-from tokenscope.core.names import ScopeError
-from tokenscope.core.neighbours import build_bank, choose_contexts, default_bank_layers, layer_match, open_bank
+from tokenscope.text.names import ScopeError
+from tokenscope.measure.neighbours import build_bank, choose_contexts, default_bank_layers, layer_match, open_bank
 from tokenscope.core.scope import Scope
 from tokenscope.lenses.latent_lens import LENSES, embedding_lens, latent_lens, output_lens, shuffled_bank_lens, vector_words
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import tokenscope
 from architectures import tiny
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.tokenizers.lexinvariant import (LETTERS, LexinvariantLM, MarkovSource, bayes_lexinvariant, cipher_states, decipher, encode_letters, fit_decipher_probe, lexinvariant_toy,
                                                 load_lexinvariant, make_lookup, markov_source, plain_letters, position_loss, random_embeddings, save_lexinvariant, shuffled_key_decipher,
                                                 substitution_cipher, technique, train_lexinvariant, windows)
@@ -156,11 +156,11 @@ def test_files(tmp_path):
     assert again.p == 0.2 and again.provenance == {"made_by": "test"} and len(again.losses) == 3
     assert torch.allclose(again(IDS, E=again.learned).logits, model(IDS, E=model.learned).logits, atol=2e-2)
     for name in ("markov", "letters", "letters_standard", "letters_semi"):
-        assert (Path(tokenscope.__file__).parent / f"data/lexinvariant_{name}.safetensors").stat().st_size < 1.5e6 and lexinvariant_toy(name).losses
+        assert (Path(tokenscope.__file__).parent / f"shipped/lexinvariant_{name}.safetensors").stat().st_size < 1.5e6 and lexinvariant_toy(name).losses
     with pytest.raises(ScopeError, match="No shipped model"):
         lexinvariant_toy("french")
     with pytest.raises(ScopeError, match="Not such a file of weights"):
-        load_lexinvariant(Path(tokenscope.__file__).parent / "data/thread_toy.safetensors")
+        load_lexinvariant(Path(tokenscope.__file__).parent / "shipped/thread_toy.safetensors")
 
 
 def test_front_and_control():

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from architectures import VOCAB, tiny
-from tokenscope.core.cuts import token_counts
-from tokenscope.core.data import real_tokenizer, tokenizer_catalogue
-from tokenscope.core.names import ScopeError
+from tokenscope.data.cuts import token_counts
+from tokenscope.data.data import real_tokenizer, tokenizer_catalogue
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
-from tokenscope.core.walkers import ade_fde, cluster_paths, constant_velocity, direction_of, kalman_velocity, path_spread, read_eth_ucy, simulate_walkers, stand_still, walk_copies
+from tokenscope.learn.walkers import ade_fde, cluster_paths, constant_velocity, direction_of, kalman_velocity, path_spread, read_eth_ucy, simulate_walkers, stand_still, walk_copies
 from tokenscope.tokenizers.lmtraj import (TASKS, CoordinateGrammar, lmtraj, make_prompt, predict_trajectories, sample_walks, shuffled_history, text_to_traj, train_numeric_tokenizer,
                                           traj_to_text, walk_texts, walker_model)
 

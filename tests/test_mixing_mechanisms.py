@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from architectures import VOCAB, tiny
-from tokenscope.core.binding import QUESTIONS, binding_accuracy, binding_lesson, binding_task, binding_toy, candidate_logprobs
-from tokenscope.core.names import ScopeError
+from tokenscope.learn.binding import QUESTIONS, binding_accuracy, binding_lesson, binding_task, binding_toy, candidate_logprobs
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
 from tokenscope.lenses.mixing_mechanisms import (ROLES, MixtureOfMechanisms, SeparatingPairs, fit_mixture, interchange, mixing_mechanisms, separating_pairs, share_bars, shuffled_mechanisms, similarity,
                                                  triple_means)

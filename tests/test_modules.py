@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from notebooks import ROOT, notebooks
-from tokenscope.core.gallery import FAMILIES, cards
+from tokenscope.app.gallery import FAMILIES, cards
 
 # Lower to higher: a module may import only from those before it.
 CORE = ("names numbers walkers fetch intervals tokens marks colours haystacks pictures strip display claims diagnosis encodings default_model data cuts languages books words byte_scores texts containers shards structure attention taps batch "

@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, strategies as st
 
 from architectures import tiny
-from tokenscope.core.composition import interaction, interference
-from tokenscope.core.contrasts import Contrasts, answer_logprobs, imbalance, preference, warn_imbalance
+from tokenscope.change.composition import interaction, interference
+from tokenscope.change.contrasts import Contrasts, answer_logprobs, imbalance, preference, warn_imbalance
 from tokenscope.core.edit import Edit
-from tokenscope.core.moves import AddKeepingNorm, ProjectOut, TurnTowards, orthonormal_basis
-from tokenscope.core.names import ScopeError
+from tokenscope.change.moves import AddKeepingNorm, ProjectOut, TurnTowards, orthonormal_basis
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.core.states import last_states
 

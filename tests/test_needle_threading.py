@@ -11,9 +11,9 @@ from hypothesis import given, settings, strategies as st
 import tokenscope
 from architectures import tiny
 from corpus_fixtures import scope  # noqa: F401
-from tokenscope.core.contrasts import answer_logprobs
-from tokenscope.core.haystacks import last_value_solver, make_haystack, multi_needle, multi_thread, oracle_solver, single_needle, without
-from tokenscope.core.names import ScopeError
+from tokenscope.change.contrasts import answer_logprobs
+from tokenscope.data.haystacks import last_value_solver, make_haystack, multi_needle, multi_thread, oracle_solver, single_needle, without
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.lenses.needle_threading import (advertised_in_chars, effective_length, needle_sweep, pair_attention, random_haystack_sweep, score_tasks, task_ids, technique, teacher_forced,
                                                 thread_attention, thread_batch, thread_toy, tokens_per_char, train_thread_toy)
@@ -111,7 +111,7 @@ def test_tokens_and_characters(scope):
 def test_the_shipped_toy_follows_threads_and_only_those(toy):
     ask = dict(task="threads", kind="word", lengths=(128,), repeats=20, n_threads=2, hops=2, write_hops=True)
     assert needle_sweep(toy, **ask).right.mean() > 0.9 > 0.3 > random_haystack_sweep(toy, **ask).right.mean()
-    assert (Path(tokenscope.__file__).parent / "data/thread_toy.safetensors").stat().st_size < 2e6
+    assert (Path(tokenscope.__file__).parent / "shipped/thread_toy.safetensors").stat().st_size < 2e6
     tasks = [multi_thread(make_haystack(8, kind="word", seed=s), 1, 1, seed=s) for s in range(6)]
     assert score_tasks(toy, tasks).right.tolist() == score_tasks(toy, tasks, "generate").right.tolist()
 

@@ -8,16 +8,16 @@ import torch
 
 from architectures import VOCAB, tiny
 from tokenscope import load
-from tokenscope.core.directions import difference_of_means
+from tokenscope.change.directions import difference_of_means
 from tokenscope.core.edit import Edit
-from tokenscope.core.language_mass import language_mass, mass_of, token_sets
-from tokenscope.core.languages import parallel_text
-from tokenscope.core.names import ScopeError
-from tokenscope.core.sae import SparseAutoencoder
-from tokenscope.core.sae_training import fit_sae
+from tokenscope.measure.language_mass import language_mass, mass_of, token_sets
+from tokenscope.data.languages import parallel_text
+from tokenscope.text.names import ScopeError
+from tokenscope.measure.sae import SparseAutoencoder
+from tokenscope.measure.sae_training import fit_sae
 from tokenscope.core.scope import Scope
-from tokenscope.core.spectra import shift_geometry, spectrum_rank
-from tokenscope.core.units import units_behind
+from tokenscope.measure.spectra import shift_geometry, spectrum_rank
+from tokenscope.measure.units import units_behind
 from tokenscope.steering.neural_foxp2 import (SparseShift, causal_lift, choose_window, foxp2_edits, language_layers, mass_along, neural_foxp2, parallel_states, random_foxp2,
                                               selectivity, technique)
 

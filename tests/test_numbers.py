@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from tokenscope.core.adders import NUMBER_SCHEMES, adder_answers, addition_batch, addition_rows, draw_problems, number_tokens, number_words, train_adder
-from tokenscope.core.names import ScopeError
-from tokenscope.core.numbers import add_carries, chunk_number, digit_groups, number_spans, plain_number, sample_additions, to_base
-from tokenscope.core.small_models import word_tokenizer
+from tokenscope.learn.adders import NUMBER_SCHEMES, adder_answers, addition_batch, addition_rows, draw_problems, number_tokens, number_words, train_adder
+from tokenscope.text.names import ScopeError
+from tokenscope.text.numbers import add_carries, chunk_number, digit_groups, number_spans, plain_number, sample_additions, to_base
+from tokenscope.learn.small_models import word_tokenizer
 
 DIGITS = st.text("0123456789", min_size=1, max_size=40)
 

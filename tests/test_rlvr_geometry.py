@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from architectures import tiny
 from notebooks import ROOT
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
-from tokenscope.core.spectra import principal_angles, principal_factors
+from tokenscope.measure.spectra import principal_angles, principal_factors
 from tokenscope.lenses.rlvr_geometry import (extreme_mask, jaccard, low_mask, mask_overlap, matrix_drift, principal_mask, random_drift, random_step, random_update_like, scramble_heads,
                                              spectral_shift, visible_update, weight_drift)
 

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from architectures import VOCAB, tiny
-from tokenscope.core.corpus import run_corpus
-from tokenscope.core.names import ScopeError
-from tokenscope.core.sae import SparseAutoencoder, default_sae, load_sae
-from tokenscope.core.sae_training import SaeRecipe, _batches, fit_sae
+from tokenscope.corpus.corpus import run_corpus
+from tokenscope.text.names import ScopeError
+from tokenscope.measure.sae import SparseAutoencoder, default_sae, load_sae
+from tokenscope.measure.sae_training import SaeRecipe, _batches, fit_sae
 from tokenscope.core.scope import Scope
 
 REFUSED = (ScopeError, TypeError)  # with shapes checked, jaxtyping is first

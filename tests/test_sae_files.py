@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 
 from architectures import VOCAB, tiny
 from test_sae import ROWS
-from tokenscope.core.names import ScopeError
-from tokenscope.core.sae import code_batches, feature_scores, load_saelens
-from tokenscope.core.sae_training import random_sequences, sae_from_texts
+from tokenscope.text.names import ScopeError
+from tokenscope.measure.sae import code_batches, feature_scores, load_saelens
+from tokenscope.measure.sae_training import random_sequences, sae_from_texts
 from tokenscope.core.scope import Scope
 
 

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from architectures import VOCAB, tiny
-from tokenscope.core.batch import choose_columns, make_batch, real_index
+from tokenscope.text.batch import choose_columns, make_batch, real_index
 from tokenscope.core.edit import Edit, position_mask
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, strategies as st
 
 from architectures import tiny
 from tokenscope.core.edit import Edit
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
-from tokenscope.core.steering_bench import SteeringTask, numbers_touched, pareto_front, perplexity_ratio, steering_bench, steering_row, steering_sweep
+from tokenscope.change.steering_bench import SteeringTask, numbers_touched, pareto_front, perplexity_ratio, steering_bench, steering_row, steering_sweep
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

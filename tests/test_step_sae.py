@@ -6,10 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from architectures import tiny
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
-from tokenscope.core.small_models import small_llama, word_tokenizer
-from tokenscope.core.steps import OPERATORS, STYLES, arithmetic_chains, chain_pairs, read_steps, split_steps, step_batch, step_pairs, text_pairs, train_chain_lm
+from tokenscope.learn.small_models import small_llama, word_tokenizer
+from tokenscope.learn.steps import OPERATORS, STYLES, arithmetic_chains, chain_pairs, read_steps, split_steps, step_batch, step_pairs, text_pairs, train_chain_lm
 from tokenscope.lenses.step_sae import (FrozenStepSAE, L1Controller, ablate_code, conditional_gain, shipped_step_sae, shuffled_codes, shuffled_step_sae, sparse_code, start_step_sae,
                                         step_codes, step_losses, step_sae, top_steps, weighted_vote, write_steps)
 

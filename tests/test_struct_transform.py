@@ -4,10 +4,10 @@ import torch
 
 from architectures import VOCAB, tiny
 from tokenscope import load
-from tokenscope.core.answers import option_margins
-from tokenscope.core.containers import STRUCTURES, Request, canonicalise, keyorder, parse, render, small_tasks
-from tokenscope.core.intervals import holm
-from tokenscope.core.names import ScopeError
+from tokenscope.change.answers import option_margins
+from tokenscope.text.containers import STRUCTURES, Request, canonicalise, keyorder, parse, render, small_tasks
+from tokenscope.measure.intervals import holm
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.steering.struct_transform import (CONTROLS, Audit, ScopeGuard, agreement, auc, audit, benign_requests, guard_strip, random_container_direction, reworded,
                                                   task_margins, trials, undo_container, word_guard, written)

@@ -4,8 +4,8 @@ import json
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tokenscope.core.names import ScopeError
-from tokenscope.core.texts import TextSource, plan_shards, shards_of, text_source
+from tokenscope.text.names import ScopeError
+from tokenscope.text.texts import TextSource, plan_shards, shards_of, text_source
 
 pyarrow = pytest.importorskip("pyarrow")
 import pyarrow.parquet  # noqa: E402

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from architectures import tiny
 from corpus_fixtures import scope  # noqa: F401
-from tokenscope.core.adders import REWRITES, adder_answers, draw_problems, rewrite_rows, rewriter, train_rewriter
-from tokenscope.core.contrasts import answer_logprobs
-from tokenscope.core.cuts import tokens_with_digits, named_tokenizers, number_pieces
-from tokenscope.core.names import ScopeError
-from tokenscope.core.numbers import add_carries, chunk_number, column_sum, digit_groups, sample_additions, to_base
+from tokenscope.learn.adders import REWRITES, adder_answers, draw_problems, rewrite_rows, rewriter, train_rewriter
+from tokenscope.change.contrasts import answer_logprobs
+from tokenscope.data.cuts import tokens_with_digits, named_tokenizers, number_pieces
+from tokenscope.text.names import ScopeError
+from tokenscope.text.numbers import add_carries, chunk_number, column_sum, digit_groups, sample_additions, to_base
 from tokenscope.core.scope import Scope
 from tokenscope.tokenizers.tokenization_counts import (ERROR_KINDS, SEPARATORS, accuracy_by, addition_accuracy, analyze_errors, column_sum_svg, digit_errors, error_diagnosis, error_kind, addition_prompt,
                                                        number_rule, number_rules, random_cut_accuracy, read_number, sample_shots, technique, write_number)

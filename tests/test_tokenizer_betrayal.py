@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from architectures import tiny
-from tokenscope.core.encodings import byte_vocabulary, canonical_encoding, encodings, piece_bytes
-from tokenscope.core.names import ScopeError
+from tokenscope.text.encodings import byte_vocabulary, canonical_encoding, encodings, piece_bytes
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.tokenizers.tokenizer_betrayal import OUTCOMES, PHANTOM_TYPES, PhantomMask, RandomBan, ReplacementProbe, classify_edit, random_ban_probe
 

@@ -8,9 +8,9 @@ from hypothesis import example, given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tokenscope.core.marks import box_text, mark_of, token_boxes, visible_parts, visible_text
-from tokenscope.core.names import ScopeError
-from tokenscope.core.tokens import Tokens, char_index, piece_text, token_bytes, tokens_of
+from tokenscope.show.marks import box_text, mark_of, token_boxes, visible_parts, visible_text
+from tokenscope.text.names import ScopeError
+from tokenscope.text.tokens import Tokens, char_index, piece_text, token_bytes, tokens_of
 
 CORPUS = ["The quick brown fox jumps over the lazy dog.", "All human beings are born free and equal in dignity and rights.",
           "naïve café, 日本語, नमस्ते, مرحبا", "def f(x):\n\treturn x ** 2\n"] * 5

@@ -5,10 +5,10 @@ import pytest
 
 import tokenscope
 from architectures import tiny
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
-from tokenscope.core.commands import main
-from tokenscope.core.tour import VIEWS, tour
+from tokenscope.app.commands import main
+from tokenscope.app.tour import VIEWS, tour
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from architectures import tiny
-from tokenscope.core.data import real_tokenizer, tokenizer_catalogue
-from tokenscope.core.encodings import middle_encoding
-from tokenscope.core.names import ScopeError
-from tokenscope.core.numbers import group_number, group_value, read_groups
+from tokenscope.data.data import real_tokenizer, tokenizer_catalogue
+from tokenscope.text.encodings import middle_encoding
+from tokenscope.text.names import ScopeError
+from tokenscope.text.numbers import group_number, group_value, read_groups
 from tokenscope.core.scope import Scope
 from tokenscope.tokenizers.triadic_suffix import TriadicTokenizer, TSTScheme, add_number_rows, mark_numbers, number_names, number_rows, shuffled_suffix, suffix_text, technique, triadic_suffix, unmark_numbers
 

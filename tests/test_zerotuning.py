@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from architectures import VOCAB, tiny
-from tokenscope.core.names import ScopeError
+from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.steering.zerotuning import (Calibration, LabelledPrompts, calibrate, content_free_bias, label_logprobs, leverage, profile_heads,
                                             random_column_tuning, scaled_row, sentiment_prompts, zerotuning)

@@ -4,9 +4,9 @@ __version__ = "0.1.0"
 # A lazy name table: importing the package imports neither torch nor transformers.
 _where = {
     "load": "core.scope", "Scope": "core.scope", "Trace": "core.trace", "Edit": "core.edit",
-    "TokenScores": "core.display", "strips": "core.display", "attention_map": "core.pictures",
-    "Tokens": "core.tokens", "explore": "core.explore", "claim": "core.claims",
-    "tour": "core.tour", "gallery": "core.gallery",
+    "TokenScores": "show.display", "strips": "show.display", "attention_map": "show.pictures",
+    "Tokens": "text.tokens", "explore": "show.explore", "claim": "measure.claims",
+    "tour": "app.tour", "gallery": "app.gallery",
 }
 __all__ = ["__version__", *_where]
 

@@ -4,8 +4,8 @@ import torch
 
 from measure import ratio_table, show
 from peers import Inseq
-from tokenscope.core.attribution import integrated_gradients
-from tokenscope.core.contrasts import Contrasts
+from tokenscope.measure.attribution import integrated_gradients
+from tokenscope.change.contrasts import Contrasts
 from tokenscope.core.scope import load
 from tokenscope.steering.grains import contrast_attribution
 

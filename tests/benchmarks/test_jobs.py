@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from measure import ROUNDS, ratio_table
-from tokenscope.core.books import moby_dick
-from tokenscope.core.corpus import run_corpus
-from tokenscope.core.cuts import cuts, named_tokenizers, token_counts
-from tokenscope.core.data import udhr
-from tokenscope.core.neighbours import VectorBank
+from tokenscope.data.books import moby_dick
+from tokenscope.corpus.corpus import run_corpus
+from tokenscope.data.cuts import cuts, named_tokenizers, token_counts
+from tokenscope.data.data import udhr
+from tokenscope.measure.neighbours import VectorBank
 from tokenscope.core.scope import load
-from tokenscope.core.units import mlp_switches
+from tokenscope.measure.units import mlp_switches
 from tokenscope.lenses.function_tokens import feature_graph
 
 

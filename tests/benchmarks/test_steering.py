@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from measure import ROUNDS, ratio_table
-from tokenscope.core.batch import batches_by_length
-from tokenscope.core.contrasts import Contrasts, answer_rows
-from tokenscope.core.directions import difference_of_means
-from tokenscope.core.languages import parallel_text
+from tokenscope.text.batch import batches_by_length
+from tokenscope.change.contrasts import Contrasts, answer_rows
+from tokenscope.change.directions import difference_of_means
+from tokenscope.data.languages import parallel_text
 from tokenscope.core.scope import load
 from tokenscope.core.states import last_states
 from tokenscope.steering.austeer import atomic_units, austeer

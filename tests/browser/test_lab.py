@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import tokenscope
-from tokenscope.core.explore import clean_outputs, explore
+from tokenscope.show.explore import clean_outputs, explore
 
 pytestmark = pytest.mark.browser
 CELL = '''
-from tokenscope.core.controls import Pick
-from tokenscope.core.explore import explore
+from tokenscope.show.controls import Pick
+from tokenscope.show.explore import explore
 
 def answer(layer, token=0, loud=False, text="none"):
     if layer == 7:

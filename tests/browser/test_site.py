@@ -34,7 +34,7 @@ def test_a_slider_of_a_saved_panel_changes_the_picture(page, outside, address):
     assert not page.errors and not outside()
 
 
-@pytest.mark.parametrize("where", ["index.html", "guides/gallery.html", "claims.html", "core/display.html", "tokenizers/tokenizer_betrayal.html", "core/explore.html"])
+@pytest.mark.parametrize("where", ["index.html", "guides/gallery.html", "claims.html", "show/display.html", "tokenizers/tokenizer_betrayal.html", "show/explore.html"])
 def test_no_page_asks_another_host(page, outside, address, where):
     page.goto(f"{address}/{where}")
     page.wait_for_load_state("networkidle")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenscope.core.controls import Pick, Slider
-from tokenscope.core.explore import explore
+from tokenscope.show.controls import Pick, Slider
+from tokenscope.show.explore import explore
 
 pytestmark = pytest.mark.browser
 TOKENS = ["The", " cat", "</script><img/src=x/onerror=alert(1)>", " sat", "\n"]

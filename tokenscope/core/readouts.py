@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .display import TokenScores
-from .names import ScopeError
+from ..show.display import TokenScores
+from ..text.names import ScopeError
 from .scores import over_logits
 from .trace import unembed
 

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from .attention import attention_scores
-from .batch import Batch, make_batch
+from ..text.batch import Batch, make_batch
 from .default_model import default_model
 from .edit import edit
-from .names import ScopeError
+from ..text.names import ScopeError
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
 from .structure import Structure

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .batch import Batch
-from .display import TokenScores
-from .names import ScopeError, resolve_indices, resolve_layers
+from ..text.batch import Batch
+from ..show.display import TokenScores
+from ..text.names import ScopeError, resolve_indices, resolve_layers
 from .taps import site_taps
 from .trace import EnoughRead, final_hidden, unembed
 

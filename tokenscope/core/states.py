@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from .batch import batches_by_length, make_batch, rows_of
-from .names import LAYERLESS_SITES, SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
+from ..text.batch import batches_by_length, make_batch, rows_of
+from ..text.names import LAYERLESS_SITES, SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
 
 # %% ../../nbs/core/states.ipynb #5923be1a
 def _rows(scope, window, before):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .names import SITES, ScopeError
+from ..text.names import SITES, ScopeError
 
 # %% ../../nbs/core/structure.ipynb #37694377
 # Families that do not state their classes: (decoder layer, attention). Looked up by class name, never by model_type.

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from .attention import attention_taps
-from .names import ATTENTION_SITES
+from ..text.names import ATTENTION_SITES
 from .structure import Place, Structure, first_tensor, place_of
 
 # %% ../../nbs/core/taps.ipynb #7fb12abc

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .batch import Batch, choose_columns, real_index
-from .names import LAYERLESS_SITES, SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
+from ..text.batch import Batch, choose_columns, real_index
+from ..text.names import LAYERLESS_SITES, SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
 from .taps import site_taps
 
 # %% ../../nbs/core/trace.ipynb #fbe19254
@@ -196,7 +196,7 @@ def _asked(scope, sites, layers):
 def read(
     scope,  # a `Scope`
     text,  # a text, a list of texts, a chat, ids, a BatchEncoding
-    sites: "str | Iterable[str]" = ("resid_post",),  # names of `core/names`
+    sites: "str | Iterable[str]" = ("resid_post",),  # names of `text/names`
     layers: "None | int | slice | Iterable[int]" = None,  # None for all; negative from the end
     positions: "None | int | slice | str | Iterable[int]" = None,  # None for all; counted among real tokens
     grad: bool = False,  # keep the graph, for gradients at the sites

@@ -21,12 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..core.adapters import RowEdit, fit_rows
-from ..core.batch import batches_by_length, rows_of
-from ..core.display import TokenScores
+from ..change.adapters import RowEdit, fit_rows
+from ..text.batch import batches_by_length, rows_of
+from ..show.display import TokenScores
 from ..core.edit import Edit
-from ..core.names import ScopeError, resolve_layers
-from ..core.probes import LayerProbes, RidgeProbe, layer_probes
+from ..text.names import ScopeError, resolve_layers
+from ..measure.probes import LayerProbes, RidgeProbe, layer_probes
 from ..core.readouts import layer_table, readout_rows
 from ..core.scope import Scope
 from ..core.states import last_states, state_batches

@@ -23,18 +23,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.batch import choose_columns
-from ..core.colours import Markup
-from ..core.corpus import run_corpus
-from ..core.data import udhr
-from ..core.display import TokenScores
+from ..text.batch import choose_columns
+from ..show.colours import Markup
+from ..corpus.corpus import run_corpus
+from ..data.data import udhr
+from ..show.display import TokenScores
 from ..core.edit import Edit
-from ..core.marks import visible_text
-from ..core.names import ScopeError
+from ..show.marks import visible_text
+from ..text.names import ScopeError
 from ..core.reader import CorpusTask, read_batch, read_shard
 from ..core.scope import Scope
-from ..core.token_counts import TokenCounts, count_tokens, ngram_surprisal
-from ..core.units import FeatureSwitches, mlp_switches
+from ..corpus.token_counts import TokenCounts, count_tokens, ngram_surprisal
+from ..measure.units import FeatureSwitches, mlp_switches
 
 # %% ../../nbs/lenses/function_tokens.ipynb #08d492e4
 technique = {

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..core.batch import choose_columns
-from ..core.display import TokenScores
-from ..core.names import ScopeError
-from ..core.pictures import token_arcs
+from ..text.batch import choose_columns
+from ..show.display import TokenScores
+from ..text.names import ScopeError
+from ..show.pictures import token_arcs
 from ..core.states import token_states
 
 # %% ../../nbs/lenses/glot.ipynb #19de7198

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.display import TokenScores
-from ..core.names import ScopeError
-from ..core.neighbours import VectorBank, small_bank
+from ..show.display import TokenScores
+from ..text.names import ScopeError
+from ..measure.neighbours import VectorBank, small_bank
 from ..core.readouts import layer_table
 from ..core.scope import Scope
 from ..core.scores import over_logits

@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core.binding import BindingTask, binding_task, candidate_logprobs, checked_rows
-from ..core.colours import Markup
+from ..learn.binding import BindingTask, binding_task, candidate_logprobs, checked_rows
+from ..show.colours import Markup
 from ..core.edit import Edit
-from ..core.names import ScopeError, resolve_layers
+from ..text.names import ScopeError, resolve_layers
 from ..core.scope import Scope
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #4bec336f

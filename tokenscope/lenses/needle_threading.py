@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core.batch import batches_by_length, rows_of
-from ..core.cuts import token_counts
-from ..core.display import TokenScores
-from ..core.haystacks import PLANTERS, SYLLABLES, NeedleTask, make_haystack, multi_thread, score_answer
-from ..core.names import ScopeError, resolve_indices
+from ..text.batch import batches_by_length, rows_of
+from ..data.cuts import token_counts
+from ..show.display import TokenScores
+from ..data.haystacks import PLANTERS, SYLLABLES, NeedleTask, make_haystack, multi_thread, score_answer
+from ..text.names import ScopeError, resolve_indices
 from ..core.scope import Scope
 from ..core.scores import over_logits
-from ..core.small_models import load_small, save_small, shift_embeddings, small_llama, train_lm, word_tokenizer
+from ..learn.small_models import load_small, save_small, shift_embeddings, small_llama, train_lm, word_tokenizer
 from ..core.trace import final_hidden
 
 # %% ../../nbs/lenses/needle_threading.ipynb #9db29323
@@ -250,4 +250,4 @@ def train_thread_toy(
 
 def thread_toy() -> Scope:
     "The shipped small model."
-    return load_small(files("tokenscope") / "data" / "thread_toy.safetensors")
+    return load_small(files("tokenscope") / "shipped" / "thread_toy.safetensors")

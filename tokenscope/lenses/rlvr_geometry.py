@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.checkpoints import Checkpoint, layer_matrices, open_checkpoint, paired_matrices
-from ..core.names import ScopeError
-from ..core.pictures import figure_html
-from ..core.spectra import Principal, principal_angles, principal_factors
+from ..corpus.checkpoints import Checkpoint, layer_matrices, open_checkpoint, paired_matrices
+from ..text.names import ScopeError
+from ..show.pictures import figure_html
+from ..measure.spectra import Principal, principal_angles, principal_factors
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #72d81be6
 technique = {

@@ -24,12 +24,12 @@ from jaxtyping import Bool, Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..core.display import TokenScores
-from ..core.names import ScopeError, resolve_layers
+from ..show.display import TokenScores
+from ..text.names import ScopeError, resolve_layers
 from ..core.scope import Scope
-from ..core.small_models import save_small, train_lm, word_tokenizer
-from ..core.steps import arithmetic_chains, chain_pairs, read_steps, step_batch, text_pairs, train_chain_lm
-from ..core.tokens import tokens_of
+from ..learn.small_models import save_small, train_lm, word_tokenizer
+from ..learn.steps import arithmetic_chains, chain_pairs, read_steps, step_batch, text_pairs, train_chain_lm
+from ..text.tokens import tokens_of
 
 # %% ../../nbs/lenses/step_sae.ipynb #11f6b901
 technique = {
@@ -284,7 +284,7 @@ def make_step_sae_toys(folder):  # gets step_sae_lm.safetensors and step_sae_toy
 def shipped_step_sae() -> StepSAE:
     "The shipped StepSAE of arithmetic chains: 64 features, L1 about 3."
     from transformers import LlamaConfig, LlamaForCausalLM
-    with safe_open(files("tokenscope") / "data" / "step_sae_toy.safetensors", "pt") as kept:
+    with safe_open(files("tokenscope") / "shipped" / "step_sae_toy.safetensors", "pt") as kept:
         header, weights = json.loads(kept.metadata()["small_model"]), {name: kept.get_tensor(name).float() for name in kept.keys()}
     made = StepSAE(*(LlamaForCausalLM(LlamaConfig(**header["config"])) for _ in range(2)), word_tokenizer(header["words"]))
     made.load_state_dict(weights)

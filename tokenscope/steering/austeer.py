@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.contrasts import Contrasts, answer_rows, warn_imbalance
-from ..core.directions import checked_length
-from ..core.display import TokenScores
+from ..change.contrasts import Contrasts, answer_rows, warn_imbalance
+from ..change.directions import checked_length
+from ..show.display import TokenScores
 from ..core.edit import Edit
-from ..core.names import ATTENTION_SITES, LAYERLESS_SITES, SITES, ScopeError, check_site, resolve_indices, resolve_layers
-from ..core.pictures import figure_html
+from ..text.names import ATTENTION_SITES, LAYERLESS_SITES, SITES, ScopeError, check_site, resolve_indices, resolve_layers
+from ..show.pictures import figure_html
 from ..core.scope import Scope
 from ..core.states import last_states
 

@@ -12,12 +12,12 @@ __all__ = ['METHODS', 'language_directions', 'steer_language', 'random_language_
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..core.answers import ask, continuation_nll, distinct_pairs, harmonic_mean, own_question
-from ..core.data import udhr
-from ..core.directions import Directions, Subspace, checked_length, difference_of_means, lda_direction, principal_directions, probe_direction
+from ..change.answers import ask, continuation_nll, distinct_pairs, harmonic_mean, own_question
+from ..data.data import udhr
+from ..change.directions import Directions, Subspace, checked_length, difference_of_means, lda_direction, principal_directions, probe_direction
 from ..core.edit import Edit
-from ..core.languages import identify_language, open_questions, parallel_text
-from ..core.names import ScopeError, resolve_layers
+from ..data.languages import identify_language, open_questions, parallel_text
+from ..text.names import ScopeError, resolve_layers
 from ..core.scope import Scope
 from ..core.states import state_moments
 

@@ -17,17 +17,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.attribution import embedding_baseline
-from ..core.batch import batches_by_length
-from ..core.contrasts import AnswerInputs, Contrasts, contrast_inputs
-from ..core.directions import Directions, checked_length
-from ..core.display import TokenScores
+from ..measure.attribution import embedding_baseline
+from ..text.batch import batches_by_length
+from ..change.contrasts import AnswerInputs, Contrasts, contrast_inputs
+from ..change.directions import Directions, checked_length
+from ..show.display import TokenScores
 from ..core.edit import Edit
-from ..core.moves import AddKeepingNorm, TurnTowards
-from ..core.names import ScopeError, resolve_layers
-from ..core.paths import path_points, path_slopes, relative_gap
+from ..change.moves import AddKeepingNorm, TurnTowards
+from ..text.names import ScopeError, resolve_layers
+from ..measure.paths import path_points, path_slopes, relative_gap
 from ..core.scope import Scope
-from ..core.tokens import Tokens, tokens_of
+from ..text.tokens import Tokens, tokens_of
 
 # %% ../../nbs/steering/grains.ipynb #f27f3c68
 technique = {

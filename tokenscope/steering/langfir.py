@@ -17,14 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.batch import rows_of
-from ..core.contrasts import answer_logprobs
+from ..text.batch import rows_of
+from ..change.contrasts import answer_logprobs
 from ..core.edit import Edit
-from ..core.languages import parallel_text
-from ..core.moves import AddInProportion, ProjectOut, orthonormal_basis
-from ..core.names import ScopeError, resolve_layers
-from ..core.sae import SparseAutoencoder, code_batches, default_sae
-from ..core.sae_training import random_sequences, sae_from_texts
+from ..data.languages import parallel_text
+from ..change.moves import AddInProportion, ProjectOut, orthonormal_basis
+from ..text.names import ScopeError, resolve_layers
+from ..measure.sae import SparseAutoencoder, code_batches, default_sae
+from ..measure.sae_training import random_sequences, sae_from_texts
 from ..core.scope import Scope
 
 # %% ../../nbs/steering/langfir.ipynb #61113f0c

@@ -18,17 +18,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.batch import rows_of
-from ..core.directions import checked_length
+from ..text.batch import rows_of
+from ..change.directions import checked_length
 from ..core.edit import Edit
-from ..core.language_mass import mass_of, token_sets
-from ..core.languages import open_questions, parallel_text
-from ..core.moves import Move
-from ..core.names import ScopeError, resolve_layers
-from ..core.sae import SparseAutoencoder
-from ..core.sae_training import fit_sae
+from ..measure.language_mass import mass_of, token_sets
+from ..data.languages import open_questions, parallel_text
+from ..change.moves import Move
+from ..text.names import ScopeError, resolve_layers
+from ..measure.sae import SparseAutoencoder
+from ..measure.sae_training import fit_sae
 from ..core.scope import Scope
-from ..core.spectra import ShiftGeometry, shift_geometry
+from ..measure.spectra import ShiftGeometry, shift_geometry
 from ..core.states import last_states, state_batches
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #eca2d059

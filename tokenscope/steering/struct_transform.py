@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.answers import option_margins
-from ..core.batch import rows_of
-from ..core.containers import STRUCTURES, Request, filler, padded, render
-from ..core.directions import checked_length, difference_of_means, logistic_weights
+from ..change.answers import option_margins
+from ..text.batch import rows_of
+from ..text.containers import STRUCTURES, Request, filler, padded, render
+from ..change.directions import checked_length, difference_of_means, logistic_weights
 from ..core.edit import Edit
-from ..core.names import ScopeError, resolve_layers
+from ..text.names import ScopeError, resolve_layers
 from ..core.scope import Scope
 from ..core.states import last_states
 
@@ -259,7 +259,7 @@ def guard_strip(
     topic: str = "sport",  # another than the request's own
 ):
     "How much further off the topic a guard finds each token under another topic than under its own, as `TokenScores`."
-    from tokenscope.core.display import TokenScores
+    from tokenscope.show.display import TokenScores
     if topic == request.task or topic not in _topics:
         raise ScopeError(f"Not another topic: {topic!r}; the request is about {request.task}, and there are {', '.join(_topics)}")
     chats = [Trial(t, request, t == topic).chat(written(request, form)) for t in (topic, request.task)]

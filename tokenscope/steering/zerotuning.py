@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.edit import Edit
-from ..core.names import ScopeError, resolve_layers
+from ..text.names import ScopeError, resolve_layers
 from ..core.scope import Scope
 
 # %% ../../nbs/steering/zerotuning.ipynb #d26ff33b

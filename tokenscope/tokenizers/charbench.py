@@ -23,14 +23,14 @@ from pathlib import Path
 
 import torch
 
-from ..core.answers import option_scores
-from ..core.books import moby_dick
-from ..core.colours import Markup
-from ..core.cuts import random_cut, tokenizer_of, word_spans
-from ..core.intervals import partial_correlation, wilson_interval
-from ..core.marks import visible_text
-from ..core.names import ScopeError
-from ..core.small_models import load_small, save_small, small_llama, train_lm, word_tokenizer
+from ..change.answers import option_scores
+from ..data.books import moby_dick
+from ..show.colours import Markup
+from ..data.cuts import random_cut, tokenizer_of, word_spans
+from ..measure.intervals import partial_correlation, wilson_interval
+from ..show.marks import visible_text
+from ..text.names import ScopeError
+from ..learn.small_models import load_small, save_small, small_llama, train_lm, word_tokenizer
 
 # %% ../../nbs/tokenizers/charbench.ipynb #d7474463
 technique = {
@@ -338,6 +338,6 @@ def train_spellers(
 def speller(spelling: str = "pieces") -> tuple:  # a `Scope`, its `speller_cut`, and the function from a row to its prompt
     "A small model that is shipped."
     speller_cut(spelling)  # refuses an unknown one
-    scope = load_small(str(files("tokenscope.data") / f"speller_{spelling.replace(' ', '_')}.safetensors"))
+    scope = load_small(str(files("tokenscope.shipped") / f"speller_{spelling.replace(' ', '_')}.safetensors"))
     cut = speller_cut(spelling, scope.tokenizer.get_vocab())
     return scope, cut, lambda row: speller_prompt(row._asdict(), cut)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..core.byte_scores import book_passages, bpe_tokenizer, layer_weights, passage_batches, ratio_draws, spelling_targets, stack_flops, target_costs, token_rows
-from ..core.names import ScopeError
+from ..measure.byte_scores import book_passages, bpe_tokenizer, layer_weights, passage_batches, ratio_draws, spelling_targets, stack_flops, target_costs, token_rows
+from ..text.names import ScopeError
 from ..core.scope import Scope
-from ..core.small_models import keep_weights, kept_weights, load_small, save_small, small_llama, train_lm
-from ..core.words import named_splitter
+from ..learn.small_models import keep_weights, kept_weights, load_small, save_small, small_llama, train_lm
+from ..text.words import named_splitter
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #c861edc6
 technique = {
@@ -311,7 +311,7 @@ def hat_toy(name: str = "HAT") -> "HATModel | Scope":
     "A small model that comes with the package, one of `TOYS`."
     if name not in TOYS:
         raise ScopeError(f"No such small model: {name!r}; accepted: {', '.join(TOYS)}")
-    file = str(files("tokenscope") / "data" / f"hat_{name.lower()}.safetensors")
+    file = str(files("tokenscope") / "shipped" / f"hat_{name.lower()}.safetensors")
     return load_small(file) if name == "BPE" else load_hat(file)
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #83d55178

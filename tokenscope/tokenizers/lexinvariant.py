@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core.books import moby_dick
-from ..core.names import ScopeError
-from ..core.probes import ClassProbe
-from ..core.small_models import keep_weights, kept_weights, small_llama, train_lm
+from ..data.books import moby_dick
+from ..text.names import ScopeError
+from ..measure.probes import ClassProbe
+from ..learn.small_models import keep_weights, kept_weights, small_llama, train_lm
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #7e0a029f
 technique = {
@@ -265,7 +265,7 @@ def lexinvariant_toy(name: str = "letters") -> LexinvariantLM:
     "A shipped model: letters, letters_standard, letters_semi or markov."
     if name not in ("letters", "letters_standard", "letters_semi", "markov"):
         raise ScopeError(f"No shipped model is called {name!r}; there are: letters, letters_standard, letters_semi, markov")
-    return load_lexinvariant(files("tokenscope") / "data" / f"lexinvariant_{name}.safetensors")
+    return load_lexinvariant(files("tokenscope") / "shipped" / f"lexinvariant_{name}.safetensors")
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #39fb47c8
 def cipher_states(

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..core.books import moby_dick
-from ..core.colours import Markup
-from ..core.names import ScopeError
+from ..data.books import moby_dick
+from ..show.colours import Markup
+from ..text.names import ScopeError
 from ..core.scope import Scope
-from ..core.small_models import load_small, save_small, small_llama, train_lm
-from ..core.walkers import FUTURE, OBSERVED, checked_track, cluster_paths, constant_velocity, direction_of, simulate_walkers
+from ..learn.small_models import load_small, save_small, small_llama, train_lm
+from ..learn.walkers import FUTURE, OBSERVED, checked_track, cluster_paths, constant_velocity, direction_of, simulate_walkers
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #17e0f49c
 technique = {
@@ -345,7 +345,7 @@ def walker_model(
     name: str = "numeric",  # or "numeric_short", "digits", "generic": the same for fewer steps
 ) -> Scope:
     "A shipped model that was trained on walks."
-    file = Path(str(files("tokenscope") / "data" / f"walker_{name}.safetensors"))
+    file = Path(str(files("tokenscope") / "shipped" / f"walker_{name}.safetensors"))
     if not file.is_file():
         raise ScopeError(f"No walker model is called {name!r}; shipped are numeric, numeric_short, digits, generic")
     return load_small(file)

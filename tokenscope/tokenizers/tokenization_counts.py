@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from ..core.batch import batches_by_length, rows_of
-from ..core.colours import Markup
-from ..core.cuts import named_tokenizers, number_pieces
-from ..core.diagnosis import Diagnosis
-from ..core.intervals import wilson_interval
-from ..core.names import ScopeError
-from ..core.numbers import add_carries, chunk_number, column_sum, digit_groups, sample_additions, to_base
+from ..text.batch import batches_by_length, rows_of
+from ..show.colours import Markup
+from ..data.cuts import named_tokenizers, number_pieces
+from ..measure.diagnosis import Diagnosis
+from ..measure.intervals import wilson_interval
+from ..text.names import ScopeError
+from ..text.numbers import add_carries, chunk_number, column_sum, digit_groups, sample_additions, to_base
 from ..core.scope import Scope
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #ec2f2720

@@ -17,12 +17,12 @@ from functools import lru_cache, partial
 import torch
 from transformers import LogitsProcessor
 
-from ..core.data import stop_words
-from ..core.diagnosis import Diagnosis
-from ..core.encodings import byte_vocabulary, canonical_encoding, encodings, piece_bytes
-from ..core.names import ScopeError
+from ..data.data import stop_words
+from ..measure.diagnosis import Diagnosis
+from ..text.encodings import byte_vocabulary, canonical_encoding, encodings, piece_bytes
+from ..text.names import ScopeError
 from ..core.scope import Scope
-from ..core.tokens import tokens_of
+from ..text.tokens import tokens_of
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #1751d780
 technique = {

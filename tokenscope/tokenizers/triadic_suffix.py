@@ -22,12 +22,12 @@ import torch
 from fastcore.basics import patch
 from transformers import BatchEncoding
 
-from ..core.cuts import tokenizer_of
-from ..core.encodings import middle_encoding, piece_bytes
-from ..core.names import ScopeError
-from ..core.numbers import group_number, number_spans, read_groups
+from ..data.cuts import tokenizer_of
+from ..text.encodings import middle_encoding, piece_bytes
+from ..text.names import ScopeError
+from ..text.numbers import group_number, number_spans, read_groups
 from ..core.scope import Scope
-from ..core.tokens import id_list
+from ..text.tokens import id_list
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #1d050a54
 technique = {
