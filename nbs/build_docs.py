@@ -1,4 +1,5 @@
 "Build the site in _docs/: nbdev processes the notebooks, then Quarto (if installed) or smalldocs renders them."
+
 import json
 import os
 import re
@@ -12,21 +13,25 @@ from latex2mathml.converter import convert
 from nbdev.serve import proc_nbs
 
 from tokenscope.app.gallery import FAMILIES, cards, write_pages
+from tokenscope.app.house import ROOMS, room_pages
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {  # what a reader meets first comes first
-    "Scope": "scope trace edit scores readouts neighbours", "Attribution": "attribution direct_logits paths", "Corpus": "corpus reader texts shards token_counts",
-    "Steering": "states directions moves contrasts composition answers containers language_mass edit_files control_vectors steering_bench", "Features": "probes adapters steps sae sae_training spectra units",
-    "Seeing": "display strip pictures colours marks tokens cuts", "Turning": "explore controls twin",
-    "Grounds": "names structure attention taps batch encodings diagnosis claims intervals data books words byte_scores haystacks languages fetch default_model small_models binding numbers adders walkers tuned_pairs checkpoints gallery tour commands"}
 
 
 def sidebar() -> list:
-    "The site's table of contents: guides, the seven questions with their techniques, core."
-    guides = [f"guides/{p.name}" for p in sorted((ROOT / "nbs/guides").glob("*.ipynb"))]
-    questions = [{"section": q, "contents": [f"{f}/index.ipynb", *(f"{f}/{c['slug']}.ipynb" for c in cards() if c["family"] == f)]} for f, q in FAMILIES.items()]
-    core = [{"section": f"Core: {name}", "contents": [f"core/{n}.ipynb" for n in some.split()]} for name, some in CORE.items()]
-    return ["index.ipynb", {"section": "Guides", "contents": ["guides/gallery.md", *guides, "claims.md"]}, *questions, *core]
+    "The site's table of contents: guides, the seven questions with their techniques, the rooms."
+    nbs = ROOT / "nbs"
+    guides = [f"guides/{path.name}" for path in sorted((nbs / "guides").glob("*.ipynb"))]
+    contents = ["index.ipynb"]
+    contents.append({"section": "Guides", "contents": ["guides/gallery.md", *guides, "claims.md"]})
+    for family, question in FAMILIES.items():
+        pages = [f"{family}/{card['slug']}.ipynb" for card in cards() if card["family"] == family]
+        contents.append({"section": question, "contents": [f"{family}/index.ipynb", *pages]})
+    for room, line in ROOMS.items():
+        pages = [f"{room}/{page}.ipynb" for page in ["index", *room_pages(room)]]
+        pages = [page for page in pages if (nbs / page).exists()]
+        contents.append({"section": f"{room}: {line}", "contents": pages})
+    return contents
 
 
 def without_latex(path: Path) -> None:
@@ -36,8 +41,15 @@ def without_latex(path: Path) -> None:
         if cell["cell_type"] == "markdown":
             pieces = re.split(r"(```.*?```|`[^`]*`)", "".join(cell["source"]), flags=re.S)
             for i in range(0, len(pieces), 2):
-                shown = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1].strip(), display="block"), pieces[i], flags=re.S)
-                pieces[i] = re.sub(r"(?<![\\\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", lambda m: convert(m[1]), shown)
+                shown = re.sub(
+                    r"\$\$(.+?)\$\$",
+                    lambda m: convert(m[1].strip(), display="block"),
+                    pieces[i],
+                    flags=re.S,
+                )
+                pieces[i] = re.sub(
+                    r"(?<![\\\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", lambda m: convert(m[1]), shown
+                )
             cell["source"] = "".join(pieces)
     path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
 
@@ -49,7 +61,11 @@ def build() -> Path:
         shutil.rmtree(stale, ignore_errors=True)
     proc_nbs("nbs", force=True)
     source = ROOT / "_proc"
-    for generated in ("_quarto.yml", "nbdev.yml", "sidebar.yml"):  # nbdev writes its own; ours is the root's
+    for generated in (
+        "_quarto.yml",
+        "nbdev.yml",
+        "sidebar.yml",
+    ):  # nbdev writes its own; ours is the root's
         (source / generated).unlink(missing_ok=True)
     config = yaml.safe_load((ROOT / "_quarto.yml").read_text())
     config["website"]["sidebar"]["contents"] = sidebar()
@@ -59,9 +75,15 @@ def build() -> Path:
     write_pages(source, ROOT / "nbs")
     for page in source.rglob("*.ipynb"):
         without_latex(page)
-    index = source / "index.ipynb"  # the README links to notebooks in the repository, the site to its own pages
+    index = (
+        source / "index.ipynb"
+    )  # the README links to notebooks in the repository, the site to its own pages
     index.write_text(index.read_text(encoding="utf-8").replace("](nbs/", "]("), encoding="utf-8")
-    tool = ["quarto", "render"] if shutil.which("quarto") else [str(Path(sys.executable).with_name("smalldocs")), "render"]
+    tool = (
+        ["quarto", "render"]
+        if shutil.which("quarto")
+        else [str(Path(sys.executable).with_name("smalldocs")), "render"]
+    )
     subprocess.run([*tool, str(source)], check=True)
     shutil.copytree(source / "_docs", ROOT / "_docs", dirs_exist_ok=True)
     return ROOT / "_docs"

@@ -1,4 +1,5 @@
 "Write README.md from nbs/index.ipynb: prose, code and text outputs; pictures by their place in the repository."
+
 import json
 from pathlib import Path
 
@@ -15,7 +16,9 @@ def part(cell) -> str:
     shown = [] if source.startswith("#| echo: false") else [f"```python\n{source}\n```"]
     for output in cell["outputs"]:
         data = output.get("data", {})
-        text = "".join(output.get("text", "") or ("" if "text/html" in data else data.get("text/plain", "")))
+        text = "".join(
+            output.get("text", "") or ("" if "text/html" in data else data.get("text/plain", ""))
+        )
         if "text/markdown" in data:
             shown.append("".join(data["text/markdown"]))
         elif text:
@@ -25,4 +28,6 @@ def part(cell) -> str:
 
 if __name__ == "__main__":
     cells = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]
-    (ROOT / "README.md").write_text("\n\n".join(p for c in cells if (p := part(c).strip())) + "\n", encoding="utf-8")
+    (ROOT / "README.md").write_text(
+        "\n\n".join(p for c in cells if (p := part(c).strip())) + "\n", encoding="utf-8"
+    )

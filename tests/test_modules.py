@@ -9,35 +9,18 @@ import pytest
 
 from notebooks import ROOT, notebooks
 from tokenscope.app.gallery import FAMILIES, cards
+from tokenscope.app.house import ROOMS, room_pages, upward_imports
 
-# Lower to higher: a module may import only from those before it.
-CORE = ("names numbers walkers fetch intervals tokens marks colours haystacks pictures strip display claims diagnosis encodings default_model data cuts languages books words byte_scores texts containers shards structure attention taps batch "
-        "trace edit token_counts scores readouts contrasts paths attribution direct_logits reader corpus neighbours scope small_models steps adders adapters binding probes answers language_mass spectra states moves directions units edit_files control_vectors "
-        "composition sae sae_training steering_bench checkpoints tuned_pairs controls twin explore gallery tour commands").split()
-LIGHT = "names fetch intervals tokens marks colours haystacks pictures strip display claims diagnosis controls twin explore gallery".split()
+LIGHT = (
+    "text.names text.fetch text.tokens show.marks show.colours show.pictures show.strip show.display show.controls show.twin show.explore "
+    "data.haystacks measure.intervals measure.claims measure.diagnosis app.house app.gallery"
+).split()
 MODULES = sorted(p for p in (ROOT / "tokenscope").rglob("*.py") if not p.name.startswith("_"))
 name_of = lambda p: ".".join(p.relative_to(ROOT).with_suffix("").parts)
 
 
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def imported(path) -> set:
-    "The package's modules that a module imports, as 'family.name'."
-    found = set()
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ImportFrom):
-            base = ".".join(path.relative_to(ROOT / "tokenscope").parts[:-1])
-            module = node.module or ""
-            if node.level == 1:
-                module = f"{base}.{module}".strip(".")
-            elif node.level == 0 and module.startswith("tokenscope"):
-                module = module.removeprefix("tokenscope").strip(".")
-            elif node.level < 2:
-                continue
-            found |= {module} if module.count(".") == 1 else {f"{module}.{a.name}".strip(".") for a in node.names}
-    return {m for m in found if m.count(".") == 1}
 
 
 def fresh(code: str) -> str:
@@ -47,7 +30,7 @@ def fresh(code: str) -> str:
 
 
 def test_light_modules_import_no_model_library():
-    for module in ["tokenscope", *(f"tokenscope.core.{m}" for m in LIGHT)]:
+    for module in ["tokenscope", *(f"tokenscope.{m}" for m in LIGHT)]:
         assert fresh(f"import sys, {module}; print([m for m in ('torch', 'transformers') if m in sys.modules])") == "[]", module
 
 
@@ -69,18 +52,15 @@ def test_public_names_are_unique():
     assert not {n: h for n, h in homes.items() if len(h) > 1}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_run_one_way(path):
-    family, me = path.parent.name, path.stem
-    for other in imported(path):
-        theirs, module = other.split(".")
-        if theirs == "core":
-            assert module in CORE, f"{module} has no place in the order"
-            if family == "core":
-                local = any(isinstance(n, ast.ImportFrom) and (n.module or "").endswith(module) for f in ast.walk(tree(path)) if isinstance(f, ast.FunctionDef) for n in ast.walk(f))
-                assert local or CORE.index(module) < CORE.index(me), f"{me} imports {module}, which is not below it"
-        else:
-            assert theirs == family and theirs != "training", f"{me} imports {other}, of another family"
+def test_imports_run_one_way():
+    assert upward_imports() == []
+    for room in ROOMS:
+        room_pages(room)  # refuses modules that import each other
+
+
+def test_every_notebook_lives_in_a_room_or_a_family():
+    for path in MODULES:
+        assert path.parent.name in (*ROOMS, *FAMILIES), f"{path.parent.name} is no room"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -22,28 +22,52 @@ def command_tour(commands):
     c.add_argument("text", nargs="?", default=DEFAULT_TEXT)
     c.add_argument("-o", "--output", default="tour.html", help="the page to write")
     _model_argument(c)
-    c.set_defaults(run=lambda a: tour(a.text, a.output, _scope(a.model) if a.model else None).resolve())
+    c.set_defaults(
+        run=lambda a: tour(a.text, a.output, _scope(a.model) if a.model else None).resolve()
+    )
 
 # %% ../../nbs/app/commands.ipynb #150fe951
 def _model_argument(command):
-    command.add_argument("--model", help="a hub id, a folder or a GGUF file; default: the embedded model")
+    command.add_argument(
+        "--model", help="a hub id, a folder or a GGUF file; default: the embedded model"
+    )
 
 # %% ../../nbs/app/commands.ipynb #e8409875
 def _scope(model):
     from tokenscope.core.scope import load
+
     return load(model)
 
 # %% ../../nbs/app/commands.ipynb #514864d4
 def command_corpus(commands):
-    "`tokenscope corpus DATA FOLDER`: score or read every token of a data set; run it again to resume."
-    c = commands.add_parser("corpus", help="score or read every token of a data set; run it again to resume")
+    """`tokenscope corpus DATA FOLDER`: score or read every token of a data set; run it again to
+    resume."""
+    c = commands.add_parser(
+        "corpus", help="score or read every token of a data set; run it again to resume"
+    )
     c.add_argument("data", help="a .txt (a text a line), .jsonl or .parquet file")
     c.add_argument("folder", help="where the shards go")
     c.add_argument("--column", default="text", help="the field that holds the text")
-    c.add_argument("--score", action="append", dest="scores", help="surprisal, entropy or rank; may be repeated (default: surprisal, unless sites are given)")
-    c.add_argument("--site", action="append", dest="sites", default=[], help="a site whose states are kept, such as resid_post; may be repeated")
-    c.add_argument("--layers", type=_layer_list, help="layers of the sites, such as 8,16,-1 (default: all)")
-    c.add_argument("--dtype", default="float32", help="how states are stored: float32, float16 or bfloat16")
+    c.add_argument(
+        "--score",
+        action="append",
+        dest="scores",
+        help="surprisal, entropy or rank; may be repeated (default: surprisal, unless sites are "
+        "given)",
+    )
+    c.add_argument(
+        "--site",
+        action="append",
+        dest="sites",
+        default=[],
+        help="a site whose states are kept, such as resid_post; may be repeated",
+    )
+    c.add_argument(
+        "--layers", type=_layer_list, help="layers of the sites, such as 8,16,-1 (default: all)"
+    )
+    c.add_argument(
+        "--dtype", default="float32", help="how states are stored: float32, float16 or bfloat16"
+    )
     c.add_argument("--batch-tokens", type=int, default=2048, help="tokens computed at once")
     c.add_argument("--label", default="", help="anything else that the results depend on")
     _model_argument(c)
@@ -56,20 +80,34 @@ def _layer_list(text):
 # %% ../../nbs/app/commands.ipynb #05378cb4
 def _run_corpus(asked):
     from tokenscope.corpus.corpus import run_corpus
+
     scores = asked.scores or (() if asked.sites else ("surprisal",))
-    done = run_corpus(_scope(asked.model), asked.data, asked.folder, column=asked.column, scores=scores, sites=asked.sites, layers=asked.layers,
-                      dtype=asked.dtype, batch_tokens=asked.batch_tokens, label=asked.label)
+    done = run_corpus(
+        _scope(asked.model),
+        asked.data,
+        asked.folder,
+        column=asked.column,
+        scores=scores,
+        sites=asked.sites,
+        layers=asked.layers,
+        dtype=asked.dtype,
+        batch_tokens=asked.batch_tokens,
+        label=asked.label,
+    )
     return f"{done} in {done.store.folder}"
 
 # %% ../../nbs/app/commands.ipynb #f2938c3f
 def command_gallery(commands):
     "`tokenscope gallery`: list the techniques."
     from tokenscope.app.gallery import gallery_text
-    commands.add_parser("gallery", help="list the techniques").set_defaults(run=lambda asked: gallery_text())
+
+    commands.add_parser("gallery", help="list the techniques").set_defaults(
+        run=lambda asked: gallery_text()
+    )
 
 # %% ../../nbs/app/commands.ipynb #8ca405b0
 def main(
-    argv: "list[str] | None" = None,  # default: the command line
+    argv: list[str] | None = None,  # default: the command line
 ) -> int:  # exit status
     "The console command `tokenscope`."
     parser = argparse.ArgumentParser(prog="tokenscope", description=tokenscope.__doc__)

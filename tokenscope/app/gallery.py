@@ -30,21 +30,49 @@ FAMILIES = {
     "decoding": "Which token comes next, in which order?",
     "training": "What should a token teach?",
 }
-CARD_KEYS = ("title", "paper", "arxiv", "family", "returns", "model", "front", "control", "neutral", "example", "builds_on", "extra", "cost", "picture")
-MODEL_KINDS = ("causal-lm", "encoder", "vision-lm", "text-to-image", "tokenizer", "checkpoint-pair", "from-scratch")
+CARD_KEYS = (
+    "title",
+    "paper",
+    "arxiv",
+    "family",
+    "returns",
+    "model",
+    "front",
+    "control",
+    "neutral",
+    "example",
+    "builds_on",
+    "extra",
+    "cost",
+    "picture",
+)
+MODEL_KINDS = (
+    "causal-lm",
+    "encoder",
+    "vision-lm",
+    "text-to-image",
+    "tokenizer",
+    "checkpoint-pair",
+    "from-scratch",
+)
 
 # %% ../../nbs/app/gallery.ipynb #c0b1d4c1
 def read_card(
-    path: "str | Path",  # a module of the package
-) -> "dict | None":  # None if the module is no technique
+    path: str | Path,  # a module of the package
+) -> dict | None:  # None if the module is no technique
     "The card of a module, read without importing it."
     for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == ["technique"]:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == [
+            "technique"
+        ]:
             card = {**ast.literal_eval(node.value), "slug": Path(path).stem}
             missing = [k for k in CARD_KEYS if k not in card]
             if missing or card["family"] not in FAMILIES or card["model"] not in MODEL_KINDS:
-                raise ScopeError(f"Not a card: {Path(path).name} lacks {', '.join(missing) or 'a known family or model'}; "
-                                 f"keys are {', '.join(CARD_KEYS)}; models are {', '.join(MODEL_KINDS)}")
+                raise ScopeError(
+                    f"Not a card: {Path(path).name} lacks "
+                    f"{', '.join(missing) or 'a known family or model'}; "
+                    f"keys are {', '.join(CARD_KEYS)}; models are {', '.join(MODEL_KINDS)}"
+                )
             return card
     return None
 
@@ -52,7 +80,12 @@ def read_card(
 def cards() -> list[dict]:  # in the order of the seven questions
     "The cards of all techniques in the package."
     root = Path(tokenscope.__file__).parent
-    found = [c for family in FAMILIES for p in sorted((root / family).glob("*.py")) if (c := read_card(p))]
+    found = [
+        c
+        for family in FAMILIES
+        for p in sorted((root / family).glob("*.py"))
+        if (c := read_card(p))
+    ]
     return sorted(found, key=lambda c: (list(FAMILIES).index(c["family"]), c["title"].lower()))
 
 # %% ../../nbs/app/gallery.ipynb #ec61165e
@@ -61,19 +94,32 @@ def gallery_text() -> str:
     lines = []
     for family, question in FAMILIES.items():
         some = [c for c in cards() if c["family"] == family]
-        lines += [question] + [f"  {c['title']:<28} tokenscope.{family}.{c['slug']}  (arXiv {c['arxiv']})" for c in some] + ([] if some else ["  (none yet)"])
+        lines += (
+            [question]
+            + [
+                f"  {c['title']:<28} tokenscope.{family}.{c['slug']}  (arXiv {c['arxiv']})"
+                for c in some
+            ]
+            + ([] if some else ["  (none yet)"])
+        )
     return "\n".join(lines)
 
 # %% ../../nbs/app/gallery.ipynb #53d737a5
 def gallery_table() -> str:
     "The techniques as a Markdown table."
-    rows = [f"| {FAMILIES[c['family']]} | [{c['title']}](nbs/{c['family']}/{c['slug']}.ipynb) | {c['paper']}, [arXiv {c['arxiv']}](https://arxiv.org/abs/{c['arxiv']}) | {c['returns']} |" for c in cards()]
-    return "\n".join(["| question | technique | paper | returns |", "| --- | --- | --- | --- |", *rows])
+    rows = [
+        f"| {FAMILIES[c['family']]} | [{c['title']}](nbs/{c['family']}/{c['slug']}.ipynb) | "
+        f"{c['paper']}, [arXiv {c['arxiv']}](https://arxiv.org/abs/{c['arxiv']}) | {c['returns']} |"
+        for c in cards()
+    ]
+    return "\n".join(
+        ["| question | technique | paper | returns |", "| --- | --- | --- | --- |", *rows]
+    )
 
 # %% ../../nbs/app/gallery.ipynb #f70bacc9
 def card_picture(
     card: dict,
-    nbs: "str | Path" = "nbs",  # where the notebooks are; without them there is no picture
+    nbs: str | Path = "nbs",  # where the notebooks are; without them there is no picture
 ) -> str:  # HTML, perhaps empty
     "The first output of a technique's See it section."
     path = Path(nbs) / card["family"] / f"{card['slug']}.ipynb"
@@ -81,14 +127,19 @@ def card_picture(
         return ""
     seen = False
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "markdown" and (heading := re.search(r"^## (.+)", "".join(cell["source"]), re.M)):
+        if cell["cell_type"] == "markdown" and (
+            heading := re.search(r"^## (.+)", "".join(cell["source"]), re.M)
+        ):
             seen = heading[1].strip() == "See it"
         for output in cell.get("outputs", []) if seen else []:
             data = output.get("data", {})
             if html := data.get("text/html"):
                 return "".join(html)
             if png := data.get("image/png"):
-                return f'<img alt="{escape(card["picture"])}" src="data:image/png;base64,{"".join(png).strip()}">'
+                return (
+                    f'<img alt="{escape(card["picture"])}" '
+                    f'src="data:image/png;base64,{"".join(png).strip()}">'
+                )
     return ""
 
 # %% ../../nbs/app/gallery.ipynb #c19e2559
@@ -97,35 +148,55 @@ class Gallery(Markup):
 
 # %% ../../nbs/app/gallery.ipynb #0a36ee43
 def gallery(
-    nbs: "str | Path" = "nbs",  # where the notebooks are
-    family: "str | None" = None,  # one question only
+    nbs: str | Path = "nbs",  # where the notebooks are
+    family: str | None = None,  # one question only
 ) -> Gallery:
     "One card for each technique, with its picture, grouped by question."
-    style = ("<style>.ts-gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:1.2rem;margin:1rem 0 2rem}"
-             ".ts-card{border:1px solid #8884;border-radius:10px;padding:1rem 1.1rem;overflow:hidden}.ts-card h3{margin:0 0 .3rem!important;font-size:1.1rem!important}"
-             ".ts-card .pic{max-height:9rem;overflow:hidden;margin:.5rem 0;font-size:.85em}.ts-card p{margin:.3rem 0;font-size:.86rem;opacity:.85}</style>")
+    style = (
+        "<style>.ts-gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:1.2rem;margin:1rem "
+        "0 2rem}"
+        ".ts-card{border:1px solid #8884;border-radius:10px;padding:1rem "
+        "1.1rem;overflow:hidden}.ts-card h3{margin:0 0 .3rem!important;font-size:1.1rem!important}"
+        ".ts-card .pic{max-height:9rem;overflow:hidden;margin:.5rem 0;font-size:.85em}.ts-card "
+        "p{margin:.3rem 0;font-size:.86rem;opacity:.85}</style>"
+    )
     parts = [style]
     for name, question in FAMILIES.items():
         some = [c for c in cards() if c["family"] == name]
         if family not in (None, name) or not some:
             continue
-        tiles = "".join(f'<div class="ts-card"><h3><a href="../{name}/{c["slug"]}.html">{escape(c["title"])}</a></h3><div class="pic">{card_picture(c, nbs)}</div>'
-                        f'<p>{escape(c["paper"])}</p><p>returns {escape(c["returns"])}; {escape(c["cost"])}</p></div>' for c in some)
-        parts.append(("" if family else f"<h2>{question}</h2>") + f'<div class="ts-gallery">{tiles}</div>')
+        tiles = "".join(
+            '<div class="ts-card"><h3><a '
+            f'href="../{name}/{c["slug"]}.html">{escape(c["title"])}</a></h3><div '
+            f'class="pic">{card_picture(c, nbs)}</div>'
+            f"<p>{escape(c['paper'])}</p><p>returns {escape(c['returns'])}; "
+            f"{escape(c['cost'])}</p></div>"
+            for c in some
+        )
+        parts.append(
+            ("" if family else f"<h2>{question}</h2>") + f'<div class="ts-gallery">{tiles}</div>'
+        )
     if len(parts) == 1:
         parts.append("<p>No technique here yet.</p>")
     return Gallery("".join(parts))
 
 # %% ../../nbs/app/gallery.ipynb #0d0dc4c4
 def write_pages(
-    folder: "str | Path",  # the site's source folder
-    nbs: "str | Path" = "nbs",
+    folder: str | Path,  # the site's source folder
+    nbs: str | Path = "nbs",
 ) -> list[dict]:  # the claims' records
     "Write the generated pages of the site: gallery, claims and claims.json."
-    folder, records = Path(folder), collect_claims(nbs)
+    folder = Path(folder)
+    records = collect_claims(nbs)
     front = "---\ntitle: {}\n---\n\n```{{=html}}\n{}\n```\n"
     (folder / "guides").mkdir(parents=True, exist_ok=True)
-    (folder / "guides" / "gallery.md").write_text(front.format("Gallery", gallery(nbs)), encoding="utf-8")
-    (folder / "claims.md").write_text(front.format("Claims", claims_page(records)), encoding="utf-8")
-    (folder / "claims.json").write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / "guides" / "gallery.md").write_text(
+        front.format("Gallery", gallery(nbs)), encoding="utf-8"
+    )
+    (folder / "claims.md").write_text(
+        front.format("Claims", claims_page(records)), encoding="utf-8"
+    )
+    (folder / "claims.json").write_text(
+        json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
     return records

@@ -23,6 +23,7 @@ from ..show.pictures import attention_map
 # %% ../../nbs/app/tour.ipynb #9b37b4b9
 class View(NamedTuple):
     "One section of the tour."
+
     title: str
     reading: str  # how to read it, in a sentence or two
     shown: str  # HTML
@@ -37,18 +38,38 @@ def view_cut(scope, text) -> View:
     "How was it cut?"
     tokens = scope.encode(text).tokens[0]
     sizes = [len(b) for b in tokens.raw] if tokens.raw else [len(p) for p in tokens.pieces]
-    reading = (f"{len(text)} characters and {len(text.split())} words became {len(tokens)} tokens. A box is a token; a raised dot is a space that belongs to it. "
-               "Long common words are one token, rare ones are cut into pieces.")
-    return View("How was it cut?", reading, _html(TokenScores(tokens, sizes, name="size of each token", unit="bytes")), "scope.encode(text).tokens[0]")
+    reading = (
+        f"{len(text)} characters and {len(text.split())} words became {len(tokens)} tokens. A box "
+        "is a token; a raised dot is a space that belongs to it. "
+        "Long common words are one token, rare ones are cut into pieces."
+    )
+    return View(
+        "How was it cut?",
+        reading,
+        _html(TokenScores(tokens, sizes, name="size of each token", unit="bytes")),
+        "scope.encode(text).tokens[0]",
+    )
 
 # %% ../../nbs/app/tour.ipynb #97b414c8
 def view_surprise(scope, text) -> View:
     "How surprising was each token, and how open the next?"
     surprise = scope.surprisal(text)
     mean = float(surprise.values[1:].mean()) if len(surprise) > 1 else float("nan")
-    reading = (f"Dark tokens surprised the model. The mean is {mean:.2f} nats, as if it had chosen among {2.718281828 ** mean:,.0f} equally likely tokens each time. "
-               "The second strip looks ahead: how open the continuation is after each token.") if len(surprise) > 1 else "One token alone has nothing before it, so it has no surprisal."
-    return View("How surprising was each token?", reading, _html(surprise, scope.entropy(text)), "scope.surprisal(text)\nscope.entropy(text)")
+    reading = (
+        (
+            f"Dark tokens surprised the model. The mean is {mean:.2f} nats, as if it had chosen "
+            f"among {2.718281828**mean:,.0f} equally likely tokens each time. "
+            "The second strip looks ahead: how open the continuation is after each token."
+        )
+        if len(surprise) > 1
+        else "One token alone has nothing before it, so it has no surprisal."
+    )
+    return View(
+        "How surprising was each token?",
+        reading,
+        _html(surprise, scope.entropy(text)),
+        "scope.surprisal(text)\nscope.entropy(text)",
+    )
 
 # %% ../../nbs/app/tour.ipynb #eb5cc201
 def view_layers(scope, text, most: int = 10) -> View:
@@ -57,9 +78,14 @@ def view_layers(scope, text, most: int = 10) -> View:
     layers = sorted({*range(0, scope.n_layers, max(1, scope.n_layers // 10)), scope.n_layers - 1})
     lens = scope.logit_lens(text, layers=layers, positions=slice(max(0, n - most), n))
     last = lens.ids[:, -1, 0].tolist()
-    settled = next((lens.layers[i] for i in range(len(last)) if len(set(last[i:])) == 1), lens.layers[-1])
-    reading = (f"Bottom to top, what each layer would say after each token if it had to answer at once. After the last token the model says “{escape(lens.words[-1][-1])}”, "
-               f"and of the layers shown it has settled on that from layer {settled} on.")
+    settled = next(
+        (lens.layers[i] for i in range(len(last)) if len(set(last[i:])) == 1), lens.layers[-1]
+    )
+    reading = (
+        "Bottom to top, what each layer would say after each token if it had to answer at once. "
+        f"After the last token the model says “{escape(lens.words[-1][-1])}”, "
+        f"and of the layers shown it has settled on that from layer {settled} on."
+    )
     return View("What does each layer say next?", reading, _html(lens), "scope.logit_lens(text)")
 
 # %% ../../nbs/app/tour.ipynb #23735009
@@ -67,18 +93,39 @@ def view_neighbours(scope, text, most: int = 10) -> View:
     "Which words does each token resemble?"
     from tokenscope.measure.neighbours import small_bank
     from tokenscope.core.readouts import layer_table
-    bank, n = small_bank(scope), len(scope.encode(text).tokens[0])
+
+    bank = small_bank(scope)
+    n = len(scope.encode(text).tokens[0])
     layers = sorted({*range(0, scope.n_layers, max(1, scope.n_layers // 6)), scope.n_layers - 1})
     trace = scope.read(text, "resid_pre", layers=layers, positions=slice(max(0, n - most), n))
     states = trace["resid_pre"][0]
     found = bank.search(states.flatten(0, 1), k=3)
     words = [found.words(q) for q in range(len(states.flatten(0, 1)))]
-    grid = lambda rows: [rows[i * states.shape[1]:(i + 1) * states.shape[1]] for i in range(len(layers))]
-    shown = layer_table(trace.tokens[0], layers, grid([w[0] for w in words]), found.cosine[:, 0].clamp(0, 1).view(states.shape[:2]), grid([", ".join(w) for w in words]),
-                        "Nearest word in real sentences of the state before each layer, shaded by its cosine (white 0, blue 1)")
-    reading = (f"The state of each token is compared with those of {len(bank.places):,} tokens in the Universal Declaration of Human Rights, at several depths. "
-               "Where the colour is dark the state is at home among such words; a word that these sentences lack cannot be named. Hover for the three nearest.")
-    return View("Which words does each token resemble?", reading, shown, "small_bank(scope).search(scope.read(text, \"resid_pre\")[\"resid_pre\"][0, layer])")
+
+    def grid(rows):
+        return [rows[i * states.shape[1] : (i + 1) * states.shape[1]] for i in range(len(layers))]
+
+    shown = layer_table(
+        trace.tokens[0],
+        layers,
+        grid([w[0] for w in words]),
+        found.cosine[:, 0].clamp(0, 1).view(states.shape[:2]),
+        grid([", ".join(w) for w in words]),
+        "Nearest word in real sentences of the state before each layer, shaded by its cosine "
+        "(white 0, blue 1)",
+    )
+    reading = (
+        f"The state of each token is compared with those of {len(bank.places):,} tokens in the "
+        "Universal Declaration of Human Rights, at several depths. "
+        "Where the colour is dark the state is at home among such words; a word that these "
+        "sentences lack cannot be named. Hover for the three nearest."
+    )
+    return View(
+        "Which words does each token resemble?",
+        reading,
+        shown,
+        'small_bank(scope).search(scope.read(text, "resid_pre")["resid_pre"][0, layer])',
+    )
 
 # %% ../../nbs/app/tour.ipynb #4ed579fe
 def view_attention(scope, text) -> View:
@@ -94,25 +141,53 @@ def view_attention(scope, text) -> View:
     best = int(elsewhere.sum((-1, -2)).argmax())
     layer, head = divmod(best, pattern.shape[1])
     others = float(received.values[:, 1:].mean()) if n > 1 else 0.0
-    reading = (f"The first token gets {float(received.values[:, 0].mean()):.0%} of the attention of all who can see it, any other {others:.0%} on average: it is a sink, "
-               f"where heads rest that have nothing to say. The map is the head that looks elsewhere most (layer {trace.layers[layer]}, head {head}): a row is a token, looking at the columns.")
-    return View("Where does attention go?", reading, _html(received, attention_map(trace.batch.tokens[0], pattern[layer, head].numpy(), title=f"layer {trace.layers[layer]}, head {head}")),
-                "scope.attention_received(text)\nscope.read(text, \"pattern\", layers=…)")
+    reading = (
+        f"The first token gets {float(received.values[:, 0].mean()):.0%} of the attention of all "
+        f"who can see it, any other {others:.0%} on average: it is a sink, "
+        "where heads rest that have nothing to say. The map is the head that looks elsewhere most "
+        f"(layer {trace.layers[layer]}, head {head}): a row is a token, looking at the columns."
+    )
+    return View(
+        "Where does attention go?",
+        reading,
+        _html(
+            received,
+            attention_map(
+                trace.batch.tokens[0],
+                pattern[layer, head].numpy(),
+                title=f"layer {trace.layers[layer]}, head {head}",
+            ),
+        ),
+        'scope.attention_received(text)\nscope.read(text, "pattern", layers=…)',
+    )
 
 # %% ../../nbs/app/tour.ipynb #c2a824d6
 def view_hidden(scope, text, most: int = 60) -> View:
     "Which tokens could go?"
     from tokenscope.core.edit import Edit
-    last = lambda: scope.read(text, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)
-    tokens, plain = scope.encode(text).tokens[0], last()
+
+    def last():
+        return scope.read(text, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)
+
+    tokens = scope.encode(text).tokens[0]
+    plain = last()
     moved = [float("nan")] * len(tokens)
     for j in range(max(0, len(tokens) - most), len(tokens) - 1):
         with scope.edit(Edit("attn_scores", add=-1e4, keys=j, positions=slice(j + 1, None))):
             moved[j] = float((plain.exp() * (plain - last())).sum())
-    reading = ("Each token was hidden from all that come after it. The number says how far the next-token prediction moved: near zero, and the model would not miss it. "
-               "The last token cannot be hidden from anybody." + (f" Only the last {most} tokens were tried." if len(tokens) > most else ""))
-    return View("Which tokens could go?", reading, _html(TokenScores(tokens, moved, name="change when hidden", unit="nats", limits="all")),
-                "with scope.edit(Edit(\"attn_scores\", add=-1e4, keys=j, positions=slice(j + 1, None))):\n    scope.read(text, \"logits\", positions=-1)")
+    reading = (
+        "Each token was hidden from all that come after it. The number says how far the next-token "
+        "prediction moved: near zero, and the model would not miss it. "
+        "The last token cannot be hidden from anybody."
+        + (f" Only the last {most} tokens were tried." if len(tokens) > most else "")
+    )
+    return View(
+        "Which tokens could go?",
+        reading,
+        _html(TokenScores(tokens, moved, name="change when hidden", unit="nats", limits="all")),
+        'with scope.edit(Edit("attn_scores", add=-1e4, keys=j, positions=slice(j + 1, None))):\n   '
+        ' scope.read(text, "logits", positions=-1)',
+    )
 
 # %% ../../nbs/app/tour.ipynb #6a4da83e
 _joy = ("I feel so happy", "I am full of joy", "What a wonderful day")
@@ -121,7 +196,12 @@ _gloom = ("I feel so sad", "I am full of grief", "What a terrible day")
 # %% ../../nbs/app/tour.ipynb #9cacabab
 def mood_direction(scope, layer: int):  # a tensor (d_model,)
     "From gloom to joy: the mean difference of three pairs of sentences at their last token."
-    at_end = lambda texts: scope.read(list(texts), "resid_post", layers=layer, positions=-1)["resid_post"][:, 0, 0].mean(0)
+
+    def at_end(texts):
+        return scope.read(list(texts), "resid_post", layers=layer, positions=-1)["resid_post"][
+            :, 0, 0
+        ].mean(0)
+
     return at_end(_joy) - at_end(_gloom)
 
 # %% ../../nbs/app/tour.ipynb #200ad51e
@@ -129,27 +209,55 @@ def view_edit(scope, text) -> View:
     "What does one edit change?"
     import torch
     from tokenscope.core.edit import Edit
+
     layer = scope.n_layers // 2
     joy = mood_direction(scope, layer)
     noise = torch.randn(len(joy), generator=torch.Generator().manual_seed(0)).to(joy)
     noise *= joy.norm() / noise.norm()
     rows = []
-    for name, change in {"no edit": None, "towards joy": 0.5 * joy, "towards gloom": -0.5 * joy, "random, same length": 0.5 * noise}.items():
-        with scope.edit(*([] if change is None else [Edit("resid_post", layers=layer, add=change)])):
-            rows.append(f"<tr><th>{name}</th><td>{escape(scope.generate(text, max_new_tokens=24).strip()) or '<em>nothing</em>'}</td></tr>")
-    reading = (f"The model continues the sentence. Then a direction (joyful minus gloomy sentences, read at layer {layer}) is added to every token but the first. "
-               "The last row is the control: a random direction of the same length.")
-    return View("What does one edit change?", reading, f'<table class="talk">{"".join(rows)}</table>',
-                f"direction = …\nwith scope.edit(Edit(\"resid_post\", layers={layer}, add=0.5 * direction)):\n    scope.generate(text)")
+    for name, change in {
+        "no edit": None,
+        "towards joy": 0.5 * joy,
+        "towards gloom": -0.5 * joy,
+        "random, same length": 0.5 * noise,
+    }.items():
+        with scope.edit(
+            *([] if change is None else [Edit("resid_post", layers=layer, add=change)])
+        ):
+            rows.append(
+                f"<tr><th>{name}</th><td>{escape(scope.generate(text, max_new_tokens=24).strip()) or '<em>nothing</em>'}</td></tr>"
+            )
+    reading = (
+        "The model continues the sentence. Then a direction (joyful minus gloomy sentences, read "
+        f"at layer {layer}) is added to every token but the first. "
+        "The last row is the control: a random direction of the same length."
+    )
+    return View(
+        "What does one edit change?",
+        reading,
+        f'<table class="talk">{"".join(rows)}</table>',
+        f'direction = …\nwith scope.edit(Edit("resid_post", layers={layer}, add=0.5 * '
+        "direction)):\n    scope.generate(text)",
+    )
 
 # %% ../../nbs/app/tour.ipynb #210d2b5b
 def view_lesson(scope, text) -> View:
     "What would each token teach?"
     surprise = scope.surprisal(text)
     total = float(surprise.values[1:].sum()) if len(surprise) > 1 else 1.0
-    share = TokenScores(surprise.tokens, 100 * surprise.values / total, name="share of the training loss", unit="%")
-    reading = "If the model were trained on this sentence, this is how the loss would be shared out. A few tokens carry most of it; what is already known teaches little."
-    return View("What would each token teach?", reading, _html(share), "s = scope.surprisal(text)\n100 * s.values / s.values[1:].sum()")
+    share = TokenScores(
+        surprise.tokens, 100 * surprise.values / total, name="share of the training loss", unit="%"
+    )
+    reading = (
+        "If the model were trained on this sentence, this is how the loss would be shared out. A "
+        "few tokens carry most of it; what is already known teaches little."
+    )
+    return View(
+        "What would each token teach?",
+        reading,
+        _html(share),
+        "s = scope.surprisal(text)\n100 * s.values / s.values[1:].sum()",
+    )
 
 # %% ../../nbs/app/tour.ipynb #467c738e
 _page_style = """
@@ -173,22 +281,44 @@ def tour_page(
     model: str,  # in words
 ) -> str:  # a whole HTML document
     "The views as one self-contained page."
-    toc = "".join(f'<li><a href="#view-{i}">{escape(v.title)}</a></li>' for i, v in enumerate(views, 1))
-    body = "".join(f'<section id="view-{i}"><h2>{i}. {escape(v.title)}</h2><p class="reading">{v.reading}</p><div class="shown">{v.shown}</div>'
-                   f'<pre>{escape(v.code)}</pre></section>' for i, v in enumerate(views, 1))
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>tokenscope: a tour of one sentence</title><style>{_page_style}</style></head><body><main><h1>What every token does</h1>'
-            f'<blockquote>{escape(text)}</blockquote><p class="meta">Read by {escape(model)}. tokenscope {tokenscope.__version__}. '
-            f'Hover over a token for its exact value.</p><nav><ol>{toc}</ol></nav>{body}</main></body></html>')
+    toc = "".join(
+        f'<li><a href="#view-{i}">{escape(v.title)}</a></li>' for i, v in enumerate(views, 1)
+    )
+    body = "".join(
+        f'<section id="view-{i}"><h2>{i}. {escape(v.title)}</h2><p '
+        f'class="reading">{v.reading}</p><div class="shown">{v.shown}</div>'
+        f"<pre>{escape(v.code)}</pre></section>"
+        for i, v in enumerate(views, 1)
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width,initial-scale=1">'
+        "<title>tokenscope: a tour of one "
+        f"sentence</title><style>{_page_style}</style></head><body><main><h1>What every token "
+        "does</h1>"
+        f'<blockquote>{escape(text)}</blockquote><p class="meta">Read by {escape(model)}. '
+        f"tokenscope {tokenscope.__version__}. "
+        "Hover over a token for its exact "
+        f"value.</p><nav><ol>{toc}</ol></nav>{body}</main></body></html>"
+    )
 
 # %% ../../nbs/app/tour.ipynb #38e96733
 DEFAULT_TEXT = "The Eiffel Tower stands in Paris, and the Colosseum stands in"
-VIEWS = (view_cut, view_surprise, view_layers, view_neighbours, view_attention, view_hidden, view_edit, view_lesson)
+VIEWS = (
+    view_cut,
+    view_surprise,
+    view_layers,
+    view_neighbours,
+    view_attention,
+    view_hidden,
+    view_edit,
+    view_lesson,
+)
 
 # %% ../../nbs/app/tour.ipynb #a2cde08c
 def tour(
     text: str = DEFAULT_TEXT,
-    path: "str | Path" = "tour.html",  # where the page goes
+    path: str | Path = "tour.html",  # where the page goes
     scope=None,  # default: the default model
 ) -> Path:  # the page
     "Read a sentence with a real model and write one page that shows what every token does."
@@ -196,6 +326,7 @@ def tour(
         raise ScopeError("Nothing to tour: the text is empty; give a sentence")
     if scope is None:
         from tokenscope.core.scope import load
+
         scope = load()
     if scope.tokenizer is None:
         raise ScopeError("No tokenizer: a tour needs text, so give a Scope with its tokenizer")
@@ -204,5 +335,10 @@ def tour(
     views = [view(scope, text) for view in tqdm(VIEWS, desc="tour", delay=2)]
     name = getattr(scope.model.config, "_name_or_path", "") or type(scope.model).__name__
     path = Path(path)
-    path.write_text(tour_page(text, views, f"{Path(name).name} ({scope.n_layers} layers, {scope.n_heads} heads)"), encoding="utf-8")
+    path.write_text(
+        tour_page(
+            text, views, f"{Path(name).name} ({scope.n_layers} layers, {scope.n_heads} heads)"
+        ),
+        encoding="utf-8",
+    )
     return path

@@ -24,24 +24,36 @@ from ..core.trace import final_hidden, unembed
 class RowEdit:
     "New rows of the head for a few tokens, in force inside `applied()`."
 
-    def __init__(self,
+    def __init__(
+        self,
         scope,  # a `Scope`
-        ids: "Tensor | Sequence[int]",  # whose rows
+        ids: Tensor | Sequence[int],  # whose rows
     ):
-        self.scope, self.head = scope, scope.model.get_output_embeddings()
+        self.scope = scope
+        self.head = scope.model.get_output_embeddings()
         if self.head is None:
-            raise ScopeError(f"No head to edit: {type(scope.model).__name__} has no unembedding; load it with AutoModelForCausalLM")
+            raise ScopeError(
+                f"No head to edit: {type(scope.model).__name__} has no unembedding; load it with "
+                "AutoModelForCausalLM"
+            )
         self.ids = torch.as_tensor(ids, device=scope.device)
-        if not len(self.ids) or not 0 <= int(self.ids.min()) <= int(self.ids.max()) < len(self.head.weight):
-            raise ScopeError(f"No such row of the head: ids {self.ids.tolist()[:9]}; give at least one, from 0 to {len(self.head.weight) - 1}")
+        if not len(self.ids) or not 0 <= int(self.ids.min()) <= int(self.ids.max()) < len(
+            self.head.weight
+        ):
+            raise ScopeError(
+                f"No such row of the head: ids {self.ids.tolist()[:9]}; give at least one, from 0 "
+                f"to {len(self.head.weight) - 1}"
+            )
         self.rows = self.head.weight[self.ids].detach().float().clone()
 
     @contextmanager
     def applied(self):
         "Write the new logits over the old ones for the time of the block."
+
         def hook(module, args, logits):
             bias = None if getattr(module, "bias", None) is None else module.bias[self.ids]
             logits[..., self.ids] = linear(args[0], self.rows.to(args[0]), bias)
+
         handle = self.head.register_forward_hook(hook)
         try:
             yield self
@@ -54,18 +66,26 @@ def fit_rows(
     states: Float[Tensor, "example d_model"],  # after the last layer, before the final norm
     targets: Int[Tensor, " example"],  # which of the edit's tokens is right: 0, 1, …
     loss: str = "hinge",  # or "cross-entropy"
-    margin: "int | float" = 2.0,  # of the hinge, in logits
+    margin: int | float = 2.0,  # of the hinge, in logits
     steps: int = 500,
     lr: float = 0.1,
     decay: float = 0.99,  # of the rate, a step
 ) -> list[float]:  # the losses
     "Fit the rows of an edit to cached states by Adam."
     if loss not in ("hinge", "cross-entropy"):
-        raise ScopeError(f"No loss for the rows is called {loss!r}; there are: hinge, cross-entropy")
+        raise ScopeError(
+            f"No loss for the rows is called {loss!r}; there are: hinge, cross-entropy"
+        )
     if not len(states) or len(states) != len(targets) or not states.isfinite().all():
-        raise ScopeError(f"Rows need one target for each finite state; given: {len(states)} states, {len(targets)} targets")
+        raise ScopeError(
+            f"Rows need one target for each finite state; given: {len(states)} states, "
+            f"{len(targets)} targets"
+        )
     if not 0 <= int(targets.min()) <= int(targets.max()) < len(edit.rows):
-        raise ScopeError(f"Rows need targets from 0 to {len(edit.rows) - 1}, the places of the edit's tokens; given: {int(targets.min())} to {int(targets.max())}")
+        raise ScopeError(
+            f"Rows need targets from 0 to {len(edit.rows) - 1}, the places of the edit's tokens; "
+            f"given: {int(targets.min())} to {int(targets.max())}"
+        )
     with torch.no_grad():
         hidden = states.to(edit.scope.device, edit.scope.dtype)[None]
         for module in edit.scope.structure.after_layers:
@@ -73,13 +93,18 @@ def fit_rows(
         hidden, targets = hidden[0].float(), targets.to(hidden.device)
         outside = linear(hidden, edit.head.weight.float()).index_fill(1, edit.ids, -torch.inf)
         rest = outside.amax(1) if loss == "hinge" else outside.logsumexp(1)
-    rows, losses = edit.rows.clone().requires_grad_(), []
+    rows = edit.rows.clone().requires_grad_()
+    losses = []
     optimiser = torch.optim.Adam([rows], lr=lr)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, decay)
     for _ in range(steps):
         own = hidden @ rows.T
         right = own.gather(1, targets[:, None])[:, 0]
-        short = ((rest + margin - right).clamp(min=0) if loss == "hinge" else torch.logaddexp(rest, own.logsumexp(1)) - right).mean()
+        short = (
+            (rest + margin - right).clamp(min=0)
+            if loss == "hinge"
+            else torch.logaddexp(rest, own.logsumexp(1)) - right
+        ).mean()
         optimiser.zero_grad()
         short.backward()
         optimiser.step()
@@ -96,28 +121,53 @@ def lora_adapter(
     targets: Int[Tensor, " example"],  # id of the token to be said after each row
     modules: Sequence[str] = ("q_proj", "v_proj"),  # names of linear layers
     r: int = 16,  # rank
-    alpha: "int | float" = 32,  # the adapter is scaled by alpha / r
+    alpha: int | float = 32,  # the adapter is scaled by alpha / r
     steps: int = 200,
     batch: int = 4,  # rows a step
     lr: float = 2e-4,
     seed: int = 0,
 ):
-    "A low-rank adapter trained on the next token of each row, in force while the block runs; gives the losses."
+    """A low-rank adapter trained on the next token of each row, in force while the block runs;
+    gives the losses."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
-        raise ScopeError('The package `peft` is not installed: it makes low-rank adapters; pip install "tokenscope-lab[tuning]"') from e
+        raise ScopeError(
+            "The package `peft` is not installed: it makes low-rank adapters; pip install "
+            '"tokenscope-lab[tuning]"'
+        ) from e
     if not len(rows) or len(rows) != len(targets):
-        raise ScopeError(f"An adapter needs one target for each row, at least one; given: {len(rows)} rows, {len(targets)} targets")
-    named = {name.rpartition(".")[2] for name, m in scope.model.named_modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2}
+        raise ScopeError(
+            f"An adapter needs one target for each row, at least one; given: {len(rows)} rows, "
+            f"{len(targets)} targets"
+        )
+    named = {
+        name.rpartition(".")[2]
+        for name, m in scope.model.named_modules()
+        if getattr(m, "weight", None) is not None and m.weight.ndim == 2
+    }
     if missing := set(modules) - named:
-        raise ScopeError(f"No linear layer is called {min(missing)!r}; there are: {', '.join(sorted(named))}")
+        raise ScopeError(
+            f"No linear layer is called {min(missing)!r}; there are: {', '.join(sorted(named))}"
+        )
     flags = [(p, p.requires_grad) for p in scope.model.parameters()]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(scope.model, LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules)))
+        adapted = get_peft_model(
+            scope.model,
+            LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules)),
+        )
     try:
-        yield _train(scope, [p for p in adapted.parameters() if p.requires_grad], rows, targets, steps, batch, lr, seed)
+        yield _train(
+            scope,
+            [p for p in adapted.parameters() if p.requires_grad],
+            rows,
+            targets,
+            steps,
+            batch,
+            lr,
+            seed,
+        )
     finally:
         adapted.unload()
         for p, flag in flags:
@@ -126,12 +176,16 @@ def lora_adapter(
 # %% ../../nbs/change/adapters.ipynb #5a5428c1
 def _train(scope, weights, rows, targets, steps, batch, lr, seed) -> list[float]:
     "AdamW on the cross-entropy at the last token of each row."
-    optimiser, draw, losses = torch.optim.AdamW(weights, lr=lr), torch.Generator().manual_seed(seed), []
+    optimiser = torch.optim.AdamW(weights, lr=lr)
+    draw = torch.Generator().manual_seed(seed)
+    losses = []
     for _ in tqdm(range(steps), delay=2, desc="adapter"):
         some = torch.randint(len(rows), (batch,), generator=draw).tolist()
         given = scope.encode([rows[i] for i in some])
         last = final_hidden(scope, given)[torch.arange(batch), given.attention_mask.sum(1) - 1]
-        loss = cross_entropy(unembed(scope, last, normed=True).float(), targets[some].to(last.device))
+        loss = cross_entropy(
+            unembed(scope, last, normed=True).float(), targets[some].to(last.device)
+        )
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

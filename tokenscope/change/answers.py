@@ -27,7 +27,7 @@ from ..core.trace import final_hidden
 def ask(
     scope,  # a `Scope`
     questions: list[str],
-    edits: "Iterable[Edit] | str" = (),  # edits in force, or a sentence added to each question
+    edits: Iterable[Edit] | str = (),  # edits in force, or a sentence added to each question
     max_new_tokens: int = 16,
     batch_size: int = 24,
 ) -> list[str]:  # greedy
@@ -36,7 +36,11 @@ def ask(
     chat = getattr(scope.tokenizer, "chat_template", None)
     made = [[{"role": "user", "content": q}] if chat else f"{q}\n" for q in said]
     with scope.edit(*(() if isinstance(edits, str) else edits)):
-        return [a for i in range(0, len(made), batch_size) for a in scope.generate(made[i:i + batch_size], max_new_tokens=max_new_tokens)]
+        return [
+            a
+            for i in range(0, len(made), batch_size)
+            for a in scope.generate(made[i : i + batch_size], max_new_tokens=max_new_tokens)
+        ]
 
 # %% ../../nbs/change/answers.ipynb #9dd6bd48
 def continuation_nll(
@@ -46,11 +50,17 @@ def continuation_nll(
     most: int = 48,  # tokens of each that are used
 ) -> Float[Tensor, " pair"]:  # nats a token; NaN for an empty text
     "Mean negative log-likelihood of texts, each given the one before it."
-    ids = lambda text: scope.tokenizer(text, add_special_tokens=False)["input_ids"][:most]
+
+    def ids(text):
+        return scope.tokenizer(text, add_special_tokens=False)["input_ids"][:most]
+
     pairs = [(ids(a + "\n"), ids(b)) for a, b in zip(before, after, strict=True)]
-    out, some = torch.full((len(pairs),), math.nan), [i for i, (_, b) in enumerate(pairs) if b]
+    out = torch.full((len(pairs),), math.nan)
+    some = [i for i, (_, b) in enumerate(pairs) if b]
     if some:
-        out[some] = -answer_logprobs(scope, [pairs[i][0] for i in some], [pairs[i][1] for i in some], mean=True)
+        out[some] = -answer_logprobs(
+            scope, [pairs[i][0] for i in some], [pairs[i][1] for i in some], mean=True
+        )
     return out
 
 # %% ../../nbs/change/answers.ipynb #192be8ed
@@ -61,21 +71,31 @@ def own_question(
     others: int = 2,  # how many other questions each answer is tried on
 ) -> Float[Tensor, " answer"]:  # share of the others that are beaten; 0.5 by chance
     "How often an answer is likelier after its own question than after another one."
-    n, others = len(questions), min(others, len(questions) - 1)
+    n = len(questions)
+    others = min(others, len(questions) - 1)
     if n < 2 or len(answers) != n:
-        raise ScopeError(f"Relevance needs at least two questions with one answer each; given: {n} questions, {len(answers)} answers")
-    tried = [questions[(i + d * (n // (others + 1) or 1)) % n] for d in range(others + 1) for i in range(n)]
+        raise ScopeError(
+            f"Relevance needs at least two questions with one answer each; given: {n} questions, "
+            f"{len(answers)} answers"
+        )
+    tried = [
+        questions[(i + d * (n // (others + 1) or 1)) % n]
+        for d in range(others + 1)
+        for i in range(n)
+    ]
     nll = continuation_nll(scope, tried, answers * (others + 1)).view(others + 1, n)
     return (nll[1:] > nll[0]).float().mean(0)
 
 # %% ../../nbs/change/answers.ipynb #104e53e5
 def distinct_pairs(answers: Iterable[str]) -> float:
-    "Mean share of word pairs of an answer that are not repeats; answers of one word do not count (Li et al. 2016, distinct-2)."
+    """Mean share of word pairs of an answer that are not repeats; answers of one word do not count
+    (Li et al. 2016, distinct-2)."""
     pairs = [list(zip(w, w[1:])) for w in (a.split() for a in answers)]
     varied = [len(set(p)) / len(p) for p in pairs if p]
     return sum(varied) / len(varied) if varied else 0.0
 
-def harmonic_mean(a: "int | float", b: "int | float") -> float:
+
+def harmonic_mean(a: int | float, b: int | float) -> float:
     "The harmonic mean of two shares; 0 if either is."
     return 2 * a * b / (a + b) if a > 0 and b > 0 else 0.0
 
@@ -89,9 +109,13 @@ def option_margins(
     "By how much the right answer is likelier than the best wrong one."
     options = [[r, *w] for r, w in zip(right, wrong, strict=True)]
     if (short := next((i for i, o in enumerate(options) if len(o) < 2), None)) is not None:
-        raise ScopeError(f"No wrong answer to set against the right one: prompt {short}; give at least one")
+        raise ScopeError(
+            f"No wrong answer to set against the right one: prompt {short}; give at least one"
+        )
     where = [i for i, o in enumerate(options) for _ in o]
-    found = answer_logprobs(scope, [prompts[i] for i in where], [a for o in options for a in o], mean=True)
+    found = answer_logprobs(
+        scope, [prompts[i] for i in where], [a for o in options for a in o], mean=True
+    )
     each = found.split([len(o) for o in options])
     return torch.stack([f[0] - f[1:].max() for f in each])
 
@@ -102,27 +126,38 @@ def option_scores(
     options: Iterable[str],  # the same for every prompt; begin a text with its space
     batch_tokens: int = 2048,  # tokens in a batch, padding included
 ) -> Float[Tensor, "prompt option"]:  # nats, over the whole option
-    "Log-probability of each option after each prompt; what goes on to a longer option (1, 10) counts for that one alone."
+    """Log-probability of each option after each prompt; what goes on to a longer option (1, 10)
+    counts for that one alone."""
     before = rows_of(list(prompts), scope.tokenizer)[0]
     cut = [tuple(scope.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options]
     if not cut or not before or not all(cut) or not all(before):
-        raise ScopeError(f"No options to score: {len(cut)} options, {len(before)} prompts; give at least one option, and nothing empty")
+        raise ScopeError(
+            f"No options to score: {len(cut)} options, {len(before)} prompts; give at least one "
+            "option, and nothing empty"
+        )
     heads = list(dict.fromkeys(o[:k] for o in cut for k in range(len(o))))
     wanted = sorted({t for o in cut for t in o})
-    rows, out = [(p, head) for p in range(len(before)) for head in heads], torch.zeros(len(before), len(cut))
+    rows = [(p, head) for p in range(len(before)) for head in heads]
+    out = torch.zeros(len(before), len(cut))
     for some in batches_by_length([len(before[p]) + len(head) for p, head in rows], batch_tokens):
         batch = scope.encode([[*before[rows[i][0]], *rows[i][1]] for i in some])
         with torch.no_grad():
-            last = final_hidden(scope, batch)[torch.arange(len(some)), batch.attention_mask.sum(1) - 1]
+            last = final_hidden(scope, batch)[
+                torch.arange(len(some)), batch.attention_mask.sum(1) - 1
+            ]
             logp = over_logits(scope, last, lambda logp, at: logp[:, wanted]).cpu()
         for i, row in zip(some, logp):
             p, head = rows[i]
             for k, o in enumerate(cut):
-                if len(o) > len(head) and o[:len(head)] == head:
+                if len(o) > len(head) and o[: len(head)] == head:
                     out[p, k] += row[wanted.index(o[len(head)])]
     for k in sorted(range(len(cut)), key=lambda k: -len(cut[k])):
-        if longer := [j for j, o in enumerate(cut) if len(o) > len(cut[k]) and o[:len(cut[k])] == cut[k]]:
-            out[:, k] += torch.log1p(-(out[:, longer].logsumexp(1) - out[:, k]).exp().clamp(max=1 - 1e-6))
+        if longer := [
+            j for j, o in enumerate(cut) if len(o) > len(cut[k]) and o[: len(cut[k])] == cut[k]
+        ]:
+            out[:, k] += torch.log1p(
+                -(out[:, longer].logsumexp(1) - out[:, k]).exp().clamp(max=1 - 1e-6)
+            )
     return out
 
 # %% ../../nbs/change/answers.ipynb #e7ff074b
@@ -131,7 +166,21 @@ def error_overlap(
 ):  # a pandas DataFrame, model by model; NaN for two models without errors
     "Intersection over union of the questions that two models get wrong."
     import pandas as pd
+
     wrong = {name: {i for i, c in enumerate(right) if not c} for name, right in correct.items()}
     if len(sizes := {len(right) for right in correct.values()}) != 1:
-        raise ScopeError(f"Not the same questions: {len(correct)} models with {sorted(sizes)} answers; give at least one model, and the same questions to each")
-    return pd.DataFrame({a: {b: len(wrong[a] & wrong[b]) / len(wrong[a] | wrong[b]) if wrong[a] | wrong[b] else math.nan for b in wrong} for a in wrong})
+        raise ScopeError(
+            f"Not the same questions: {len(correct)} models with {sorted(sizes)} answers; give at "
+            "least one model, and the same questions to each"
+        )
+    return pd.DataFrame(
+        {
+            a: {
+                b: len(wrong[a] & wrong[b]) / len(wrong[a] | wrong[b])
+                if wrong[a] | wrong[b]
+                else math.nan
+                for b in wrong
+            }
+            for a in wrong
+        }
+    )

@@ -29,6 +29,7 @@ def _four(scope, measure, a, b):
             found.append(measure())
     return found
 
+
 def interaction(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
@@ -40,7 +41,13 @@ def interaction(
     if len(batch) != 1:
         raise ScopeError(f"An interaction is shown on one text; given: {len(batch)}")
     none, only_a, only_b, both = _four(scope, lambda: -scope.logprobs(batch)[0], list(a), list(b))
-    return TokenScores(batch.tokens[0], (both - only_a - only_b + none).cpu().numpy(), name="interaction", unit="nats", scale="diverging")
+    return TokenScores(
+        batch.tokens[0],
+        (both - only_a - only_b + none).cpu().numpy(),
+        name="interaction",
+        unit="nats",
+        scale="diverging",
+    )
 
 # %% ../../nbs/change/composition.ipynb #b4ebb313
 def interference(
@@ -50,12 +57,28 @@ def interference(
     b: Iterable[Edit],
     site: str = "resid_post",
 ) -> Float[Tensor, " layer"]:  # 0 where both are without effect
-    "How much two edits depend on each other at each layer: length of the interaction over the lengths of the two effects."
+    """How much two edits depend on each other at each layer: length of the interaction over the
+    lengths of the two effects."""
     batch = scope.encode(texts)
-    counted = real_index(batch.attention_mask) > 0  # the first token is a sink, and its length would drown the others
+    counted = (
+        real_index(batch.attention_mask) > 0
+    )  # the first token is a sink, and its length would drown the others
     if not counted.any():
-        raise ScopeError("No token to compare: interference leaves the first token of a text out; give a text of two tokens or more")
-    none, only_a, only_b, both = _four(scope, lambda: read(scope, batch, site)[site].transpose(1, 2)[counted].flatten(2).float(), list(a), list(b))
-    length = lambda x: x.norm(dim=-1).mean(0)
+        raise ScopeError(
+            "No token to compare: interference leaves the first token of a text out; give a text "
+            "of two tokens or more"
+        )
+    none, only_a, only_b, both = _four(
+        scope,
+        lambda: read(scope, batch, site)[site].transpose(1, 2)[counted].flatten(2).float(),
+        list(a),
+        list(b),
+    )
+
+    def length(x):
+        return x.norm(dim=-1).mean(0)
+
     effects = length(only_a - none) + length(only_b - none)
-    return torch.where(effects > 0, length(both - only_a - only_b + none) / effects.clamp(min=1e-30), 0.0).cpu()
+    return torch.where(
+        effects > 0, length(both - only_a - only_b + none) / effects.clamp(min=1e-30), 0.0
+    ).cpu()

@@ -29,6 +29,7 @@ from ..core.trace import final_hidden
 @dataclass(frozen=True, eq=False)
 class Contrasts:
     "Prompts, each with a right and a wrong answer. Texts, or lists of token ids."
+
     prompts: list
     right: list
     wrong: list
@@ -36,14 +37,23 @@ class Contrasts:
     def __post_init__(self):
         sizes = [len(x) for x in (self.prompts, self.right, self.wrong)]
         if len(set(sizes)) > 1 or not sizes[0]:
-            raise ScopeError(f"Contrasts need as many right and wrong answers as prompts, at least one; given: {sizes[0]} prompts, {sizes[1]} right and {sizes[2]} wrong answers")
+            raise ScopeError(
+                "Contrasts need as many right and wrong answers as prompts, at least one; given: "
+                f"{sizes[0]} prompts, {sizes[1]} right and {sizes[2]} wrong answers"
+            )
         if same := [i for i, (a, b) in enumerate(zip(self.right, self.wrong)) if a == b]:
-            raise ScopeError(f"No contrast: right and wrong answer of pair {same[0]} are the same, {self.right[same[0]]!r}; leave the pair out")
+            raise ScopeError(
+                f"No contrast: right and wrong answer of pair {same[0]} are the same, "
+                f"{self.right[same[0]]!r}; leave the pair out"
+            )
 
-    def __len__(self): return len(self.prompts)
+    def __len__(self):
+        return len(self.prompts)
 
-    def __getitem__(self, some: "slice | Iterable[int]") -> "Contrasts":
-        pick = lambda x: x[some] if isinstance(some, slice) else [x[i] for i in some]
+    def __getitem__(self, some: slice | Iterable[int]) -> "Contrasts":
+        def pick(x):
+            return x[some] if isinstance(some, slice) else [x[i] for i in some]
+
         return Contrasts(pick(self.prompts), pick(self.right), pick(self.wrong))
 
     @classmethod
@@ -52,7 +62,10 @@ class Contrasts:
         if isinstance(given, cls):
             return given
         if not isinstance(given, (list, tuple)) or len(given) != 3:
-            raise ScopeError(f"Not contrasts: {type(given).__name__}; give Contrasts, or three lists: prompts, right answers, wrong answers")
+            raise ScopeError(
+                f"Not contrasts: {type(given).__name__}; give Contrasts, or three lists: prompts, "
+                "right answers, wrong answers"
+            )
         return cls(*map(list, given))
 
     def swapped(self) -> "Contrasts":
@@ -60,30 +73,50 @@ class Contrasts:
         return replace(self, right=self.wrong, wrong=self.right)
 
 # %% ../../nbs/change/contrasts.ipynb #998454a7
-def imbalance(contrasts: Contrasts) -> dict:  # answer -> (times right, times wrong), the worst first
+def imbalance(
+    contrasts: Contrasts,
+) -> dict:  # answer -> (times right, times wrong), the worst first
     "Answers that are not right as often as they are wrong."
-    key = lambda a: a if isinstance(a, str) else tuple(a)
+
+    def key(a):
+        return a if isinstance(a, str) else tuple(a)
+
     right, wrong = (Counter(map(key, x)) for x in (contrasts.right, contrasts.wrong))
     off = {a: (right[a], wrong[a]) for a in {**right, **wrong} if right[a] != wrong[a]}
     return dict(sorted(off.items(), key=lambda x: (-abs(x[1][0] - x[1][1]), str(x[0]))))
 
+
 def warn_imbalance(contrasts: Contrasts) -> None:
-    "Warn if answers repeat and are not balanced; answers that occur once each are content, not labels."
+    """Warn if answers repeat and are not balanced; answers that occur once each are content, not
+    labels."""
     worst = next(((a, n) for a, n in imbalance(contrasts).items() if sum(n) > 1), None)
     if worst:
-        warnings.warn(f"Unbalanced answers: {worst[0]!r} is right {worst[1][0]} times and wrong {worst[1][1]} times; what is learnt may be this answer and not what makes answers right", stacklevel=3)
+        warnings.warn(
+            f"Unbalanced answers: {worst[0]!r} is right {worst[1][0]} times and wrong "
+            f"{worst[1][1]} times; what is learnt may be this answer and not what makes "
+            "answers right",
+            stacklevel=3,
+        )
 
 # %% ../../nbs/change/contrasts.ipynb #16a23740
 def answer_rows(
     scope,  # a `Scope`
     prompts: list,  # texts, chats, or lists of token ids
     answers: list,  # texts or lists of token ids; begin a text with its space
-) -> tuple[list[list[int]], list[int]]:  # ids of prompt and answer together, and where each answer starts
+) -> tuple[
+    list[list[int]], list[int]
+]:  # ids of prompt and answer together, and where each answer starts
     "Token ids of each prompt with its answer."
     before = rows_of(list(prompts), scope.tokenizer)[0]
-    after = [scope.tokenizer(a, add_special_tokens=False)["input_ids"] if isinstance(a, str) else list(a) for a in answers]
+    after = [
+        scope.tokenizer(a, add_special_tokens=False)["input_ids"] if isinstance(a, str) else list(a)
+        for a in answers
+    ]
     if empty := [i for i, (p, a) in enumerate(zip(before, after, strict=True)) if not p or not a]:
-        raise ScopeError(f"A prompt or an answer without tokens: pair {empty[0]}; give at least one character of each")
+        raise ScopeError(
+            f"A prompt or an answer without tokens: pair {empty[0]}; give at least one character "
+            "of each"
+        )
     return [p + a for p, a in zip(before, after)], [len(p) for p in before]
 
 # %% ../../nbs/change/contrasts.ipynb #answersums
@@ -98,7 +131,9 @@ def answer_sums(
     begin, end = (torch.tensor(x, device=column.device)[:, None] for x in (starts, ends))
     scored = (column >= begin) & (column < end)
     hidden = final_hidden(scope, batch)[:, :-1][scored[:, 1:]]
-    logp = over_logits(scope, hidden, lambda lp, at, ids=batch.input_ids[scored]: lp.gather(1, ids[at, None])[:, 0])
+    logp = over_logits(
+        scope, hidden, lambda lp, at, ids=batch.input_ids[scored]: lp.gather(1, ids[at, None])[:, 0]
+    )
     return torch.zeros(len(scored), device=logp.device).index_add(0, scored.nonzero()[:, 0], logp)
 
 # %% ../../nbs/change/contrasts.ipynb #a787f541
@@ -119,6 +154,7 @@ def answer_logprobs(
         out[some] = sums / (torch.tensor(end) - torch.tensor(begin)) if mean else sums
     return out
 
+
 def preference(
     scope,  # a `Scope`
     contrasts: Contrasts,
@@ -126,17 +162,21 @@ def preference(
     batch_tokens: int = 2048,
 ) -> Float[Tensor, " pair"]:  # nats; above 0 if the right answer is likelier
     "By how much the model prefers each right answer."
-    both = answer_logprobs(scope, contrasts.prompts * 2, contrasts.right + contrasts.wrong, mean, batch_tokens)
-    return both[:len(contrasts)] - both[len(contrasts):]
+    both = answer_logprobs(
+        scope, contrasts.prompts * 2, contrasts.right + contrasts.wrong, mean, batch_tokens
+    )
+    return both[: len(contrasts)] - both[len(contrasts) :]
 
 # %% ../../nbs/change/contrasts.ipynb #inputs1
 @dataclass(frozen=True, eq=False)
 class AnswerInputs:
-    "Prompts with an answer each, seen from the inputs of the first layer. A row for every right answer, then one for every wrong answer."
+    """Prompts with an answer each, seen from the inputs of the first layer. A row for every right
+    answer, then one for every wrong answer."""
+
     scope: object  # a `Scope`
     ids: list[list[int]]  # prompt and answer
     starts: list[int]  # where each answer starts
-    images: "Tensor | None" = None  # (row, channel, height, width)
+    images: Tensor | None = None  # (row, channel, height, width)
 
     @property
     def lengths(self) -> list[int]:
@@ -146,7 +186,14 @@ class AnswerInputs:
     def batch(self, some: list[int]) -> Batch:
         "Some of the rows, padded on the right, with their images."
         batch = self.scope.encode([self.ids[i] for i in some])
-        return batch if self.images is None else replace(batch, extra={"pixel_values": self.images[some].to(self.scope.device, self.scope.dtype)})
+        return (
+            batch
+            if self.images is None
+            else replace(
+                batch,
+                extra={"pixel_values": self.images[some].to(self.scope.device, self.scope.dtype)},
+            )
+        )
 
     @property
     def place(self) -> tuple:  # a site and its layer
@@ -161,67 +208,97 @@ def read(self: AnswerInputs, batch: Batch) -> Float[Tensor, "row token d_model"]
     x = self.scope.read(batch, site, layers=0)[site]
     return (x if self.images is None else x[:, 0]).float()
 
+
 @patch
 def without(
     self: AnswerInputs,
     batch: Batch,  # from `batch`
-    absent: "list[Tensor]",  # for each of its rows: which tokens, from the first on, to replace
+    absent: list[Tensor],  # for each of its rows: which tokens, from the first on, to replace
     other: Float[Tensor, " d_model"],  # what takes their place
 ) -> tuple:  # for `site_taps`
     "A tap that replaces tokens of each row."
     where = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
     for row, tokens in zip(where, absent, strict=True):
-        row[:len(tokens)] = tokens
+        row[: len(tokens)] = tokens
     where = where[..., None].to(batch.input_ids.device)
     return *self.place, lambda h: torch.where(where, other.to(h.device, h.dtype), h)
+
 
 @patch
 def logprobs(
     self: AnswerInputs,
     some: list[int],  # numbers of the rows
     batch: Batch,  # these rows, from `batch`
-    inputs: Float[Tensor, "version row token d_model"],  # several versions of what enters the first layer
+    inputs: Float[
+        Tensor, "version row token d_model"
+    ],  # several versions of what enters the first layer
 ) -> Float[Tensor, "version row"]:  # nats; gradients flow through them
     "Log-probability of each answer for every version of the inputs, in one forward."
-    n, ends = len(inputs), [len(self.ids[i]) for i in some]
-    many = Batch(batch.input_ids.repeat(n, 1), batch.attention_mask.repeat(n, 1), batch.tokens * n)  # the images are in the inputs already
-    with site_taps(self.scope.structure, [(*self.place, lambda h: inputs.flatten(0, 1).to(h.dtype))]):
-        return answer_sums(self.scope, many, [self.starts[i] for i in some] * n, ends * n).view(n, -1)
+    n = len(inputs)
+    ends = [len(self.ids[i]) for i in some]
+    many = Batch(
+        batch.input_ids.repeat(n, 1), batch.attention_mask.repeat(n, 1), batch.tokens * n
+    )  # the images are in the inputs already
+    with site_taps(
+        self.scope.structure, [(*self.place, lambda h: inputs.flatten(0, 1).to(h.dtype))]
+    ):
+        return answer_sums(self.scope, many, [self.starts[i] for i in some] * n, ends * n).view(
+            n, -1
+        )
 
 # %% ../../nbs/change/contrasts.ipynb #inputs7
 @patch
 def measure(
     self: AnswerInputs,
     what: Callable,  # (numbers of the rows, their batch) -> tensor (row, …)
-    absent: "list[Tensor] | None" = None,  # for each row: which tokens of its prompt are replaced meanwhile
-    other: "Tensor | None" = None,  # (d_model,): what takes their place
+    absent: list[Tensor]
+    | None = None,  # for each row: which tokens of its prompt are replaced meanwhile
+    other: Tensor | None = None,  # (d_model,): what takes their place
     batch_tokens: int = 2048,
 ) -> Tensor:  # (row, …), in the order of the rows, float32, on the processor
     "Measure something of every row, a batch at a time."
     out = None
     for some in batches_by_length(self.lengths, batch_tokens):
         batch = self.batch(some)
-        with torch.no_grad(), site_taps(self.scope.structure, [] if absent is None else [self.without(batch, [absent[i] for i in some], other)]):
+        with (
+            torch.no_grad(),
+            site_taps(
+                self.scope.structure,
+                [] if absent is None else [self.without(batch, [absent[i] for i in some], other)],
+            ),
+        ):
             found = what(some, batch).float().cpu()
         out = found.new_empty(len(self.ids), *found.shape[1:]) if out is None else out
         out[some] = found
     return out
 
+
 @patch
-def answers(self: AnswerInputs, absent: "list[Tensor] | None" = None, other: "Tensor | None" = None) -> Float[Tensor, " row"]:  # nats
+def answers(
+    self: AnswerInputs, absent: list[Tensor] | None = None, other: Tensor | None = None
+) -> Float[Tensor, " row"]:  # nats
     "Log-probability of every answer, while some tokens of its prompt are replaced."
-    ends = lambda some: ([self.starts[i] for i in some], [self.lengths[i] for i in some])
-    return self.measure(lambda some, batch: answer_sums(self.scope, batch, *ends(some)), absent, other)
+
+    def ends(some):
+        return ([self.starts[i] for i in some], [self.lengths[i] for i in some])
+
+    return self.measure(
+        lambda some, batch: answer_sums(self.scope, batch, *ends(some)), absent, other
+    )
 
 # %% ../../nbs/change/contrasts.ipynb #inputs3
 def contrast_inputs(
     scope,  # a `Scope`
-    contrasts: "Contrasts | tuple | list",  # or three lists: prompts, right answers, wrong answers
-    images: "Tensor | None" = None,  # (pair, channel, height, width): what the processor calls pixel_values
+    contrasts: Contrasts | tuple | list,  # or three lists: prompts, right answers, wrong answers
+    images: Tensor
+    | None = None,  # (pair, channel, height, width): what the processor calls pixel_values
 ) -> AnswerInputs:
     "Every prompt with its right answer, then every prompt with its wrong one."
     contrasts = Contrasts.of(contrasts)
     if images is not None and len(images) != len(contrasts):
-        raise ScopeError(f"Contrasts need one image for each prompt; given: {len(images)} images and {len(contrasts)} prompts")
+        raise ScopeError(
+            f"Contrasts need one image for each prompt; given: {len(images)} images and "
+            f"{len(contrasts)} prompts"
+        )
     ids, starts = answer_rows(scope, contrasts.prompts * 2, contrasts.right + contrasts.wrong)
     return AnswerInputs(scope, ids, starts, None if images is None else torch.cat([images, images]))

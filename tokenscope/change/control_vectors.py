@@ -19,13 +19,17 @@ from ..corpus.shards import written_whole
 # %% ../../nbs/change/control_vectors.ipynb #8ec8808f
 def save_control_vector(
     directions: Directions,  # at `resid_post`
-    path: "str | Path",  # the .gguf file to write
+    path: str | Path,  # the .gguf file to write
     model_type: str,  # the model's architecture, such as scope.model.config.model_type
 ) -> Path:
     "Write directions as a GGUF control vector."
     from gguf import GGUFWriter
+
     if directions.site != "resid_post":
-        raise ScopeError(f"A control vector is added to the residual stream; these directions are for {directions.site}; make them at resid_post")
+        raise ScopeError(
+            "A control vector is added to the residual stream; these directions are for "
+            f"{directions.site}; make them at resid_post"
+        )
     with written_whole(Path(path)) as draft:
         writer = GGUFWriter(str(draft), "controlvector")
         writer.add_string("controlvector.model_hint", model_type)
@@ -42,28 +46,57 @@ def save_control_vector(
 def _word(reader, key):
     "A text field of a GGUF file, or None."
     field = reader.get_field(key)
-    return bytes(field.parts[field.data[0]]).decode("utf-8", "replace") if field is not None and len(field.data) else None
+    return (
+        bytes(field.parts[field.data[0]]).decode("utf-8", "replace")
+        if field is not None and len(field.data)
+        else None
+    )
 
 # %% ../../nbs/change/control_vectors.ipynb #cea09a6f
 def load_control_vector(
-    path: "str | Path",  # a .gguf file from repeng, llama.cpp or `save_control_vector`
+    path: str | Path,  # a .gguf file from repeng, llama.cpp or `save_control_vector`
     scope=None,  # the `Scope` it is meant for; it is checked against it
 ) -> Directions:
     "Read a GGUF control vector as directions."
     from gguf import GGUFReader
+
     try:
         reader = GGUFReader(str(path))
-        kind, hint = _word(reader, "general.architecture"), _word(reader, "controlvector.model_hint")
-        found = {int(t.name.removeprefix("direction.")): torch.from_numpy(t.data.copy()).float() for t in reader.tensors if t.name.startswith("direction.")}
-        if kind != "controlvector" or not found or any(v.ndim != 1 for v in found.values()) or len({len(v) for v in found.values()}) > 1:
+        kind = _word(reader, "general.architecture")
+        hint = _word(reader, "controlvector.model_hint")
+        found = {
+            int(t.name.removeprefix("direction.")): torch.from_numpy(t.data.copy()).float()
+            for t in reader.tensors
+            if t.name.startswith("direction.")
+        }
+        if (
+            kind != "controlvector"
+            or not found
+            or any(v.ndim != 1 for v in found.values())
+            or len({len(v) for v in found.values()}) > 1
+        ):
             raise ValueError(f"architecture {kind!r}, {len(found)} directions")
     except (OSError, ValueError, IndexError, KeyError) as e:
-        raise ScopeError(f"Not a control vector: {Path(path).name} ({type(e).__name__}: {e}); give a GGUF file with one direction a layer") from e
+        raise ScopeError(
+            f"Not a control vector: {Path(path).name} ({type(e).__name__}: {e}); give a GGUF file "
+            "with one direction a layer"
+        ) from e
     layers = sorted(found)
     vectors = torch.stack([found[i] for i in layers])
     if not vectors.isfinite().all():
         raise ScopeError(f"A damaged control vector: {Path(path).name} holds NaN or infinity")
-    if scope is not None and (vectors.shape[1] != scope.d_model or layers[0] < 0 or layers[-1] >= scope.n_layers):
-        raise ScopeError(f"The control vector does not fit this model: it is for a {hint} model with width {vectors.shape[1]} and layers up to {layers[-1]}; "
-                         f"this one has width {scope.d_model} and layers up to {scope.n_layers - 1}")
-    return Directions(vectors, layers, torch.full((len(layers),), float("nan")), name=f"control vector for {hint}", meta=dict(model=hint or ""))
+    if scope is not None and (
+        vectors.shape[1] != scope.d_model or layers[0] < 0 or layers[-1] >= scope.n_layers
+    ):
+        raise ScopeError(
+            f"The control vector does not fit this model: it is for a {hint} model with width "
+            f"{vectors.shape[1]} and layers up to {layers[-1]}; "
+            f"this one has width {scope.d_model} and layers up to {scope.n_layers - 1}"
+        )
+    return Directions(
+        vectors,
+        layers,
+        torch.full((len(layers),), float("nan")),
+        name=f"control vector for {hint}",
+        meta=dict(model=hint or ""),
+    )

@@ -28,6 +28,7 @@ from ..core.states import StateMoments, sample_states, state_moments
 @dataclass(frozen=True, eq=False)
 class Directions:
     "A vector for each of some layers."
+
     vectors: Float[Tensor, "layer width"]  # float32
     layers: list[int]  # which layer each vector belongs to
     norms: Float[Tensor, " layer"]  # mean length of the states there
@@ -37,8 +38,15 @@ class Directions:
     meta: dict = field(default_factory=dict)  # model, data, …
 
     def __repr__(self):
-        at = f"layer {self.layers[0]}" if len(self.layers) == 1 else f"{len(self.layers)} layers from {self.layers[0]} to {self.layers[-1]}"
-        return f"Directions({self.name or 'unnamed'}: {self.site}, {at}, width {self.vectors.shape[-1]}, {self.n_tokens:,} tokens)"
+        at = (
+            f"layer {self.layers[0]}"
+            if len(self.layers) == 1
+            else f"{len(self.layers)} layers from {self.layers[0]} to {self.layers[-1]}"
+        )
+        return (
+            f"Directions({self.name or 'unnamed'}: {self.site}, {at}, width "
+            f"{self.vectors.shape[-1]}, {self.n_tokens:,} tokens)"
+        )
 
     @property
     def lengths(self) -> Float[Tensor, " layer"]:
@@ -54,22 +62,35 @@ class Directions:
         "Where a layer stands among the vectors; negative layers count from the last of these."
         layer = self.layers[layer] if -len(self.layers) <= layer < 0 else layer
         if layer not in self.layers:
-            raise ScopeError(f"No direction for layer {layer}; there are directions for {self.layers}")
+            raise ScopeError(
+                f"No direction for layer {layer}; there are directions for {self.layers}"
+            )
         return self.layers.index(layer)
 
     def at(self, layer: int) -> Float[Tensor, " width"]:
         "The vector of one layer."
         return self.vectors[self.place(layer)]
 
-    def __neg__(self): return replace(self, vectors=-self.vectors)
-    def __add__(self, other): return _joined(self, other, 1)
-    def __sub__(self, other): return _joined(self, other, -1)
+    def __neg__(self):
+        return replace(self, vectors=-self.vectors)
+
+    def __add__(self, other):
+        return _joined(self, other, 1)
+
+    def __sub__(self, other):
+        return _joined(self, other, -1)
 
 # %% ../../nbs/change/directions.ipynb #545e34d0
 def _same_places(a, b):
     if not (a.layers == b.layers and a.site == b.site and a.vectors.shape == b.vectors.shape):
-        of = lambda d: f"{d.site}, layers {d.layers}, width {d.vectors.shape[-1]}"
-        raise ScopeError(f"Directions of different places: {of(a)} and {of(b)}; make both from the same site and layers of one model")
+
+        def of(d):
+            return f"{d.site}, layers {d.layers}, width {d.vectors.shape[-1]}"
+
+        raise ScopeError(
+            f"Directions of different places: {of(a)} and {of(b)}; make both from the same site "
+            "and layers of one model"
+        )
 
 # %% ../../nbs/change/directions.ipynb #05575a45
 def _joined(a, b, sign):
@@ -78,9 +99,19 @@ def _joined(a, b, sign):
     n = a.n_tokens + b.n_tokens
     norms = (a.n_tokens * a.norms + b.n_tokens * b.norms) / n if n else (a.norms + b.norms) / 2
     mark = "+" if sign > 0 else "-"
-    both = lambda x, y: f"{x} {mark} {y}" if x and y else x or y
-    return Directions(a.vectors + sign * b.vectors, a.layers, norms, a.site, n, both(a.name, b.name),
-                      {**a.meta, "data": both(a.meta.get("data", ""), b.meta.get("data", ""))})
+
+    def both(x, y):
+        return f"{x} {mark} {y}" if x and y else x or y
+
+    return Directions(
+        a.vectors + sign * b.vectors,
+        a.layers,
+        norms,
+        a.site,
+        n,
+        both(a.name, b.name),
+        {**a.meta, "data": both(a.meta.get("data", ""), b.meta.get("data", ""))},
+    )
 
 # %% ../../nbs/change/directions.ipynb #4983d899
 def _moments(scope, given, second=False, **where):
@@ -88,57 +119,90 @@ def _moments(scope, given, second=False, **where):
     if not isinstance(given, StateMoments):
         return state_moments(scope, given, second=second, **where)
     if second and given.scatter is None:
-        raise ScopeError("These moments have no scatter, and this direction needs it; take them with state_moments(…, second=True)")
+        raise ScopeError(
+            "These moments have no scatter, and this direction needs it; take them with "
+            "state_moments(…, second=True)"
+        )
     return given
 
 # %% ../../nbs/change/directions.ipynb #4fc6c0ea
 def state_means(
     scope,  # a `Scope`
-    texts: "Iterable | StateMoments",  # as in `state_batches`, or their moments
+    texts: Iterable | StateMoments,  # as in `state_batches`, or their moments
     name: str = "mean",
     **where,  # site, layers, positions, batch_tokens as in `state_moments`
 ) -> Directions:  # `a - b` is the contrast of two sets
     "The mean state of a set of texts at each layer, over tokens without the first of each text."
     found = _moments(scope, texts, **where)
-    return Directions(found.mean.float().cpu(), found.layers, found.norms.float().cpu(), found.site, found.n_tokens, name, found.meta)
+    return Directions(
+        found.mean.float().cpu(),
+        found.layers,
+        found.norms.float().cpu(),
+        found.site,
+        found.n_tokens,
+        name,
+        found.meta,
+    )
 
 # %% ../../nbs/change/directions.ipynb #908cd1cf
 def checked_length(
-    strength: "int | float",  # what the user gave
+    strength: int | float,  # what the user gave
     length: float,  # the length of one unit of it
     dtype: torch.dtype = torch.float32,  # the number type that has to hold it
 ) -> float:  # their product
     "The length that a strength stands for, if the model's numbers can hold it."
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+    if (
+        isinstance(strength, bool)
+        or not isinstance(strength, (int, float))
+        or not math.isfinite(strength)
+    ):
         raise ScopeError(f"Not a strength: {strength!r}; give a finite number, 0 for no change")
     if not math.isfinite(length):
-        raise ScopeError("No length to measure the strength in: these directions came without the lengths of states; use unit='diff' or 'absolute'")
+        raise ScopeError(
+            "No length to measure the strength in: these directions came without the lengths of "
+            "states; use unit='diff' or 'absolute'"
+        )
     most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max ** 0.5)
     if abs(strength) * length > most:
-        raise ScopeError(f"Too strong for {str(dtype).removeprefix('torch.')}: strength {strength:g} is a length of {abs(strength) * length:.2g}, and at most {most:.2g} can be held")
+        raise ScopeError(
+            f"Too strong for {str(dtype).removeprefix('torch.')}: strength {strength:g} is a "
+            f"length of {abs(strength) * length:.2g}, and at most {most:.2g} can be held"
+        )
     return strength * length
 
 # %% ../../nbs/change/directions.ipynb #58eb6e63
 def _unit_length(unit, norm, own):
     "The length of one unit of strength."
     if unit not in ("diff", "norm", "absolute"):
-        raise ScopeError(f"Unknown unit of strength {unit!r}; accepted: 'diff' (the direction itself), 'norm' (a state's length), 'absolute'")
+        raise ScopeError(
+            f"Unknown unit of strength {unit!r}; accepted: 'diff' (the direction itself), 'norm' "
+            "(a state's length), 'absolute'"
+        )
     return {"diff": own, "norm": norm, "absolute": 1.0}[unit]
 
 # %% ../../nbs/change/directions.ipynb #427f6b48
 def direction_edit(
     self: Directions,
     layer: int,  # where; one of `layers`
-    strength: "int | float" = 1.0,  # how much; negative for the other way
+    strength: int | float = 1.0,  # how much; negative for the other way
     unit: str = "diff",  # or "norm", "absolute"
-    positions: "None | int | slice | str | Iterable[int]" = None,  # as in `Edit`; None for all but the first token
+    positions: None
+    | int
+    | slice
+    | str
+    | Iterable[int] = None,  # as in `Edit`; None for all but the first token
     dtype: torch.dtype = torch.float32,  # the model's number type
 ) -> Edit:
     "The edit that adds the direction at one layer."
     at = self.place(layer)
     own = self.lengths[at].item()
     length = checked_length(strength, _unit_length(unit, self.norms[at].item(), own), dtype)
-    return Edit(self.site, layers=self.layers[at], add=self.vectors[at] * (length / own if own else 0.0), positions=positions)
+    return Edit(
+        self.site,
+        layers=self.layers[at],
+        add=self.vectors[at] * (length / own if own else 0.0),
+        positions=positions,
+    )
 
 # %% ../../nbs/change/directions.ipynb #bd63721b
 Directions.edit = direction_edit
@@ -149,7 +213,9 @@ def random_like(
     seed: int = 0,
 ) -> Directions:
     "A random direction with the same length at each layer: the control."
-    drawn = torch.randn(max(self.layers) + 1, self.vectors.shape[-1], generator=torch.Generator().manual_seed(seed))[self.layers]
+    drawn = torch.randn(
+        max(self.layers) + 1, self.vectors.shape[-1], generator=torch.Generator().manual_seed(seed)
+    )[self.layers]
     return replace(as_long_as(replace(self, vectors=drawn), self), name=f"random, seed {seed}")
 
 # %% ../../nbs/change/directions.ipynb #48672459
@@ -171,17 +237,23 @@ def cosine(
     return (self.unit.vectors * other.unit.vectors).sum(-1)
 
 # %% ../../nbs/change/directions.ipynb #efae89f7
-Directions.random, Directions.as_long_as, Directions.cosine = random_like, as_long_as, cosine
+Directions.random = random_like
+Directions.as_long_as = as_long_as
+Directions.cosine = cosine
 
 # %% ../../nbs/change/directions.ipynb #93ec5841
 def difference_of_means(
     scope,  # a `Scope`
-    positive: "Iterable | StateMoments",  # texts to move towards
-    negative: "Iterable | StateMoments",  # texts to move away from
+    positive: Iterable | StateMoments,  # texts to move towards
+    negative: Iterable | StateMoments,  # texts to move away from
     **where,  # site, layers, positions, batch_tokens as in `state_moments`
 ) -> Directions:
-    "Mean state of one set minus mean state of another (Marks and Tegmark 2023; Rimsky et al. 2024)."
-    return replace(state_means(scope, positive, **where) - state_means(scope, negative, **where), name="difference of means")
+    """Mean state of one set minus mean state of another (Marks and Tegmark 2023; Rimsky et al.
+    2024)."""
+    return replace(
+        state_means(scope, positive, **where) - state_means(scope, negative, **where),
+        name="difference of means",
+    )
 
 # %% ../../nbs/change/directions.ipynb #995c659a
 def discriminant(
@@ -192,22 +264,32 @@ def discriminant(
     "Fisher's linear discriminant."
     variance = within.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     eye = torch.eye(within.shape[-1], dtype=within.dtype, device=within.device)
-    w = torch.linalg.solve(within + eye * torch.where(variance > 0, ridge * variance, torch.ones_like(variance)), difference)
+    w = torch.linalg.solve(
+        within + eye * torch.where(variance > 0, ridge * variance, torch.ones_like(variance)),
+        difference,
+    )
     return torch.nn.functional.normalize(w, dim=-1, eps=1e-30)
 
 # %% ../../nbs/change/directions.ipynb #b73f6598
 def lda_direction(
     scope,  # a `Scope`
-    positive: "Iterable | StateMoments",
-    negative: "Iterable | StateMoments",
+    positive: Iterable | StateMoments,
+    negative: Iterable | StateMoments,
     ridge: float = 1e-6,  # raise it where there are fewer tokens than dimensions
     **where,  # site, layers, positions, batch_tokens
 ) -> Directions:  # length 1
     "Linear discriminant of two sets of texts."
     a, b = (_moments(scope, texts, True, **where) for texts in (positive, negative))
     plain = difference_of_means(scope, a, b)
-    vectors = discriminant(a.mean - b.mean, (a.scatter + b.scatter) / (a.n_tokens + b.n_tokens), ridge)
-    return replace(plain, vectors=vectors.float().cpu(), name="linear discriminant", meta={**plain.meta, "ridge": ridge})
+    vectors = discriminant(
+        a.mean - b.mean, (a.scatter + b.scatter) / (a.n_tokens + b.n_tokens), ridge
+    )
+    return replace(
+        plain,
+        vectors=vectors.float().cpu(),
+        name="linear discriminant",
+        meta={**plain.meta, "ridge": ridge},
+    )
 
 # %% ../../nbs/change/directions.ipynb #10565d53
 def logistic_weights(
@@ -219,14 +301,23 @@ def logistic_weights(
     "Logistic regression for every layer at once, by L-BFGS from zero."
     x = torch.cat([positive, negative]).transpose(0, 1)
     scale = x.norm(dim=-1).mean(1)[:, None, None].clamp(min=1e-30)
-    x, y = x / scale, torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).expand(x.shape[0], -1)
-    w, b = torch.zeros(x.shape[0], x.shape[2], requires_grad=True), torch.zeros(x.shape[0], 1, requires_grad=True)
+    x, y = (
+        x / scale,
+        torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).expand(x.shape[0], -1),
+    )
+    w = torch.zeros(x.shape[0], x.shape[2], requires_grad=True)
+    b = torch.zeros(x.shape[0], 1, requires_grad=True)
     fit = torch.optim.LBFGS([w, b], max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss():
         fit.zero_grad()
         z = (x @ w[:, :, None])[..., 0] + b
-        total = torch.nn.functional.binary_cross_entropy_with_logits(z, y, reduction="none").mean(1).sum() + l2 * w.square().sum()
+        total = (
+            torch.nn.functional.binary_cross_entropy_with_logits(z, y, reduction="none")
+            .mean(1)
+            .sum()
+            + l2 * w.square().sum()
+        )
         total.backward()
         return total
 
@@ -247,21 +338,31 @@ def probe_direction(
     "The weights of a logistic regression between two sets of texts."
     a, b = (sample_states(scope, texts, n, seed, **where) for texts in (positive, negative))
     few = min(len(a), len(b))
-    w, norms = logistic_weights(a[:few], b[:few], l2), torch.cat([a[:few], b[:few]]).norm(dim=-1).mean(0)
+    w = logistic_weights(a[:few], b[:few], l2)
+    norms = torch.cat([a[:few], b[:few]]).norm(dim=-1).mean(0)
     layers = list(dict.fromkeys(resolve_layers(where.get("layers"), scope.n_layers)))
-    return Directions(w, layers, norms, check_site(where.get("site", "resid_post")), 2 * few, "probe", dict(seed=seed, l2=l2)).unit
+    return Directions(
+        w,
+        layers,
+        norms,
+        check_site(where.get("site", "resid_post")),
+        2 * few,
+        "probe",
+        dict(seed=seed, l2=l2),
+    ).unit
 
 # %% ../../nbs/change/directions.ipynb #e21b6cc5
 @dataclass(frozen=True, eq=False)
 class Subspace:
     "An orthonormal basis for each of some layers."
+
     basis: Float[Tensor, "layer k width"]
     layers: list[int]
     norms: Float[Tensor, " layer"]  # mean length of the states there
     shares: Float[Tensor, "layer k"]  # of the variance
     site: str = "resid_post"
     n_tokens: int = 0
-    lengths: "Tensor | None" = None  # (layer,): what strength 1 means in the unit "diff", if anything
+    lengths: Tensor | None = None  # (layer,): what strength 1 means in the unit "diff", if anything
 
     def project(self, layer: int, h: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         "The part of states that lies in the subspace."
@@ -270,76 +371,159 @@ class Subspace:
 
     def component(self, i: int = 0) -> Directions:
         "One axis as a direction; its sign means nothing."
-        return Directions(self.basis[:, i], self.layers, self.norms, self.site, self.n_tokens, f"principal direction {i}")
+        return Directions(
+            self.basis[:, i],
+            self.layers,
+            self.norms,
+            self.site,
+            self.n_tokens,
+            f"principal direction {i}",
+        )
 
-    def edit(self, layer: int, strength: "int | float" = 1.0, unit: str = "norm", positions=None, dtype: torch.dtype = torch.float32) -> Edit:
+    def edit(
+        self,
+        layer: int,
+        strength: int | float = 1.0,
+        unit: str = "norm",
+        positions=None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Edit:
         "Amplify what a state holds in the subspace, by a length."
         at = self.component().place(layer)
         if unit == "diff" and self.lengths is None:
-            raise ScopeError("A subspace has no length of its own: unit='diff' needs `lengths`; use 'norm' or 'absolute'")
-        length = checked_length(strength, _unit_length(unit, self.norms[at].item(), self.lengths[at].item() if unit == "diff" else 1.0), dtype)
+            raise ScopeError(
+                "A subspace has no length of its own: unit='diff' needs `lengths`; use 'norm' or "
+                "'absolute'"
+            )
+        length = checked_length(
+            strength,
+            _unit_length(
+                unit, self.norms[at].item(), self.lengths[at].item() if unit == "diff" else 1.0
+            ),
+            dtype,
+        )
         if not length:
             return Edit(self.site, layers=self.layers[at], add=0.0, positions=positions)
-        toward = lambda h: h + length * torch.nn.functional.normalize(self.project(layer, h.float()), dim=-1, eps=1e-30).to(h.dtype)
+
+        def toward(h):
+            return h + length * torch.nn.functional.normalize(
+                self.project(layer, h.float()), dim=-1, eps=1e-30
+            ).to(h.dtype)
+
         return Edit(self.site, layers=self.layers[at], fn=toward, positions=positions)
 
 # %% ../../nbs/change/directions.ipynb #dd2dcb07
 def principal_directions(
     scope,  # a `Scope`
-    texts: "Iterable | StateMoments",
+    texts: Iterable | StateMoments,
     k: int = 20,  # axes to keep
     **where,  # site, layers, positions, batch_tokens
 ) -> Subspace:
     "The axes of largest variance of the states of a set of texts."
     found = _moments(scope, texts, True, **where)
     if not 1 <= k <= min(found.mean.shape[-1], found.n_tokens):
-        raise ScopeError(f"k must lie between 1 and {min(found.mean.shape[-1], found.n_tokens)}, the smaller of width and tokens; given: {k}")
+        raise ScopeError(
+            f"k must lie between 1 and {min(found.mean.shape[-1], found.n_tokens)}, the smaller of "
+            f"width and tokens; given: {k}"
+        )
     values, axes = torch.linalg.eigh(found.scatter)
-    top, total = values.flip(-1)[:, :k].clamp(min=0), values.clamp(min=0).sum(-1, keepdim=True).clamp(min=1e-30)
+    top = values.flip(-1)[:, :k].clamp(min=0)
+    total = values.clamp(min=0).sum(-1, keepdim=True).clamp(min=1e-30)
     basis = axes.flip(-1)[..., :k].mT.float().cpu()
-    return Subspace(basis, found.layers, found.norms.float().cpu(), (top / total).float().cpu(), found.site, found.n_tokens)
+    return Subspace(
+        basis,
+        found.layers,
+        found.norms.float().cpu(),
+        (top / total).float().cpu(),
+        found.site,
+        found.n_tokens,
+    )
 
 # %% ../../nbs/change/directions.ipynb #15b39646
 def save_directions(
     self: Directions,
-    path: "str | Path",  # the file to write
+    path: str | Path,  # the file to write
 ) -> Path:
     "Write directions to one safetensors file."
     from safetensors.torch import save_file
     from tokenscope import __version__
-    head = dict(format=1, layers=self.layers, site=self.site, n_tokens=self.n_tokens, technique=self.name, meta=self.meta, version=__version__)
-    save_file({"vectors": self.vectors.contiguous(), "norms": self.norms.contiguous()}, str(path), metadata={"tokenscope_directions": json.dumps(head)})
+
+    head = dict(
+        format=1,
+        layers=self.layers,
+        site=self.site,
+        n_tokens=self.n_tokens,
+        technique=self.name,
+        meta=self.meta,
+        version=__version__,
+    )
+    save_file(
+        {"vectors": self.vectors.contiguous(), "norms": self.norms.contiguous()},
+        str(path),
+        metadata={"tokenscope_directions": json.dumps(head)},
+    )
     return Path(path)
 
 # %% ../../nbs/change/directions.ipynb #200d5477
 def _read_directions(path):
     "Header and tensors of a file, or the reason why it is none of ours."
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), "pt") as file:
             head = json.loads((file.metadata() or {})["tokenscope_directions"])
-            made = Directions(file.get_tensor("vectors"), head["layers"], file.get_tensor("norms"), check_site(head["site"]), int(head["n_tokens"]), str(head["technique"]), dict(head["meta"]))
+            made = Directions(
+                file.get_tensor("vectors"),
+                head["layers"],
+                file.get_tensor("norms"),
+                check_site(head["site"]),
+                int(head["n_tokens"]),
+                str(head["technique"]),
+                dict(head["meta"]),
+            )
             if head["format"] != 1:
                 raise ValueError(f"format {head['format']}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise ScopeError(f"Not a file of directions: {Path(path).name} ({type(e).__name__}: {e}); give one that Directions.save wrote") from e
-    n = len(made.layers) if isinstance(made.layers, list) and all(type(i) is int and i >= 0 for i in made.layers) else -1
-    if made.vectors.ndim != 2 or made.vectors.shape[0] != n or made.norms.shape != (n,) or not (made.vectors.isfinite().all() and made.norms.isfinite().all()):
-        raise ScopeError(f"Damaged directions: {Path(path).name} holds {tuple(made.vectors.shape)} vectors for layers {made.layers}, or numbers that are not finite")
+        raise ScopeError(
+            f"Not a file of directions: {Path(path).name} ({type(e).__name__}: {e}); give one that "
+            "Directions.save wrote"
+        ) from e
+    n = (
+        len(made.layers)
+        if isinstance(made.layers, list) and all(type(i) is int and i >= 0 for i in made.layers)
+        else -1
+    )
+    if (
+        made.vectors.ndim != 2
+        or made.vectors.shape[0] != n
+        or made.norms.shape != (n,)
+        or not (made.vectors.isfinite().all() and made.norms.isfinite().all())
+    ):
+        raise ScopeError(
+            f"Damaged directions: {Path(path).name} holds {tuple(made.vectors.shape)} vectors for "
+            f"layers {made.layers}, or numbers that are not finite"
+        )
     return made
 
 # %% ../../nbs/change/directions.ipynb #23ba200a
 def load_directions(
-    path: "str | Path",  # a file that `save_directions` wrote
+    path: str | Path,  # a file that `save_directions` wrote
     scope=None,  # the `Scope` they are meant for; they are checked against it
 ) -> Directions:
     "Read directions from a file."
     made = _read_directions(path)
     if scope is not None:
-        width, deepest = made.vectors.shape[-1], max(made.layers, default=0)
-        if (SITES[made.site].axes == "token d_model" and width != scope.d_model) or deepest >= scope.n_layers:
-            raise ScopeError(f"The directions do not fit this model: they are for {made.meta.get('model', 'a model')} with width {width} and layers up to {deepest}; "
-                             f"this one has width {scope.d_model} and layers up to {scope.n_layers - 1}")
+        width = made.vectors.shape[-1]
+        deepest = max(made.layers, default=0)
+        if (
+            SITES[made.site].axes == "token d_model" and width != scope.d_model
+        ) or deepest >= scope.n_layers:
+            raise ScopeError(
+                "The directions do not fit this model: they are for "
+                f"{made.meta.get('model', 'a model')} with width {width} and layers up to "
+                f"{deepest}; "
+                f"this one has width {scope.d_model} and layers up to {scope.n_layers - 1}"
+            )
     return made
 
 # %% ../../nbs/change/directions.ipynb #98a5c7da

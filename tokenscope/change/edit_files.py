@@ -28,11 +28,24 @@ def model_sizes(
     scope,  # a `Scope`
 ) -> dict:
     "Name and sizes of a model, as far as edits depend on them."
-    return dict(model=scope.name, n_layers=scope.n_layers, d_model=scope.d_model, n_heads=scope.n_heads, n_kv_heads=scope.n_kv_heads, d_head=scope.d_head)
+    return dict(
+        model=scope.name,
+        n_layers=scope.n_layers,
+        d_model=scope.d_model,
+        n_heads=scope.n_heads,
+        n_kv_heads=scope.n_kv_heads,
+        d_head=scope.d_head,
+    )
 
-def data_hash(data: "str | Iterable") -> str:
-    "A checksum of texts (or of lists of token ids); a string is taken for a checksum or a name already."
-    return data if isinstance(data, str) else hashlib.sha256(json.dumps(list(data), ensure_ascii=True).encode()).hexdigest()[:16]
+
+def data_hash(data: str | Iterable) -> str:
+    """A checksum of texts (or of lists of token ids); a string is taken for a checksum or a name
+    already."""
+    return (
+        data
+        if isinstance(data, str)
+        else hashlib.sha256(json.dumps(list(data), ensure_ascii=True).encode()).hexdigest()[:16]
+    )
 
 # %% ../../nbs/change/edit_files.ipynb #729fa78f
 def _plain(where):
@@ -43,6 +56,7 @@ def _plain(where):
         return {"slice": [where.start, where.stop, where.step]}
     return int(where) if hasattr(where, "__index__") else [int(i) for i in where]
 
+
 def _unplain(said):
     "The reverse of `_plain`."
     return slice(*said["slice"]) if isinstance(said, dict) else said
@@ -51,14 +65,23 @@ def _unplain(said):
 def _parts_of(value, tensors):
     "A value as JSON; tensors go aside and leave their number."
     if torch.is_tensor(value):
-        tensors.append(value.detach().cpu().clone(memory_format=torch.contiguous_format))  # safetensors refuses tensors that share memory
+        tensors.append(
+            value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        )  # safetensors refuses tensors that share memory
         return {"tensor": len(tensors) - 1}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Move):
         home = type(value).__module__.removeprefix("tokenscope.")
-        return {"move": f"{home}:{type(value).__name__}", "parts": {k: _parts_of(v, tensors) for k, v in value.parts().items()}}
-    raise ScopeError(f"Cannot be kept in a file: {type(value).__name__}; an edit's fn must be a Move, made of tensors, numbers and words (see change/moves)")
+        return {
+            "move": f"{home}:{type(value).__name__}",
+            "parts": {k: _parts_of(v, tensors) for k, v in value.parts().items()},
+        }
+    raise ScopeError(
+        f"Cannot be kept in a file: {type(value).__name__}; an edit's fn must be a Move, made of "
+        "tensors, numbers and words (see change/moves)"
+    )
+
 
 def _move_class(name, moves):
     "The class of a move, from the package or among those handed in."
@@ -72,69 +95,126 @@ def _move_class(name, moves):
         except ModuleNotFoundError:
             pass
     if not (isinstance(found, type) and issubclass(found, Move)):
-        raise ScopeError(f"No such move in this package: {name!r}; if it is yours, hand in its class: load_edits(…, moves=[{name.split(':')[-1]}])")
+        raise ScopeError(
+            f"No such move in this package: {name!r}; if it is yours, hand in its class: "
+            f"load_edits(…, moves=[{name.split(':')[-1]}])"
+        )
     return found
+
 
 def _value_of(said, tensors, moves):
     "The reverse of `_parts_of`."
     if not isinstance(said, dict):
         return said
     if "tensor" in said:
-        return tensors[f"t{said['tensor']}"].clone()  # where a tensor lies in a file decides how a product with it is rounded
-    return _move_class(said["move"], moves)(**{k: _value_of(v, tensors, moves) for k, v in said["parts"].items()})
+        return tensors[
+            f"t{said['tensor']}"
+        ].clone()  # where a tensor lies in a file decides how a product with it is rounded
+    return _move_class(said["move"], moves)(
+        **{k: _value_of(v, tensors, moves) for k, v in said["parts"].items()}
+    )
 
 # %% ../../nbs/change/edit_files.ipynb #a24df3ad
 def save_edits(
     edits: Iterable[Edit],
-    path: "str | Path",
+    path: str | Path,
     scope,  # the `Scope` they are meant for
     technique: str = "",  # what made them
-    data: "str | Iterable" = "",  # texts they were made from, for a checksum; or a name
+    data: str | Iterable = "",  # texts they were made from, for a checksum; or a name
 ) -> Path:
     "Write edits to one safetensors file."
     from safetensors.torch import save_file
     from tokenscope import __version__
-    tensors, said = [], []
+
+    tensors = []
+    said = []
     for e in edits:
         kind = next(k for k in ("fn", "add", "scale", "set") if getattr(e, k) is not None)
         layers = None if e.site in LAYERLESS_SITES else resolve_layers(e.layers, scope.n_layers)
-        said.append(dict(site=e.site, layers=layers, kind=kind, value=_parts_of(getattr(e, kind), tensors), positions=_plain(e.positions), heads=_plain(e.heads), keys=_plain(e.keys), when=e.when))
-    head = dict(format=1, version=__version__, **model_sizes(scope), technique=technique, data=data_hash(data), edits=said)
+        said.append(
+            dict(
+                site=e.site,
+                layers=layers,
+                kind=kind,
+                value=_parts_of(getattr(e, kind), tensors),
+                positions=_plain(e.positions),
+                heads=_plain(e.heads),
+                keys=_plain(e.keys),
+                when=e.when,
+            )
+        )
+    head = dict(
+        format=1,
+        version=__version__,
+        **model_sizes(scope),
+        technique=technique,
+        data=data_hash(data),
+        edits=said,
+    )
     with written_whole(Path(path)) as draft:
-        save_file({f"t{i}": t for i, t in enumerate(tensors)} or {"none": torch.zeros(0)}, str(draft), metadata={"tokenscope_edits": json.dumps(head)})
+        save_file(
+            {f"t{i}": t for i, t in enumerate(tensors)} or {"none": torch.zeros(0)},
+            str(draft),
+            metadata={"tokenscope_edits": json.dumps(head)},
+        )
     return Path(path)
 
 # %% ../../nbs/change/edit_files.ipynb #dd64b49e
-def edit_file_header(path: "str | Path") -> dict:
+def edit_file_header(path: str | Path) -> dict:
     "What a file of edits says about itself."
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), "pt") as file:
             head = json.loads((file.metadata() or {})["tokenscope_edits"])
         if head["format"] != 1 or not isinstance(head["edits"], list):
             raise ValueError(f"format {head['format']}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise ScopeError(f"Not a file of edits: {Path(path).name} ({type(e).__name__}: {e}); give one that save_edits wrote") from e
+        raise ScopeError(
+            f"Not a file of edits: {Path(path).name} ({type(e).__name__}: {e}); give one that "
+            "save_edits wrote"
+        ) from e
     return head
 
+
 def load_edits(
-    path: "str | Path",
+    path: str | Path,
     scope,  # the `Scope` to put them on
     moves: Iterable = (),  # classes of moves of your own
 ) -> list[Edit]:
     "Read edits from a file, and check that they fit a model."
     from safetensors.torch import load_file
-    head, sizes = edit_file_header(path), model_sizes(scope)
+
+    head = edit_file_header(path)
+    sizes = model_sizes(scope)
     if wrong := [k for k in sizes if k != "model" and head.get(k) != sizes[k]]:
         there, here = ({k: x.get(k) for k in wrong} for x in (head, sizes))
-        raise ScopeError(f"The edits do not fit this model: they are for {head.get('model')} with {there}, and this is {sizes['model']} with {here}")
+        raise ScopeError(
+            f"The edits do not fit this model: they are for {head.get('model')} with {there}, and "
+            f"this is {sizes['model']} with {here}"
+        )
     if head.get("model") != sizes["model"]:
-        warnings.warn(f"These edits were made on {head.get('model')}, and this model is {sizes['model']}: the sizes agree, the effect may differ", stacklevel=2)
-    tensors, made = load_file(str(path)), []
+        warnings.warn(
+            f"These edits were made on {head.get('model')}, and this model is {sizes['model']}: "
+            "the sizes agree, the effect may differ",
+            stacklevel=2,
+        )
+    tensors = load_file(str(path))
+    made = []
     try:
         for e in head["edits"]:
             where = {k: _unplain(e[k]) for k in ("layers", "positions", "heads", "keys")}
-            made.append(Edit(e["site"], **where, when=e["when"], **{e["kind"]: _value_of(e["value"], tensors, moves)}))
+            made.append(
+                Edit(
+                    e["site"],
+                    **where,
+                    when=e["when"],
+                    **{e["kind"]: _value_of(e["value"], tensors, moves)},
+                )
+            )
     except (KeyError, TypeError) as e:
-        raise ScopeError(f"A damaged file of edits: {Path(path).name} ({type(e).__name__}: {e}); write it again with save_edits") from e
+        raise ScopeError(
+            f"A damaged file of edits: {Path(path).name} ({type(e).__name__}: {e}); write it again "
+            "with save_edits"
+        ) from e
     return made

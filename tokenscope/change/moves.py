@@ -19,7 +19,8 @@ from ..text.names import ScopeError
 # %% ../../nbs/change/moves.ipynb #eb543934
 @dataclass(frozen=True, eq=False)
 class Move:
-    "A change of states: subclasses are frozen dataclasses of tensors and plain values, with `__call__(h) -> h`."
+    """A change of states: subclasses are frozen dataclasses of tensors and plain values, with
+    `__call__(h) -> h`."""
 
     def __call__(self, h: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         raise NotImplementedError(f"{type(self).__name__} says no change: write __call__(self, h)")
@@ -32,24 +33,33 @@ class Move:
 @dataclass(frozen=True, eq=False)
 class AddKeepingNorm(Move):
     "Add a vector, then give each state the length it had."
+
     vector: Float[Tensor, " width"]
 
     def __call__(self, h: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         x = h.float()
         moved = x + self.vector.to(x.device)
-        return (moved * (x.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp(min=1e-30))).to(h.dtype)
+        return (
+            moved
+            * (x.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp(min=1e-30))
+        ).to(h.dtype)
 
 # %% ../../nbs/change/moves.ipynb #4972c39c
 @dataclass(frozen=True, eq=False)
 class TurnTowards(Move):
-    "Rotate each state by an angle towards a vector, and keep its length; no further than the vector itself."
+    """Rotate each state by an angle towards a vector, and keep its length; no further than the
+    vector itself."""
+
     vector: Float[Tensor, " width"]
     angle: float  # degrees, 0 to 180
 
     def __call__(self, h: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
-        x, v = h.float(), torch.nn.functional.normalize(self.vector.float(), dim=-1).to(h.device)
+        x = h.float()
+        v = torch.nn.functional.normalize(self.vector.float(), dim=-1).to(h.device)
         along = (x * v).sum(-1, keepdim=True)
-        across = torch.nn.functional.normalize(x - along * v, dim=-1, eps=1e-30)  # the other axis of the plane
+        across = torch.nn.functional.normalize(
+            x - along * v, dim=-1, eps=1e-30
+        )  # the other axis of the plane
         now = torch.atan2((x * across).sum(-1, keepdim=True), along)  # angle to the vector
         then = (now - torch.deg2rad(torch.tensor(float(self.angle)))).clamp(min=0)
         return (x.norm(dim=-1, keepdim=True) * (then.cos() * v + then.sin() * across)).to(h.dtype)
@@ -58,6 +68,7 @@ class TurnTowards(Move):
 @dataclass(frozen=True, eq=False)
 class AddInProportion(Move):
     "Add a direction, as long as a share of each state's own length."
+
     vector: Float[Tensor, " width"]
     share: float  # 1 for as long as the state itself
 
@@ -73,17 +84,25 @@ def orthonormal_basis(
 ) -> Float[Tensor, "rank width"]:  # float32
     "An orthonormal basis of the span of some directions."
     if directions.ndim != 2 or not directions.isfinite().all():
-        raise ScopeError(f"Not a set of directions: shape {tuple(directions.shape)}, or numbers that are not finite; give (k, width)")
+        raise ScopeError(
+            f"Not a set of directions: shape {tuple(directions.shape)}, or numbers that are not "
+            "finite; give (k, width)"
+        )
     _, size, axes = torch.linalg.svd(directions.double(), full_matrices=False)
-    return axes[size > tol * size.max().clamp(min=1e-300)].float() if len(size) else directions.float()
+    return (
+        axes[size > tol * size.max().clamp(min=1e-300)].float() if len(size) else directions.float()
+    )
+
 
 @dataclass(frozen=True, eq=False)
 class ProjectOut(Move):
     "Set what states hold in a subspace to what a mean holds there."
+
     basis: Float[Tensor, "rank width"]  # orthonormal: see `orthonormal_basis`
-    mean: "Tensor | float" = 0.0  # (width,)
+    mean: Tensor | float = 0.0  # (width,)
 
     def __call__(self, h: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
-        x, q = h.float(), self.basis.to(h.device)
+        x = h.float()
+        q = self.basis.to(h.device)
         mean = self.mean.to(h.device) if torch.is_tensor(self.mean) else self.mean
         return (x - (x - mean) @ q.mT @ q).to(h.dtype)

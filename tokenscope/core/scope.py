@@ -27,39 +27,84 @@ from .trace import read, unembed
 # %% ../../nbs/core/scope.ipynb #8fe062c8
 class Scope:
     "A Hugging Face model and its tokenizer, ready to be read and edited."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,  # any Hugging Face decoder model
         tokenizer=None,  # its tokenizer or processor; without one, give token ids instead of text
     ):
         if not hasattr(model, "config"):
-            raise ScopeError(f"Not a Hugging Face model: {type(model).__name__}; give a PreTrainedModel, or a name to load()")
-        self.model, self.processor = model, tokenizer
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor carries its tokenizer
+            raise ScopeError(
+                f"Not a Hugging Face model: {type(model).__name__}; give a PreTrainedModel, or a "
+                "name to load()"
+            )
+        self.model = model
+        self.processor = tokenizer
+        self.tokenizer = getattr(
+            tokenizer, "tokenizer", tokenizer
+        )  # a processor carries its tokenizer
         self.structure = Structure(model)
-        self.handing, self.edits_logits = False, 0  # see `trace.unembed` and `edit`
+        self.handing = False
+        self.edits_logits = 0  # see `trace.unembed` and `edit`
 
-    n_layers = property(lambda self: self.structure.n_layers)
-    n_heads = property(lambda self: self.structure.n_heads)
-    n_kv_heads = property(lambda self: self.structure.n_kv_heads)
-    d_model = property(lambda self: self.structure.d_model)
-    d_head = property(lambda self: self.structure.d_head)
-    vocab_size = property(lambda self: self.structure.vocab_size)
-    device = property(lambda self: self.structure.embedding.weight.device)
-    dtype = property(lambda self: self.structure.embedding.weight.dtype)
+    @property
+    def n_layers(self):
+        return self.structure.n_layers
+
+    @property
+    def n_heads(self):
+        return self.structure.n_heads
+
+    @property
+    def n_kv_heads(self):
+        return self.structure.n_kv_heads
+
+    @property
+    def d_model(self):
+        return self.structure.d_model
+
+    @property
+    def d_head(self):
+        return self.structure.d_head
+
+    @property
+    def vocab_size(self):
+        return self.structure.vocab_size
+
+    @property
+    def device(self):
+        return self.structure.embedding.weight.device
+
+    @property
+    def dtype(self):
+        return self.structure.embedding.weight.dtype
 
     @property
     def name(self) -> str:
         "The last part of the folder or hub id that the model came from, or else its class."
-        return Path(str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)).name
+        return Path(
+            str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
+        ).name
 
-    read, edit, unembed = read, edit, unembed
-    surprisal, entropy, logprobs, next_tokens = surprisal, entropy, logprobs, next_tokens
-    logit_lens, attention_received = logit_lens, attention_received
+    read = read
+    edit = edit
+    unembed = unembed
+    surprisal = surprisal
+    entropy = entropy
+    logprobs = logprobs
+    next_tokens = next_tokens
+    logit_lens = logit_lens
+    attention_received = attention_received
 
     def __repr__(self):
-        heads = f"{self.n_heads} heads" + (f" ({self.n_kv_heads} key-value)" if self.n_kv_heads != self.n_heads else "")
-        return (f"Scope({type(self.model).__name__}: {self.n_layers} layers, d_model {self.d_model}, {heads}, "
-                f"vocabulary {self.vocab_size:,}, {str(self.dtype).removeprefix('torch.')})")
+        heads = f"{self.n_heads} heads" + (
+            f" ({self.n_kv_heads} key-value)" if self.n_kv_heads != self.n_heads else ""
+        )
+        return (
+            f"Scope({type(self.model).__name__}: {self.n_layers} layers, d_model {self.d_model}, "
+            f"{heads}, "
+            f"vocabulary {self.vocab_size:,}, {str(self.dtype).removeprefix('torch.')})"
+        )
 
 # %% ../../nbs/core/scope.ipynb #54d05647
 def encode(
@@ -70,7 +115,9 @@ def encode(
     "A padded batch on the model's device, checked against its vocabulary and context."
     if isinstance(text, Batch):
         return text
-    return make_batch(text, self.tokenizer, self.device, padding_side, self.vocab_size, self.structure.max_tokens)
+    return make_batch(
+        text, self.tokenizer, self.device, padding_side, self.vocab_size, self.structure.max_tokens
+    )
 
 # %% ../../nbs/core/scope.ipynb #dddf252b
 def generate(
@@ -78,25 +125,52 @@ def generate(
     text,  # prompt or prompts, as in `encode`
     max_new_tokens: int = 40,
     return_ids: bool = False,  # give the new token ids too: decoding loses how a text was cut
-    seed: "int | None" = None,  # for sampling; the surrounding random state is left alone
+    seed: int | None = None,  # for sampling; the surrounding random state is left alone
     **kwargs,  # anything transformers' `generate` takes
-) -> "str | list | tuple":  # one text for one prompt, a list for a list (ids without a tokenizer); with `return_ids` also the ids
+    # one text for one prompt, a list for a list (ids without a tokenizer); with `return_ids` also
+    # the ids
+) -> str | list | tuple:
     "Let the model continue."
     batch = self.encode(text, padding_side="left")
     limit = self.structure.max_tokens
     if limit and batch.input_ids.shape[1] + max_new_tokens > limit:
-        raise ScopeError(f"Too long: {batch.input_ids.shape[1]} tokens and {max_new_tokens} new ones exceed the context of {limit}")
-    pad = next((i for i in (getattr(self.tokenizer, "pad_token_id", None), getattr(self.tokenizer, "eos_token_id", None)) if i is not None), 0)
+        raise ScopeError(
+            f"Too long: {batch.input_ids.shape[1]} tokens and {max_new_tokens} new ones exceed the "
+            f"context of {limit}"
+        )
+    pad = next(
+        (
+            i
+            for i in (
+                getattr(self.tokenizer, "pad_token_id", None),
+                getattr(self.tokenizer, "eos_token_id", None),
+            )
+            if i is not None
+        ),
+        0,
+    )
     if kwargs.get("num_beams", 1) == 1:
         kwargs.setdefault("do_sample", False)
     with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
         if seed is not None:
             torch.manual_seed(seed)
-        ids = self.model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=max_new_tokens,
-                                  pad_token_id=pad, **batch.extra, **kwargs)
-    new = ids[:, batch.input_ids.shape[1]:].tolist()
-    texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in new] if self.tokenizer else new
-    alone = len(new) == 1 and not (isinstance(text, (list, tuple)) and text and isinstance(text[0], (str, list)))
+        ids = self.model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            **batch.extra,
+            **kwargs,
+        )
+    new = ids[:, batch.input_ids.shape[1] :].tolist()
+    texts = (
+        [self.tokenizer.decode(row, skip_special_tokens=True) for row in new]
+        if self.tokenizer
+        else new
+    )
+    alone = len(new) == 1 and not (
+        isinstance(text, (list, tuple)) and text and isinstance(text[0], (str, list))
+    )
     texts, new = (texts[0], new[0]) if alone else (texts, new)
     return (texts, new) if return_ids else texts
 
@@ -110,20 +184,39 @@ def logits(
     return self.read(text, "logits", positions=positions)["logits"]
 
 # %% ../../nbs/core/scope.ipynb #db397f11
-Scope.encode, Scope.generate, Scope.logits = encode, generate, logits
+Scope.encode = encode
+Scope.generate = generate
+Scope.logits = logits
 
 # %% ../../nbs/core/scope.ipynb #b9156a54
 def _from_name(name, kwargs):
     "A model from a folder or the hub: a causal language model, or else a vision-language one."
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
     trust = kwargs.get("trust_remote_code", False)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **({"gguf_file": kwargs["gguf_file"]} if "gguf_file" in kwargs else {}))
-    known = [c for c in (AutoModelForCausalLM, AutoModelForImageTextToText) if type(config) in c._model_mapping]
-    return (known[0] if known else AutoModelForCausalLM if trust else AutoModel).from_pretrained(name, **kwargs)
+    config = AutoConfig.from_pretrained(
+        name,
+        trust_remote_code=trust,
+        **({"gguf_file": kwargs["gguf_file"]} if "gguf_file" in kwargs else {}),
+    )
+    known = [
+        c
+        for c in (AutoModelForCausalLM, AutoModelForImageTextToText)
+        if type(config) in c._model_mapping
+    ]
+    return (known[0] if known else AutoModelForCausalLM if trust else AutoModel).from_pretrained(
+        name, **kwargs
+    )
 
 # %% ../../nbs/core/scope.ipynb #8f9451bc
 def _tokenizer_of(name, model, kwargs):
     from transformers import AutoProcessor, AutoTokenizer
+
     some = {k: kwargs[k] for k in ("gguf_file", "trust_remote_code") if k in kwargs}
     cls = AutoProcessor if hasattr(model.config, "vision_config") else AutoTokenizer
     try:
@@ -133,11 +226,16 @@ def _tokenizer_of(name, model, kwargs):
 
 # %% ../../nbs/core/scope.ipynb #a5d845bb
 def load(
-    name: "str | Path | nn.Module | None" = None,  # hub id, folder, GGUF file, or a model; None for the default
+    name: str
+    | Path
+    | nn.Module
+    | None = None,  # hub id, folder, GGUF file, or a model; None for the default
     tokenizer=None,  # a tokenizer or processor, if not the model's own
-    dtype: "torch.dtype | str | None" = None,  # default: float32 on a processor, as saved on a GPU
-    device: "str | None" = None,  # default: a GPU if there is one
-    **kwargs,  # anything `from_pretrained` takes: attn_implementation, device_map, revision, trust_remote_code, …
+    dtype: torch.dtype | str | None = None,  # default: float32 on a processor, as saved on a GPU
+    device: str | None = None,  # default: a GPU if there is one
+    # anything `from_pretrained` takes: attn_implementation, device_map, revision,
+    # trust_remote_code, …
+    **kwargs,
 ) -> Scope:
     "Put a model under the scope."
     if isinstance(name, nn.Module):
@@ -152,8 +250,13 @@ def load(
     try:
         model = _from_name(name, kwargs)
     except OSError as e:
-        raise ScopeError(f"No such model: {name!r} is neither a folder with a config.json nor a model that the hub gave us "
-                         f"({str(e).splitlines()[0]}); load() without a name gives the default") from e
+        raise ScopeError(
+            f"No such model: {name!r} is neither a folder with a config.json nor a model that the "
+            "hub gave us "
+            f"({str(e).splitlines()[0]}); load() without a name gives the default"
+        ) from e
     if "device_map" not in kwargs:
         model = model.to(device)
-    return Scope(model.eval().requires_grad_(False), tokenizer or _tokenizer_of(name, model, kwargs))
+    return Scope(
+        model.eval().requires_grad_(False), tokenizer or _tokenizer_of(name, model, kwargs)
+    )

@@ -34,7 +34,9 @@ def over_logits(
     pieces = []
     for start in range(0, len(hidden), _chunk):
         piece = slice(start, min(start + _chunk, len(hidden)))
-        pieces.append(reduce(unembed(scope, hidden[piece], normed=normed).float().log_softmax(-1), piece))
+        pieces.append(
+            reduce(unembed(scope, hidden[piece], normed=normed).float().log_softmax(-1), piece)
+        )
     return torch.cat(pieces)
 
 # %% ../../nbs/core/scores.ipynb #92a0577c
@@ -42,13 +44,18 @@ def _batch_and_hidden(scope, text):
     batch = scope.encode(text)
     with torch.no_grad():
         if scope.edits_logits:
-            raise ScopeError("Surprisal and entropy do not see edits of the site logits; edit resid_post, or use read(text, 'logits')")
+            raise ScopeError(
+                "Surprisal and entropy do not see edits of the site logits; edit resid_post, or "
+                "use read(text, 'logits')"
+            )
         return batch, final_hidden(scope, batch)
 
 # %% ../../nbs/core/scores.ipynb #9f870464
 def _is_single(text):
     "Was one text given, rather than a list?"
-    return isinstance(text, str) or (isinstance(text, (list, tuple)) and isinstance(text[0], (int, dict)))
+    return isinstance(text, str) or (
+        isinstance(text, (list, tuple)) and isinstance(text[0], (int, dict))
+    )
 
 # %% ../../nbs/core/scores.ipynb #14511e8b
 def logprobs(
@@ -57,11 +64,18 @@ def logprobs(
 ) -> Float[Tensor, "batch token"]:  # nats; NaN at each first token and at padding
     "Log-probability of every token given the tokens before it."
     batch, hidden = _batch_and_hidden(scope, text)
-    ids, mask = batch.input_ids, batch.attention_mask.bool()
+    ids = batch.input_ids
+    mask = batch.attention_mask.bool()
     seen = mask[:, :-1] & mask[:, 1:]  # both the token and its predecessor are real
     targets = ids[:, 1:][seen]
     out = torch.full(ids.shape, float("nan"), device=ids.device)
-    values = over_logits(scope, hidden[:, :-1][seen], lambda lp, at: lp.gather(1, targets[at, None])[:, 0]) if len(targets) else targets.float()
+    values = (
+        over_logits(
+            scope, hidden[:, :-1][seen], lambda lp, at: lp.gather(1, targets[at, None])[:, 0]
+        )
+        if len(targets)
+        else targets.float()
+    )
     out[:, 1:][seen] = values
     return out
 
@@ -69,25 +83,31 @@ def logprobs(
 def surprisal(
     scope,  # a `Scope`
     text,  # as in `encode`
-) -> "TokenScores | list[TokenScores]":  # a list for a list of texts
+) -> TokenScores | list[TokenScores]:  # a list for a list of texts
     "How surprising each token was to the model, in nats."
     batch = scope.encode(text)
     rows = -logprobs(scope, batch)
     mask = batch.attention_mask.bool()
-    strips = [TokenScores(t, row[m].cpu().numpy(), name="surprisal", unit="nats") for t, row, m in zip(batch.tokens, rows, mask)]
+    strips = [
+        TokenScores(t, row[m].cpu().numpy(), name="surprisal", unit="nats")
+        for t, row, m in zip(batch.tokens, rows, mask)
+    ]
     return strips[0] if _is_single(text) else strips
 
 # %% ../../nbs/core/scores.ipynb #3127ac07
 def entropy(
     scope,  # a `Scope`
     text,  # as in `encode`
-) -> "TokenScores | list[TokenScores]":
+) -> TokenScores | list[TokenScores]:
     "How open the continuation is after each token, in nats."
     batch, hidden = _batch_and_hidden(scope, text)
     mask = batch.attention_mask.bool()
     flat = over_logits(scope, hidden[mask], lambda lp, at: -(lp.exp() * lp).nan_to_num().sum(-1))
     rows = flat.split(batch.lengths)
-    strips = [TokenScores(t, row.cpu().numpy(), name="entropy of the next token", unit="nats") for t, row in zip(batch.tokens, rows)]
+    strips = [
+        TokenScores(t, row.cpu().numpy(), name="entropy of the next token", unit="nats")
+        for t, row in zip(batch.tokens, rows)
+    ]
     return strips[0] if _is_single(text) else strips
 
 # %% ../../nbs/core/scores.ipynb #6700d53d
@@ -98,47 +118,63 @@ def next_tokens(
 ) -> TokenScores:  # probabilities
     "The k most probable next tokens."
     if not 1 <= k <= scope.vocab_size:
-        raise ScopeError(f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}")
+        raise ScopeError(
+            f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}"
+        )
     logits = scope.read(text, "logits", positions=-1)["logits"]
     if len(logits) != 1:
         raise ScopeError(f"next_tokens takes one text; given: {len(logits)}")
     p, ids = logits[0, 0].float().softmax(-1).topk(k)
-    pieces = [scope.tokenizer.decode([i]) for i in ids.tolist()] if scope.tokenizer else ids.tolist()
-    return TokenScores([str(s) for s in pieces], p.cpu().numpy(), name="probability of coming next", limits=(0, 1))
+    pieces = (
+        [scope.tokenizer.decode([i]) for i in ids.tolist()] if scope.tokenizer else ids.tolist()
+    )
+    return TokenScores(
+        [str(s) for s in pieces], p.cpu().numpy(), name="probability of coming next", limits=(0, 1)
+    )
 
 # %% ../../nbs/core/scores.ipynb #0196dd3b
 def _mean_received(pattern, real, heads):
     "Mean weight on each key from the real queries that can see it: (batch, key)."
     p = pattern if heads is None else pattern[:, heads]
     n = p.shape[-1]
-    sees = (real[:, :, None] & real[:, None, :]) & torch.ones(n, n, dtype=torch.bool, device=p.device).tril()
+    sees = (real[:, :, None] & real[:, None, :]) & torch.ones(
+        n, n, dtype=torch.bool, device=p.device
+    ).tril()
     return (p.mean(1) * sees).sum(1) / sees.sum(1).clamp(min=1)
 
 # %% ../../nbs/core/scores.ipynb #0a05c492
 def attention_received(
     scope,  # a `Scope`
     text,  # as in `encode`
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all
-    heads: "None | int | slice | Iterable[int]" = None,  # None for the mean of all
-) -> "TokenScores | list[TokenScores]":  # values are (layer, token)
+    layers: None | int | slice | Iterable[int] = None,  # None for all
+    heads: None | int | slice | Iterable[int] = None,  # None for the mean of all
+) -> TokenScores | list[TokenScores]:  # values are (layer, token)
     "Mean attention weight on each token, from the queries that can see it."
-    batch, layers = scope.encode(text), resolve_layers(layers, scope.n_layers)
+    batch = scope.encode(text)
+    layers = resolve_layers(layers, scope.n_layers)
     heads = None if heads is None else resolve_indices(heads, scope.n_heads, "head")
-    real, found = batch.attention_mask.bool(), {}
+    real = batch.attention_mask.bool()
+    found = {}
 
     def take(layer):
         def tap(pattern):
             found[layer] = _mean_received(pattern, real, heads)
             if len(found) == len(set(layers)):
                 raise EnoughRead
+
         return tap
 
-    with torch.no_grad(), site_taps(scope.structure, [("pattern", i, take(i)) for i in dict.fromkeys(layers)]):
+    with (
+        torch.no_grad(),
+        site_taps(scope.structure, [("pattern", i, take(i)) for i in dict.fromkeys(layers)]),
+    ):
         try:
             final_hidden(scope, batch)
         except EnoughRead:
             pass
     values = torch.stack([found[i] for i in layers], dim=1).float().cpu().numpy()
-    strips = [TokenScores(t, v[:, m], name="attention received", layers=layers, limits=(0, 1))
-              for t, v, m in zip(batch.tokens, values, real.cpu().numpy())]
+    strips = [
+        TokenScores(t, v[:, m], name="attention received", layers=layers, limits=(0, 1))
+        for t, v, m in zip(batch.tokens, values, real.cpu().numpy())
+    ]
     return strips[0] if _is_single(text) else strips

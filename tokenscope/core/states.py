@@ -20,7 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..text.batch import batches_by_length, make_batch, rows_of
-from ..text.names import LAYERLESS_SITES, SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
+from tokenscope.text.names import (
+    LAYERLESS_SITES,
+    SITES,
+    SQUARE_SITES,
+    ScopeError,
+    check_site,
+    resolve_layers,
+)
 
 # %% ../../nbs/core/states.ipynb #5923be1a
 def _rows(scope, window, before):
@@ -35,18 +42,29 @@ def state_batches(
     scope,  # a `Scope`
     texts: Iterable,  # texts, or lists of token ids; may be a generator
     site: str = "resid_post",  # a site with one vector a token
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all
-    positions: "None | int | slice | str | Iterable[int]" = slice(1, None),  # all but the first real token
+    layers: None | int | slice | Iterable[int] = None,  # None for all
+    positions: None | int | slice | str | Iterable[int] = slice(
+        1, None
+    ),  # all but the first real token
     batch_tokens: int = 2048,  # tokens in a batch, padding included
     digest=None,  # a hash to be told the token ids
-) -> Iterator[tuple[list[int], Float[Tensor, "batch token layer width"], Tensor]]:  # numbers of the texts, states, which tokens are meant
+) -> Iterator[
+    tuple[list[int], Float[Tensor, "batch token layer width"], Tensor]
+]:  # numbers of the texts, states, which tokens are meant
     "The states of a set of texts, one batch at a time."
     site = check_site(site)
     if site in LAYERLESS_SITES or SITES[site].axes not in ("token d_model", "token d_mlp"):
-        raise ScopeError(f"No directions at this site: {site}; it needs layers and one vector a token, such as resid_post, attn_out, mlp_out, mlp_post")
+        raise ScopeError(
+            f"No directions at this site: {site}; it needs layers and one vector a token, such as "
+            "resid_post, attn_out, mlp_out, mlp_post"
+        )
     if isinstance(texts, (str, dict)):
-        raise ScopeError("Not a set of texts: one text was given; give a list, with at least one text")
-    layers, stream, before = list(dict.fromkeys(resolve_layers(layers, scope.n_layers))), iter(texts), 0
+        raise ScopeError(
+            "Not a set of texts: one text was given; give a list, with at least one text"
+        )
+    layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
+    stream = iter(texts)
+    before = 0
     while window := list(islice(stream, 256)):
         rows = _rows(scope, window, before)
         if digest is not None:
@@ -60,12 +78,13 @@ def state_batches(
 @dataclass
 class StateMoments:
     "Count, mean, mean norm and scatter of the states at some layers."
+
     layers: list[int]
     site: str
     mean: Float[Tensor, "layer width"]  # double precision
     norms: Float[Tensor, " layer"]  # mean length of a state
     n_tokens: int
-    scatter: "Tensor | None" = None  # (layer, width, width): sum of squares around the mean
+    scatter: Tensor | None = None  # (layer, width, width): sum of squares around the mean
     meta: dict = field(default_factory=dict)
 
 # %% ../../nbs/core/states.ipynb #a9355d40
@@ -74,7 +93,8 @@ def _merge(total, x, second):
     n, mean, norms, scatter = total
     x, m = x.double(), len(x)
     own = x.mean(0)
-    moved, share = own - mean, m / (n + m)
+    moved = own - mean
+    share = m / (n + m)
     if second:
         y = (x - own).transpose(0, 1)
         scatter = scatter + y.mT @ y + moved[:, :, None] * moved[:, None, :] * (n * share)
@@ -85,25 +105,48 @@ def state_moments(
     scope,  # a `Scope`
     texts: Iterable,  # as in `state_batches`
     site: str = "resid_post",
-    layers: "None | int | slice | Iterable[int]" = None,
-    positions: "None | int | slice | str | Iterable[int]" = slice(1, None),
+    layers: None | int | slice | Iterable[int] = None,
+    positions: None | int | slice | str | Iterable[int] = slice(1, None),
     batch_tokens: int = 2048,
     second: bool = False,  # the scatter too: width x width numbers a layer
 ) -> StateMoments:
-    "Moments of the states of a set of texts, over tokens; the first token of each text is left out."
-    layers, digest, total = list(dict.fromkeys(resolve_layers(layers, scope.n_layers))), hashlib.sha256(), None
-    for _, states, meant in state_batches(scope, texts, site, layers, positions, batch_tokens, digest):
+    """Moments of the states of a set of texts, over tokens; the first token of each text is left
+    out."""
+    layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
+    digest = hashlib.sha256()
+    total = None
+    for _, states, meant in state_batches(
+        scope, texts, site, layers, positions, batch_tokens, digest
+    ):
         x = states[meant]
         if total is None:
-            zeros = lambda *shape: torch.zeros(len(layers), *shape, dtype=torch.double, device=x.device)
-            total = 0, zeros(x.shape[-1]), zeros(), zeros(x.shape[-1], x.shape[-1]) if second else None
+
+            def zeros(*shape):
+                return torch.zeros(len(layers), *shape, dtype=torch.double, device=x.device)
+
+            total = (
+                0,
+                zeros(x.shape[-1]),
+                zeros(),
+                zeros(x.shape[-1], x.shape[-1]) if second else None,
+            )
         if len(x):
             total = _merge(total, x, second)
     if total is None or not total[0]:
-        raise ScopeError("No states to average: " + ("the set of texts is empty" if total is None else "no text has a token at the chosen positions")
-                         + "; give at least one text of two tokens (the first token of a text is left out)")
+        raise ScopeError(
+            "No states to average: "
+            + (
+                "the set of texts is empty"
+                if total is None
+                else "no text has a token at the chosen positions"
+            )
+            + "; give at least one text of two tokens (the first token of a text is left out)"
+        )
     if not total[1].isfinite().all():
-        raise ScopeError("The states are not finite: the model gives NaN or infinity on these texts; try a wider number type")
+        raise ScopeError(
+            "The states are not finite: the model gives NaN or infinity on these texts; try a "
+            "wider number type"
+        )
     meta = dict(model=scope.name, data=digest.hexdigest()[:16])
     return StateMoments(layers, check_site(site), total[1], total[2], total[0], total[3], meta)
 
@@ -116,14 +159,27 @@ def sample_states(
     **where,  # site, layers, positions, batch_tokens
 ) -> Float[Tensor, "token layer width"]:  # on the processor; fewer if there are fewer tokens
     "A random sample of the states of a set of texts."
-    kept, keys = [], torch.empty(0, dtype=torch.double)
+    kept = []
+    keys = torch.empty(0, dtype=torch.double)
     for numbers, states, meant in state_batches(scope, texts, **where):
-        own = [torch.rand(int(m.sum()), generator=torch.Generator().manual_seed(seed * 1_000_003 + i), dtype=torch.double) for i, m in zip(numbers, meant)]
-        kept, keys = torch.cat([*kept, states[meant].cpu()])[None], torch.cat([keys, *own])
+        own = [
+            torch.rand(
+                int(m.sum()),
+                generator=torch.Generator().manual_seed(seed * 1_000_003 + i),
+                dtype=torch.double,
+            )
+            for i, m in zip(numbers, meant)
+        ]
+        kept = torch.cat([*kept, states[meant].cpu()])[None]
+        keys = torch.cat([keys, *own])
         best = keys.argsort()[:n]
-        kept, keys = [kept[0][best]], keys[best]
+        kept = [kept[0][best]]
+        keys = keys[best]
     if not len(keys):
-        raise ScopeError("No states to sample: the set of texts is empty, or no text has a token at the chosen positions; give at least one text of two tokens")
+        raise ScopeError(
+            "No states to sample: the set of texts is empty, or no text has a token at the chosen "
+            "positions; give at least one text of two tokens"
+        )
     return kept[0]
 
 # %% ../../nbs/core/states.ipynb #laststate1
@@ -131,18 +187,27 @@ def last_states(
     scope,  # a `Scope`
     texts: Iterable,  # texts, chats, or lists of token ids
     site: str = "resid_post",  # a site with one vector a token, or one for each head
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all
+    layers: None | int | slice | Iterable[int] = None,  # None for all
     batch_tokens: int = 2048,
 ) -> Float[Tensor, "text layer width"]:  # float32, on the processor, in the order of the texts
     "The states of the last token of each text."
     site = check_site(site)
     if site in (*LAYERLESS_SITES, *SQUARE_SITES):
-        raise ScopeError(f"No states of a last token at {site}; it needs layers and a vector a token, such as resid_post, z, mlp_post")
-    rows, out = _rows(scope, list(texts), 0), None
+        raise ScopeError(
+            f"No states of a last token at {site}; it needs layers and a vector a token, such as "
+            "resid_post, z, mlp_post"
+        )
+    rows = _rows(scope, list(texts), 0)
+    out = None
     if not rows:
         raise ScopeError("No states to read: the set of texts is empty; give at least one text")
     for some in batches_by_length([len(r) for r in rows], batch_tokens):
-        states = scope.read([rows[i] for i in some], site, layers=layers, positions=-1)[site][:, :, 0].flatten(2).float().cpu()
+        states = (
+            scope.read([rows[i] for i in some], site, layers=layers, positions=-1)[site][:, :, 0]
+            .flatten(2)
+            .float()
+            .cpu()
+        )
         out = states.new_empty(len(rows), *states.shape[1:]) if out is None else out
         out[some] = states
     return out
@@ -151,6 +216,7 @@ def last_states(
 @dataclass
 class TokenStates:
     "The states of some texts; behind a text's last token they are zero."
+
     states: Float[Tensor, "text layer token d_model"]  # float32, on the processor
     mask: Bool[Tensor, "text token"]  # which tokens are real
     tokens: list  # one `Tokens` a text
@@ -161,34 +227,52 @@ class TokenStates:
 def _outputs(model, rows, layers):
     "One batch: the outputs of some layers, the last one after the final norm."
     if hasattr(model, "read"):
-        states, last = model.read(rows, "resid_post", layers=layers)["resid_post"], model.n_layers - 1
+        states = model.read(rows, "resid_post", layers=layers)["resid_post"]
+        last = model.n_layers - 1
         for norm in model.structure.after_layers if last in layers else ():
             states[:, layers.index(last)] = norm(states[:, layers.index(last)])
         return states
     batch = make_batch(rows, model[1], model[0].device)
-    hidden = model[0](batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True).hidden_states[1:]
+    hidden = model[0](
+        batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
+    ).hidden_states[1:]
     return torch.stack([hidden[i] for i in layers], dim=1)
 
 # %% ../../nbs/core/states.ipynb #5bbbec32
 def token_states(
     model,  # a `Scope`, or a pair (encoder, tokenizer)
     texts,  # one text or many, as in `Scope.encode`
-    layers: "None | int | slice | Iterable[int]" = -1,  # their outputs; None for all
+    layers: None | int | slice | Iterable[int] = -1,  # their outputs; None for all
     batch_tokens: int = 2048,  # tokens in a batch, padding included
 ) -> TokenStates:
     "What a frozen model makes of every token of some texts."
     if hasattr(model, "read"):
-        batch, n_layers = model.encode(texts), model.n_layers
+        batch = model.encode(texts)
+        n_layers = model.n_layers
     elif isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config"):
         config = model[0].config
-        batch, n_layers = make_batch(texts, model[1], vocab_size=config.vocab_size, max_tokens=config.max_position_embeddings), config.num_hidden_layers
+        batch = make_batch(
+            texts, model[1], vocab_size=config.vocab_size, max_tokens=config.max_position_embeddings
+        )
+        n_layers = config.num_hidden_layers
     else:
-        raise ScopeError(f"No model to take states from: {type(model).__name__}; give a Scope, or a pair (encoder, tokenizer)")
-    layers, lengths, out = list(dict.fromkeys(resolve_layers(layers, n_layers))), batch.lengths, None
+        raise ScopeError(
+            f"No model to take states from: {type(model).__name__}; give a Scope, or a pair "
+            "(encoder, tokenizer)"
+        )
+    layers = list(dict.fromkeys(resolve_layers(layers, n_layers)))
+    lengths = batch.lengths
+    out = None
     rows = [ids[kept].tolist() for ids, kept in zip(batch.input_ids, batch.attention_mask.bool())]
     for some in tqdm(batches_by_length(lengths, batch_tokens), delay=2, desc="states", leave=False):
         states = _outputs(model, [rows[i] for i in some], layers).float().cpu()
-        out = states.new_zeros(len(rows), len(layers), max(lengths), states.shape[-1]) if out is None else out
+        out = (
+            states.new_zeros(len(rows), len(layers), max(lengths), states.shape[-1])
+            if out is None
+            else out
+        )
         for i, own in zip(some, states):
-            out[i, :, :lengths[i]] = own[:, :lengths[i]]
-    return TokenStates(out, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None], batch.tokens, layers)
+            out[i, :, : lengths[i]] = own[:, : lengths[i]]
+    return TokenStates(
+        out, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None], batch.tokens, layers
+    )

@@ -18,7 +18,8 @@ from torch import nn
 from ..text.names import SITES, ScopeError
 
 # %% ../../nbs/core/structure.ipynb #37694377
-# Families that do not state their classes: (decoder layer, attention). Looked up by class name, never by model_type.
+# Families that do not state their classes: (decoder layer, attention). Looked up by class name,
+# never by model_type.
 _unstated = {
     "FalconModel": ("FalconDecoderLayer", "FalconAttention"),
     "BloomModel": ("BloomBlock", "BloomAttention"),
@@ -43,7 +44,12 @@ def stated_classes(
 # %% ../../nbs/core/structure.ipynb #200a0931
 def _is_one(module, classes):
     "Is the module of one of these classes, given as classes or as names?"
-    return any(module.__class__ is c or (isinstance(c, type) and isinstance(module, c)) or type(module).__name__ == c for c in classes)
+    return any(
+        module.__class__ is c
+        or (isinstance(c, type) and isinstance(module, c))
+        or type(module).__name__ == c
+        for c in classes
+    )
 
 # %% ../../nbs/core/structure.ipynb #3c224bb8
 def find_decoder(
@@ -55,15 +61,24 @@ def find_decoder(
     for start in starts:
         for module in start.modules():
             layers = stated_classes(module, "hidden_states")
-            # the deepest holder: OPTModel and OPTDecoder both state the class, the second one runs the layers
-            if layers and any(isinstance(c, nn.ModuleList) and len(c) and _is_one(c[0], layers) for c in module.children()):
+            # the deepest holder: OPTModel and OPTDecoder both state the class, the second one runs
+            # the
+            # layers
+            if layers and any(
+                isinstance(c, nn.ModuleList) and len(c) and _is_one(c[0], layers)
+                for c in module.children()
+            ):
                 return module
-    raise ScopeError(f"No decoder layers found in {type(model).__name__}: it does not state `_can_record_outputs` and is not in the "
-                     f"fallback table ({', '.join(_unstated)}); accepted are Hugging Face decoder models")
+    raise ScopeError(
+        f"No decoder layers found in {type(model).__name__}: it does not state "
+        "`_can_record_outputs` and is not in the "
+        f"fallback table ({', '.join(_unstated)}); accepted are Hugging Face decoder models"
+    )
 
 # %% ../../nbs/core/structure.ipynb #8d96beee
 class Call(NamedTuple):
     "One call of a module while two tokens went through."
+
     module: nn.Module
     given: torch.Tensor  # first tensor among the arguments
     made: torch.Tensor  # first tensor of the output
@@ -71,11 +86,17 @@ class Call(NamedTuple):
 # %% ../../nbs/core/structure.ipynb #f61d01c9
 def first_tensor(
     value,  # an argument tuple, a module's output, a ModelOutput, or a tensor
-) -> "torch.Tensor | None":
+) -> torch.Tensor | None:
     "The first floating tensor in a module's arguments or output."
     if torch.is_tensor(value):
         return value if value.is_floating_point() else None
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    values = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, (tuple, list))
+        else ()
+    )
     return next((t for v in values if (t := first_tensor(v)) is not None), None)
 
 # %% ../../nbs/core/structure.ipynb #6638647c
@@ -87,7 +108,9 @@ def watch(
     calls = []
 
     def note(module, args, kwargs, output):
-        calls.append(Call(module, first_tensor((*args, kwargs.get("hidden_states"))), first_tensor(output)))
+        calls.append(
+            Call(module, first_tensor((*args, kwargs.get("hidden_states"))), first_tensor(output))
+        )
 
     hooks = [m.register_forward_hook(note, with_kwargs=True) for m in modules]
     try:
@@ -101,6 +124,7 @@ def watch(
 # %% ../../nbs/core/structure.ipynb #cba1bb64
 class Place(NamedTuple):
     "How to reach a site: the input or the output of a module."
+
     module: nn.Module
     side: str  # "input" or "output"
     index: int = 0  # which tensor of a tuple output
@@ -114,41 +138,62 @@ def _has_matrix(module):
 def _passed_on(calls, start):
     "Follow a block's output through norms that take exactly this tensor; return the last of them."
     last = calls[start]
-    for call in calls[start + 1:]:
+    for call in calls[start + 1 :]:
         if call.given is last.made and not _has_matrix(call.module):
             last = call
     return last
 
 # %% ../../nbs/core/structure.ipynb #bec77925
 def _adds_itself(calls, start):
-    "Does the attention block return the sum with the residual (BLOOM)? Then a norm takes it on its way into the MLP."
-    norm = next((c for c in calls[start + 1:] if c.given is calls[start].made and not _has_matrix(c.module)), None)
+    """Does the attention block return the sum with the residual (BLOOM)? Then a norm takes it on
+    its way into the MLP."""
+    norm = next(
+        (
+            c
+            for c in calls[start + 1 :]
+            if c.given is calls[start].made and not _has_matrix(c.module)
+        ),
+        None,
+    )
     return norm is not None and any(c.given is norm.made and _has_matrix(c.module) for c in calls)
 
 # %% ../../nbs/core/structure.ipynb #b61a6e03
 def layer_places(
     calls: list[Call],  # calls of the layer's direct children, in order
     layer_input: torch.Tensor,  # the residual stream entering the layer
-    attention: "nn.Module | None",  # the attention block or the child that contains it
+    attention: nn.Module | None,  # the attention block or the child that contains it
     inner: list[Call],  # calls of the leaf modules with a matrix, in order
     routed: bool,  # is there a router in this layer?
 ) -> dict[str, Place]:  # site name -> place
     "Find `attn_out`, `resid_mid`, `mlp_out` and `mlp_post` of one layer."
-    places, start = {}, next((i for i, c in enumerate(calls) if c.module is attention), None)
+    places = {}
+    start = next((i for i, c in enumerate(calls) if c.module is attention), None)
     if start is not None and _adds_itself(calls, start):
         return {"resid_mid": Place(attention, "output")}
     if start is not None:
         places["attn_out"] = Place(_passed_on(calls, start).module, "output")
-    after = calls[start + 1:] if start is not None else calls
+    after = calls[start + 1 :] if start is not None else calls
     known = [layer_input] + [c.made for c in calls]
-    made_here = next((c for c in after if c.given is not None and c.given.numel() == layer_input.numel()
-                      and not any(c.given is t for t in known)), None)
+    made_here = next(
+        (
+            c
+            for c in after
+            if c.given is not None
+            and c.given.numel() == layer_input.numel()
+            and not any(c.given is t for t in known)
+        ),
+        None,
+    )
     if made_here is not None and start is not None:
         places["resid_mid"] = Place(made_here.module, "input", inplace=True)
     blocks = [i for i, c in enumerate(calls) if c.module is not attention and _has_matrix(c.module)]
     if blocks:
         places["mlp_out"] = Place(_passed_on(calls, blocks[-1]).module, "output")
-        inside = [c for c in inner if any(c.module is m for i in blocks for m in calls[i].module.modules())]
+        inside = [
+            c
+            for c in inner
+            if any(c.module is m for i in blocks for m in calls[i].module.modules())
+        ]
         if inside and not routed and inside[-1].made.shape[-1] == layer_input.shape[-1]:
             places["mlp_post"] = Place(inside[-1].module, "input")
     return places
@@ -162,6 +207,7 @@ def _first(config, *names):
 @dataclass
 class Structure:
     "What a model is made of, in the package's own words."
+
     model: nn.Module  # the Hugging Face model
     decoder: nn.Module = field(init=False)  # the text stack
     body: nn.Module = field(init=False)  # everything but the unembedding
@@ -169,38 +215,68 @@ class Structure:
     attentions: list = field(init=False)  # attention block of each layer, or None
 
     def __post_init__(self):
-        self.decoder, self.body = find_decoder(self.model), self.model.base_model
+        self.decoder = find_decoder(self.model)
+        self.body = self.model.base_model
         layer_classes = stated_classes(self.decoder, "hidden_states")
         attention_classes = stated_classes(self.decoder, "attentions")
         self.layers = [m for m in self.decoder.modules() if _is_one(m, layer_classes)]
-        self.attentions = [next((m for m in layer.modules() if _is_one(m, attention_classes)), None) for layer in self.layers]
+        self.attentions = [
+            next((m for m in layer.modules() if _is_one(m, attention_classes)), None)
+            for layer in self.layers
+        ]
         self.config = getattr(self.decoder, "config", self.model.config)
 
     @property
-    def n_layers(self): return len(self.layers)
+    def n_layers(self):
+        return len(self.layers)
+
     @property
-    def d_model(self): return _first(self.config, "hidden_size", "n_embd", "d_model")
+    def d_model(self):
+        return _first(self.config, "hidden_size", "n_embd", "d_model")
+
     @property
-    def n_heads(self): return _first(self.config, "num_attention_heads", "n_head", "n_heads")
+    def n_heads(self):
+        return _first(self.config, "num_attention_heads", "n_head", "n_heads")
+
     @property
-    def n_kv_heads(self): return _first(self.config, "num_key_value_heads", "num_kv_heads") or self.n_heads
+    def n_kv_heads(self):
+        return _first(self.config, "num_key_value_heads", "num_kv_heads") or self.n_heads
+
     @property
-    def d_head(self): return _first(self.config, "head_dim") or self.d_model // self.n_heads
+    def d_head(self):
+        return _first(self.config, "head_dim") or self.d_model // self.n_heads
+
     @property
-    def embedding(self): return self.model.get_input_embeddings()
+    def embedding(self):
+        return self.model.get_input_embeddings()
+
     @property
-    def vocab_size(self): return self.embedding.weight.shape[0]
+    def vocab_size(self):
+        return self.embedding.weight.shape[0]
+
     @property
-    def max_tokens(self): return _first(self.config, "max_position_embeddings", "n_positions", "max_seq_len")
+    def max_tokens(self):
+        return _first(self.config, "max_position_embeddings", "n_positions", "max_seq_len")
 
 # %% ../../nbs/core/structure.ipynb #425465ce
 def _probe(self):
     "Let two tokens through once; return (places of each layer, modules after the last layer)."
-    inside = lambda layer: {m for m in layer.modules() if m is not layer}
-    leaves = [m for layer in self.layers for m in inside(layer)
-              if not list(m.children()) and getattr(m, "weight", None) is not None and m.weight.ndim == 2]
+
+    def inside(layer):
+        return {m for m in layer.modules() if m is not layer}
+
+    leaves = [
+        m
+        for layer in self.layers
+        for m in inside(layer)
+        if not list(m.children()) and getattr(m, "weight", None) is not None and m.weight.ndim == 2
+    ]
     kin = [c for layer in self.layers for c in layer.children()]
-    stack = next(c for c in self.decoder.children() if isinstance(c, nn.ModuleList) and c[0] is self.layers[0])
+    stack = next(
+        c
+        for c in self.decoder.children()
+        if isinstance(c, nn.ModuleList) and c[0] is self.layers[0]
+    )
     around = [c for c in self.decoder.children() if c is not stack]
     modules = list(dict.fromkeys([*self.layers, *kin, *leaves, *around]))
     ids = torch.tensor([[0, 1]], device=self.embedding.weight.device)
@@ -214,12 +290,23 @@ def _probe(self):
     places = []
     for layer, attention in zip(self.layers, self.attentions):
         mine = [c for c in calls if any(c.module is k for k in layer.children())]
-        block = next((k for k in layer.children() if attention is not None and any(attention is m for m in k.modules())), None)
-        inner = [c for c in calls if any(c.module is m for m in inside(layer)) and any(c.module is m for m in leaves)]
+        block = next(
+            (
+                k
+                for k in layer.children()
+                if attention is not None and any(attention is m for m in k.modules())
+            ),
+            None,
+        )
+        inner = [
+            c
+            for c in calls
+            if any(c.module is m for m in inside(layer)) and any(c.module is m for m in leaves)
+        ]
         entering = calls[order[id(layer)]].given
         places.append(layer_places(mine, entering, block, inner, self.router(layer) is not None))
     last = order[id(self.layers[-1])]
-    return places, [c.module for c in calls[last + 1:] if any(c.module is a for a in around)]
+    return places, [c.module for c in calls[last + 1 :] if any(c.module is a for a in around)]
 
 # %% ../../nbs/core/structure.ipynb #61a2b801
 def _router(self, layer):
@@ -233,24 +320,33 @@ def _router(self, layer):
 Structure._probed = cached_property(_probe)
 Structure._probed.__set_name__(Structure, "_probed")
 Structure.router = _router
-Structure.after_layers = property(lambda self: self._probed[1])  # final norm, in OPT perhaps a projection
+Structure.after_layers = property(
+    lambda self: self._probed[1]
+)  # final norm, in OPT perhaps a projection
 
 # %% ../../nbs/core/structure.ipynb #930b30de
 def place_of(
     structure: Structure,
     site: str,  # a site that is not inside attention
-    layer: "int | None" = None,  # not for `embed`
+    layer: int | None = None,  # not for `embed`
 ) -> Place:  # where to put a hook
     "Where a site is. A site that this architecture does not have is refused, with the reason."
     if site == "embed":
         return Place(structure.embedding, "output")
     if site in ("resid_pre", "resid_post"):
         return Place(structure.layers[layer], "input" if site == "resid_pre" else "output")
-    place = structure.router(structure.layers[layer]) if site == "router_logits" else structure._probed[0][layer].get(site)
+    place = (
+        structure.router(structure.layers[layer])
+        if site == "router_logits"
+        else structure._probed[0][layer].get(site)
+    )
     if place is None:
-        why = {"resid_mid": "attention and MLP run side by side in this layer, so there is no stream between them",
-               "router_logits": "this layer has no router", "mlp_post": "this layer's MLP is a mixture of experts",
-               "attn_out": "this layer has no attention block, or one that adds the residual itself"}.get(
-                   site, "the layer has no such block, or one that adds the residual itself")
+        why = {
+            "resid_mid": "attention and MLP run side by side in this layer, so there is no stream "
+            "between them",
+            "router_logits": "this layer has no router",
+            "mlp_post": "this layer's MLP is a mixture of experts",
+            "attn_out": "this layer has no attention block, or one that adds the residual itself",
+        }.get(site, "the layer has no such block, or one that adds the residual itself")
         raise ScopeError(f"No {site} in layer {layer} of {type(structure.model).__name__}: {why}")
     return place

@@ -22,7 +22,7 @@ def _replace(container, index, tensor):
     "A copy of a module's output with one tensor replaced."
     if torch.is_tensor(container):
         return tensor
-    return type(container)([*container[:index], tensor, *container[index + 1:]])
+    return type(container)([*container[:index], tensor, *container[index + 1 :]])
 
 # %% ../../nbs/core/taps.ipynb #a29224f9
 def hook_output(
@@ -30,10 +30,12 @@ def hook_output(
     tap: Callable,  # tensor -> tensor or None
 ):  # the handle that takes it off
     "Let `tap` see, and perhaps replace, what a module returns."
+
     def hook(module, args, output):
         tensor = output if torch.is_tensor(output) else output[place.index]
         new = tap(tensor)
         return None if new is None or new is tensor else _replace(output, place.index, new)
+
     return place.module.register_forward_hook(hook)
 
 # %% ../../nbs/core/taps.ipynb #16ba6334
@@ -42,8 +44,15 @@ def hook_input(
     tap: Callable,  # tensor -> tensor or None
 ):  # the handle that takes it off
     "Let `tap` see, and perhaps replace, what a module is given."
+
     def hook(module, args, kwargs):
-        key = None if args else "hidden_states" if "hidden_states" in kwargs else next(k for k, v in kwargs.items() if first_tensor(v) is not None)
+        key = (
+            None
+            if args
+            else "hidden_states"
+            if "hidden_states" in kwargs
+            else next(k for k, v in kwargs.items() if first_tensor(v) is not None)
+        )
         tensor = args[0] if args else kwargs[key]
         new = tap(tensor)
         if new is None or new is tensor:
@@ -52,13 +61,14 @@ def hook_input(
             tensor.copy_(new)
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, key: new})
+
     return place.module.register_forward_pre_hook(hook, with_kwargs=True)
 
 # %% ../../nbs/core/taps.ipynb #544322f6
 @contextmanager
 def site_taps(
     structure: Structure,
-    taps: "list[tuple[str, int | None, Callable]]",  # (site, layer or None, function)
+    taps: list[tuple[str, int | None, Callable]],  # (site, layer or None, function)
 ):
     "Attach functions to any sites but `logits` while the block runs."
     inside = [t for t in taps if t[0] in ATTENTION_SITES or t[0] == "attn_bias"]

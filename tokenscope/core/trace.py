@@ -18,13 +18,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..text.batch import Batch, choose_columns, real_index
-from ..text.names import LAYERLESS_SITES, SITES, SQUARE_SITES, ScopeError, check_site, resolve_layers
+from tokenscope.text.names import (
+    LAYERLESS_SITES,
+    SITES,
+    SQUARE_SITES,
+    ScopeError,
+    check_site,
+    resolve_layers,
+)
 from .taps import site_taps
 
 # %% ../../nbs/core/trace.ipynb #fbe19254
 @dataclass
 class Trace:
     "What was read at some sites of a model, with the names of the axes."
+
     tensors: dict  # site -> tensor, or (site, layer) -> tensor when gradients are kept
     layers: list[int]  # the layer axis
     tokens: list  # the token axis: one `Tokens` a row
@@ -46,13 +54,15 @@ class Trace:
 
     def __repr__(self):
         axes = {s: tuple(self[s].shape) for s in self.sites}
-        return f"Trace({', '.join(f'{s} {shape}' for s, shape in axes.items())}; layers {self.layers})"
+        return (
+            f"Trace({', '.join(f'{s} {shape}' for s, shape in axes.items())}; layers {self.layers})"
+        )
 
 # %% ../../nbs/core/trace.ipynb #67f5415f
 def tensor_at(
     self: Trace,
     site: str,  # the site's name
-    layer: "int | None" = None,  # the layer; not for `embed` and `logits`
+    layer: int | None = None,  # the layer; not for `embed` and `logits`
 ) -> Tensor:  # without a layer axis
     "One site of one layer; with `grad=True` the very tensor in the graph."
     site = check_site(site)
@@ -73,16 +83,18 @@ class EnoughRead(Exception):
 @dataclass
 class Collector:
     "Gathers tensors from taps and stops the forward when the last has come."
+
     layers: list[int]
-    columns: "Tensor | None"  # (batch, chosen); None for all
+    columns: Tensor | None  # (batch, chosen); None for all
     n_rows: int  # texts in the batch
     outstanding: int  # how many pieces are still to come
     keep_grad: bool = False
     stop: bool = True  # nothing is needed after the last piece
     tensors: dict = field(default_factory=dict)
 
-    def tap(self, site: str, layer: "int | None"):
+    def tap(self, site: str, layer: int | None):
         "A function that takes in the tensor of one site and layer."
+
         def take(tensor):
             if tensor.ndim == 2:  # routers see a flat list of tokens
                 tensor = tensor.unflatten(0, (self.n_rows, -1))
@@ -97,6 +109,7 @@ class Collector:
             if self.stop and not self.outstanding:
                 raise EnoughRead
             return given if self.keep_grad and given is not tensor else None
+
         return take
 
     def _store(self, site, layer, tensor):
@@ -111,7 +124,9 @@ class Collector:
             self.tensors[site] = tensor.clone()
             return
         if site not in self.tensors:
-            self.tensors[site] = tensor.new_empty(tensor.shape[0], len(self.layers), *tensor.shape[1:])
+            self.tensors[site] = tensor.new_empty(
+                tensor.shape[0], len(self.layers), *tensor.shape[1:]
+            )
         self.tensors[site][:, self.layers.index(layer)] = tensor
 
 # %% ../../nbs/core/trace.ipynb #eb08076e
@@ -138,9 +153,16 @@ def final_hidden(
 # %% ../../nbs/core/trace.ipynb #121f2be8
 class _Handed(dict):
     "Stands for a body's output that holds nothing but hidden states."
-    def __init__(self, hidden): super().__init__(last_hidden_state=hidden); self.hidden = hidden
-    def __getattr__(self, name): return self.hidden if name == "last_hidden_state" else None
-    def __getitem__(self, i): return self.hidden if i in (0, "last_hidden_state") else None
+
+    def __init__(self, hidden):
+        super().__init__(last_hidden_state=hidden)
+        self.hidden = hidden
+
+    def __getattr__(self, name):
+        return self.hidden if name == "last_hidden_state" else None
+
+    def __getitem__(self, i):
+        return self.hidden if i in (0, "last_hidden_state") else None
 
 # %% ../../nbs/core/trace.ipynb #14b9ac00
 @contextmanager
@@ -169,7 +191,10 @@ def unembed(
 ) -> Float[Tensor, "*axes vocab"]:  # logits
     "From hidden states to logits: final norm, unembedding, and whatever the model does after it."
     if scope.model is scope.structure.body:
-        raise ScopeError(f"No unembedding: {type(scope.model).__name__} has no language-model head; load it with AutoModelForCausalLM")
+        raise ScopeError(
+            f"No unembedding: {type(scope.model).__name__} has no language-model head; load it "
+            "with AutoModelForCausalLM"
+        )
     flat = hidden.reshape(1, -1, hidden.shape[-1])
     if not normed:
         for module in scope.structure.after_layers:
@@ -189,26 +214,41 @@ def _asked(scope, sites, layers):
     layers = resolve_layers(layers, scope.n_layers)
     if not layers and set(names) - set(LAYERLESS_SITES):
         raise ScopeError(f"No layers asked for; the model has layers 0 to {scope.n_layers - 1}")
-    pieces = [(s, None if s in LAYERLESS_SITES else i) for s in names if s != "logits" for i in ([0] if s == "embed" else layers)]
+    pieces = [
+        (s, None if s in LAYERLESS_SITES else i)
+        for s in names
+        if s != "logits"
+        for i in ([0] if s == "embed" else layers)
+    ]
     return names, layers, pieces
 
 # %% ../../nbs/core/trace.ipynb #effcf1f5
 def read(
     scope,  # a `Scope`
     text,  # a text, a list of texts, a chat, ids, a BatchEncoding
-    sites: "str | Iterable[str]" = ("resid_post",),  # names of `text/names`
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all; negative from the end
-    positions: "None | int | slice | str | Iterable[int]" = None,  # None for all; counted among real tokens
+    sites: str | Iterable[str] = ("resid_post",),  # names of `text/names`
+    layers: None | int | slice | Iterable[int] = None,  # None for all; negative from the end
+    positions: None
+    | int
+    | slice
+    | str
+    | Iterable[int] = None,  # None for all; counted among real tokens
     grad: bool = False,  # keep the graph, for gradients at the sites
 ) -> Trace:
-    "Read sites of a model for chosen layers and tokens; nothing after the last of them is computed."
+    """Read sites of a model for chosen layers and tokens; nothing after the last of them is
+    computed."""
     names, layers, pieces = _asked(scope, sites, layers)
     batch = scope.encode(text)
     columns, real = choose_columns(positions, batch.attention_mask)
     gather = None if positions is None else columns
-    collector = Collector(layers, gather, len(batch), len(pieces), keep_grad=grad, stop="logits" not in names)
+    collector = Collector(
+        layers, gather, len(batch), len(pieces), keep_grad=grad, stop="logits" not in names
+    )
     if grad and positions is not None:
-        raise ScopeError("positions= does not go with grad=True: a gradient needs the whole tensor; choose positions of the gradient")
+        raise ScopeError(
+            "positions= does not go with grad=True: a gradient needs the whole tensor; choose "
+            "positions of the gradient"
+        )
     with nullcontext() if grad else torch.no_grad():
         with site_taps(scope.structure, [(s, i, collector.tap(s, i)) for s, i in pieces]):
             try:
@@ -218,16 +258,31 @@ def read(
         if "logits" in names:
             collector.tensors["logits"] = _logits(scope, batch, hidden, gather)
     index = real_index(batch.attention_mask)
-    chosen = [[t[int(i)] for i in index[row, columns[row][real[row]]]] if positions is not None else list(t)
-              for row, t in enumerate(batch.tokens)]
-    return Trace(collector.tensors, layers, chosen if positions is not None else batch.tokens, real, batch, grad)
+    chosen = [
+        [t[int(i)] for i in index[row, columns[row][real[row]]]]
+        if positions is not None
+        else list(t)
+        for row, t in enumerate(batch.tokens)
+    ]
+    return Trace(
+        collector.tensors,
+        layers,
+        chosen if positions is not None else batch.tokens,
+        real,
+        batch,
+        grad,
+    )
 
 # %% ../../nbs/core/trace.ipynb #ee26731e
 def _logits(scope, batch, hidden, columns):
     "Logits at the chosen columns only; an edit of `logits` itself needs the model's whole forward."
     if scope.edits_logits:
         logits = scope.model(**body_inputs(scope, batch)).logits
-        return logits if columns is None else logits.gather(1, columns[..., None].expand(*columns.shape, logits.shape[-1]))
+        return (
+            logits
+            if columns is None
+            else logits.gather(1, columns[..., None].expand(*columns.shape, logits.shape[-1]))
+        )
     if columns is not None:
         hidden = hidden.gather(1, columns[..., None].expand(*columns.shape, hidden.shape[-1]))
     return unembed(scope, hidden, normed=True)

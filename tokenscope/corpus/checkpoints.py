@@ -24,47 +24,82 @@ from ..text.names import ScopeError, resolve_layers
 def _hub_folder(repo):
     "The local copy of a hub repository's weights, fetched if need be."
     from huggingface_hub import snapshot_download
+
     try:
-        return Path(snapshot_download(repo, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
-    except Exception as e:  # offline, not found, not allowed: the hub's errors have no common parent
-        raise ScopeError(f"No such checkpoint: {repo!r} is no file and no folder, and the hub does not give it ({type(e).__name__})") from e
+        return Path(
+            snapshot_download(repo, allow_patterns=["*.safetensors", "*.safetensors.index.json"])
+        )
+    except (
+        Exception
+    ) as e:  # offline, not found, not allowed: the hub's errors have no common parent
+        raise ScopeError(
+            f"No such checkpoint: {repo!r} is no file and no folder, and the hub does not give it "
+            f"({type(e).__name__})"
+        ) from e
+
 
 def safetensors_files(
-    where: "str | Path",  # a safetensors file, a folder, or a hub id "owner/name"
+    where: str | Path,  # a safetensors file, a folder, or a hub id "owner/name"
 ) -> list[Path]:
     "The files that hold a checkpoint's weights."
     path = Path(where)
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) and path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
+    if (
+        not path.exists()
+        and re.fullmatch(r"[\w.-]+/[\w.-]+", str(where))
+        and path.suffix not in (".safetensors", ".bin", ".pt", ".pth")
+    ):
         path = _hub_folder(str(where))
     if path.is_file() and path.suffix == ".safetensors":
         return [path]
     if (index := path / "model.safetensors.index.json").is_file():
         try:
-            found = sorted({path / shard for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            found = sorted(
+                {
+                    path / shard
+                    for shard in json.loads(index.read_text(encoding="utf-8"))[
+                        "weight_map"
+                    ].values()
+                }
+            )
         except (ValueError, KeyError, AttributeError, TypeError) as e:
-            raise ScopeError(f"Not an index of shards: {index.name} ({type(e).__name__}: {e})") from e
+            raise ScopeError(
+                f"Not an index of shards: {index.name} ({type(e).__name__}: {e})"
+            ) from e
         if gone := [f.name for f in found if not f.is_file()]:
-            raise ScopeError(f"Shards are missing: {', '.join(gone)}, of the {len(found)} in {index.name}")
+            raise ScopeError(
+                f"Shards are missing: {', '.join(gone)}, of the {len(found)} in {index.name}"
+            )
         return found
-    found = [path / "model.safetensors"] if (path / "model.safetensors").is_file() else sorted(path.glob("*.safetensors"))
+    found = (
+        [path / "model.safetensors"]
+        if (path / "model.safetensors").is_file()
+        else sorted(path.glob("*.safetensors"))
+    )
     if not found:
-        raise ScopeError(f"No safetensors there: {where}; give a .safetensors file, a folder that holds some, or a hub id (pickled weights are not read)")
+        raise ScopeError(
+            f"No safetensors there: {where}; give a .safetensors file, a folder that holds some, "
+            "or a hub id (pickled weights are not read)"
+        )
     return found
 
 # %% ../../nbs/corpus/checkpoints.ipynb #2a1e2535
 @dataclass
 class Checkpoint:
     "Tensors by name, each read when it is asked for."
+
     homes: dict  # name -> safetensors file, tensor, or a function of name and part that makes it
     shapes: dict  # name -> tuple
 
     def read(
         self,
         name: str,
-        part: "int | None" = None,  # of a stack of matrices, such as a layer's experts; None for the whole tensor
+        part: int
+        # of a stack of matrices, such as a layer's experts; None for the whole tensor
+        | None = None,
     ) -> Tensor:
         "One tensor, on the CPU."
         from safetensors import safe_open
+
         home = self.homes[name]
         if callable(home):
             return home(name, part)
@@ -79,17 +114,27 @@ def open_checkpoint(
 ) -> Checkpoint:
     "See which tensors a checkpoint holds, without reading them."
     from safetensors import SafetensorError, safe_open
+
     if isinstance(given, Checkpoint):
         return given
-    live = given.model if isinstance(getattr(given, "model", None), torch.nn.Module) and not isinstance(given, torch.nn.Module) else given
+    live = (
+        given.model
+        if isinstance(getattr(given, "model", None), torch.nn.Module)
+        and not isinstance(given, torch.nn.Module)
+        else given
+    )
     if isinstance(live, torch.nn.Module):
         live = live.state_dict()
     if isinstance(live, Mapping):
         tensors = {n: t for n, t in live.items() if torch.is_tensor(t)}
         return Checkpoint(tensors, {n: tuple(t.shape) for n, t in tensors.items()})
     if not isinstance(live, (str, Path)):
-        raise ScopeError(f"Not a checkpoint: {type(given).__name__}; give a safetensors file, a folder, a hub id, a model, a Scope or a state dict")
-    homes, shapes = {}, {}
+        raise ScopeError(
+            f"Not a checkpoint: {type(given).__name__}; give a safetensors file, a folder, a hub "
+            "id, a model, a Scope or a state dict"
+        )
+    homes = {}
+    shapes = {}
     for path in safetensors_files(live):
         try:
             with safe_open(str(path), "pt") as file:
@@ -102,10 +147,11 @@ def open_checkpoint(
 # %% ../../nbs/corpus/checkpoints.ipynb #fb5590b4
 _wrappers = re.compile(r"^(?:(?:base_model|model|transformer|gpt_neox|decoder)\.)+")
 
+
 def layer_matrices(
     checkpoint: Checkpoint,
     match: str = "*",  # a glob pattern for the names, such as "*_proj" or "*mlp*"
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all
+    layers: None | int | slice | Iterable[int] = None,  # None for all
 ) -> dict:  # (layer, name, place in a stack or None) -> the tensor's full name
     "The matrices inside a checkpoint's layers."
     found = {}
@@ -113,25 +159,53 @@ def layer_matrices(
         name = _wrappers.sub("", full).removesuffix(".weight")
         number = re.search(r"(?:^|\.)(\d+)\.", name)
         if number and len(shape) in (2, 3) and min(shape[-2:]) > 1 and fnmatch(name, match):
-            found.update({(int(number[1]), name, i): full for i in ([None] if len(shape) == 2 else range(shape[0]))})
+            found.update(
+                {
+                    (int(number[1]), name, i): full
+                    for i in ([None] if len(shape) == 2 else range(shape[0]))
+                }
+            )
     if not found:
-        raise ScopeError(f"No matrices there: no tensor inside a numbered layer fits match={match!r}; there are {', '.join(list(checkpoint.shapes)[:6]) or 'no tensors'} …")
+        raise ScopeError(
+            f"No matrices there: no tensor inside a numbered layer fits match={match!r}; there are "
+            f"{', '.join(list(checkpoint.shapes)[:6]) or 'no tensors'} …"
+        )
     chosen = resolve_layers(layers, max(layer for layer, *_ in found) + 1)
-    return {key: full for key, full in sorted(found.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)) if key[0] in chosen}
+    return {
+        key: full
+        for key, full in sorted(
+            found.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)
+        )
+        if key[0] in chosen
+    }
 
 # %% ../../nbs/corpus/checkpoints.ipynb #c652db1e
 def paired_matrices(
     first: Checkpoint,
     second: Checkpoint,
     match: str = "*",
-    layers: "None | int | slice | Iterable[int]" = None,
+    layers: None | int | slice | Iterable[int] = None,
 ) -> list:  # ((layer, name, place in a stack), full name in the first, full name in the second)
     "The matrices that two checkpoints of one model share, or why they cannot be compared."
     a, b = (layer_matrices(c, match, layers) for c in (first, second))
-    if odd := [sorted({name for _, name, _ in x.keys() - y.keys()}) for x, y in ((a, b), (b, a))] if a.keys() != b.keys() else None:
-        only = "; ".join(f"{len(names)} only in the {which}, such as {names[0]}" for which, names in zip(("first", "second"), odd) if names)
-        raise ScopeError(f"The checkpoints do not hold the same matrices: {only}; narrow both with match= or layers=")
+    if (
+        odd := [sorted({name for _, name, _ in x.keys() - y.keys()}) for x, y in ((a, b), (b, a))]
+        if a.keys() != b.keys()
+        else None
+    ):
+        only = "; ".join(
+            f"{len(names)} only in the {which}, such as {names[0]}"
+            for which, names in zip(("first", "second"), odd)
+            if names
+        )
+        raise ScopeError(
+            f"The checkpoints do not hold the same matrices: {only}; narrow both with match= or "
+            "layers="
+        )
     for key, full in a.items():
         if (one := first.shapes[full]) != (two := second.shapes[b[key]]):
-            raise ScopeError(f"A matrix with two shapes: {key[1]} is {one} in the first checkpoint and {two} in the second; both must be of the same model")
+            raise ScopeError(
+                f"A matrix with two shapes: {key[1]} is {one} in the first checkpoint and {two} in "
+                "the second; both must be of the same model"
+            )
     return [(key, full, b[key]) for key, full in a.items()]

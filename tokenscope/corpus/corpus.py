@@ -33,11 +33,18 @@ def model_fingerprint(
     for name, p in scope.model.named_parameters():
         flat = p.detach().reshape(-1)
         some = flat[:: max(1, len(flat) // 32)]
-        digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode() + some.float().cpu().numpy().tobytes())
+        digest.update(
+            f"{name} {tuple(p.shape)} {p.dtype}".encode() + some.float().cpu().numpy().tobytes()
+        )
     tokenizer = scope.tokenizer
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())) if tokenizer is not None else ""
-    return {"model": type(scope.model).__name__, "weights": digest.hexdigest()[:16], "dtype": str(scope.dtype).removeprefix("torch."),
-            "tokenizer": f"{type(tokenizer).__name__} {hashlib.sha256(vocabulary.encode()).hexdigest()[:16]}"}
+    return {
+        "model": type(scope.model).__name__,
+        "weights": digest.hexdigest()[:16],
+        "dtype": str(scope.dtype).removeprefix("torch."),
+        "tokenizer": f"{type(tokenizer).__name__} "
+        f"{hashlib.sha256(vocabulary.encode()).hexdigest()[:16]}",
+    }
 
 # %% ../../nbs/corpus/corpus.ipynb #866ace66
 def _named(positions):
@@ -46,23 +53,49 @@ def _named(positions):
 
 # %% ../../nbs/corpus/corpus.ipynb #67b1e6a5
 def _manifest(scope, task, plan, batch_tokens, overlap, label):
-    reader = task.reader and f"{getattr(task.reader, '__module__', '')}.{getattr(task.reader, '__qualname__', type(task.reader).__name__)}"
-    what = {"reader": reader} if reader else {"scores": list(task.scores), "sites": list(task.sites), "layers": resolve_layers(task.layers, scope.n_layers) if task.sites else []}
-    return {"format": 1, **model_fingerprint(scope), **what, "positions": _named(task.positions), "stored as": task.dtype, "batch_tokens": batch_tokens,
-            "context": scope.structure.max_tokens, "overlap": overlap, "label": label, "data": plan.sha256, "texts": plan.n_texts, "bounds": plan.bounds}
+    reader = (
+        task.reader
+        and f"{getattr(task.reader, '__module__', '')}.{getattr(task.reader, '__qualname__', type(task.reader).__name__)}"
+    )
+    what = (
+        {"reader": reader}
+        if reader
+        else {
+            "scores": list(task.scores),
+            "sites": list(task.sites),
+            "layers": resolve_layers(task.layers, scope.n_layers) if task.sites else [],
+        }
+    )
+    return {
+        "format": 1,
+        **model_fingerprint(scope),
+        **what,
+        "positions": _named(task.positions),
+        "stored as": task.dtype,
+        "batch_tokens": batch_tokens,
+        "context": scope.structure.max_tokens,
+        "overlap": overlap,
+        "label": label,
+        "data": plan.sha256,
+        "texts": plan.n_texts,
+        "bounds": plan.bounds,
+    }
 
 # %% ../../nbs/corpus/corpus.ipynb #7a67e4a3
 def _process():
     "Which process this is, of how many, and a barrier."
     from accelerate import PartialState
-    state = PartialState(cpu=not torch.cuda.is_available())  # without this, processes on CPUs do not find each other
+
+    state = PartialState(
+        cpu=not torch.cuda.is_available()
+    )  # without this, processes on CPUs do not find each other
     return state.process_index, state.num_processes, state.wait_for_everyone
 
 # %% ../../nbs/corpus/corpus.ipynb #73f3ba76
 def run_corpus(
     scope,  # a `Scope`
     data,  # texts: a .txt, .jsonl or .parquet file, a list, or a data set; see `text_source`
-    folder: "str | Path",  # where the shards go; a folder with a part of the same job is finished
+    folder: str | Path,  # where the shards go; a folder with a part of the same job is finished
     *,
     column: str = "text",  # the field that holds the text
     batch_tokens: int = 2048,  # tokens computed at once; more on a GPU
@@ -72,23 +105,50 @@ def run_corpus(
     **task,  # fields of `CorpusTask`: scores, sites, layers, positions, dtype, reader
 ):  # the results, a `Corpus`
     "Score or read every token of a data set."
-    task, source, store = CorpusTask(**task), text_source(data, column), ShardStore(Path(folder))
+    task = CorpusTask(**task)
+    source = text_source(data, column)
+    store = ShardStore(Path(folder))
     if batch_tokens < 1 or overlap < 0:
-        raise ScopeError(f"batch_tokens must be at least 1 and overlap at least 0; given: {batch_tokens} and {overlap}")
+        raise ScopeError(
+            f"batch_tokens must be at least 1 and overlap at least 0; given: {batch_tokens} and "
+            f"{overlap}"
+        )
     rank, n_processes, barrier = _process()
     plan = plan_shards(source, shard_characters)
     if one_a_text(task.positions) and len(task.positions) != plan.n_texts:
-        raise ScopeError(f"Positions do not fit the corpus: {len(task.positions)} lists for {plan.n_texts} texts; give one list a text")
+        raise ScopeError(
+            f"Positions do not fit the corpus: {len(task.positions)} lists for {plan.n_texts} "
+            "texts; give one list a text"
+        )
     manifest = _manifest(scope, task, plan, batch_tokens, overlap, label)
     if rank == 0:
         with store.locked():
             store.begin(manifest)
             barrier()
-            _work(scope, source, plan, store, task, batch_tokens, overlap, range(0, len(plan), n_processes))
+            _work(
+                scope,
+                source,
+                plan,
+                store,
+                task,
+                batch_tokens,
+                overlap,
+                range(0, len(plan), n_processes),
+            )
             barrier()
     else:
         barrier()
-        _work(scope, source, plan, store, task, batch_tokens, overlap, range(rank, len(plan), n_processes), quiet=True)
+        _work(
+            scope,
+            source,
+            plan,
+            store,
+            task,
+            batch_tokens,
+            overlap,
+            range(rank, len(plan), n_processes),
+            quiet=True,
+        )
         barrier()
     return Corpus(folder, scope.tokenizer)
 
@@ -96,11 +156,26 @@ def run_corpus(
 def _work(scope, source, plan, store, task, batch_tokens, overlap, shards, quiet=False):
     "Do those of some shards that are not done."
     todo = [k for k in shards if not store.whole(k)]
-    texts = lambda ks: sum(plan.bounds[k + 1] - plan.bounds[k] for k in ks)
-    with ThreadPoolExecutor(1) as writer, tqdm(total=texts(shards), initial=texts(shards) - texts(todo), unit="text", desc="corpus", delay=2, disable=quiet) as bar:
+
+    def texts(ks):
+        return sum(plan.bounds[k + 1] - plan.bounds[k] for k in ks)
+
+    with (
+        ThreadPoolExecutor(1) as writer,
+        tqdm(
+            total=texts(shards),
+            initial=texts(shards) - texts(todo),
+            unit="text",
+            desc="corpus",
+            delay=2,
+            disable=quiet,
+        ) as bar,
+    ):
         pending = None
         for k, held in shards_of(source, plan, todo):
-            table, tensors, about = read_shard(scope, held, task, batch_tokens, overlap, plan.bounds[k], bar.update)
+            table, tensors, about = read_shard(
+                scope, held, task, batch_tokens, overlap, plan.bounds[k], bar.update
+            )
             table["text"] = table["text"] + plan.bounds[k]
             if pending is not None:
                 pending.result()
@@ -111,24 +186,44 @@ def _work(scope, source, plan, store, task, batch_tokens, overlap, shards, quiet
 # %% ../../nbs/corpus/corpus.ipynb #c4bc9888
 class Corpus:
     "The results of a corpus job."
-    def __init__(self,
-        folder: "str | Path",  # where the shards are
+
+    def __init__(
+        self,
+        folder: str | Path,  # where the shards are
         tokenizer=None,  # to show tokens; not needed for numbers
     ):
-        self.store, self.tokenizer = ShardStore(Path(folder)), tokenizer
+        self.store = ShardStore(Path(folder))
+        self.tokenizer = tokenizer
         self.manifest = self.store.manifest
         self.bounds = self.manifest["bounds"]
         self.counts = [self.store.about(k) for k in range(len(self.bounds) - 1)]
         if missing := [k for k, about in enumerate(self.counts) if not about]:
-            raise ScopeError(f"The corpus job is not finished: {len(missing)} of {len(self.counts)} shards are missing in {self.store.folder}, the first is {missing[0]}; run the same job again")
+            raise ScopeError(
+                f"The corpus job is not finished: {len(missing)} of {len(self.counts)} shards are "
+                f"missing in {self.store.folder}, the first is {missing[0]}; run the same job again"
+            )
 
-    def __len__(self): return self.bounds[-1]
-    n_rows = property(lambda self: sum(c["rows"] for c in self.counts))
-    n_tokens = property(lambda self: sum(c["tokens"] for c in self.counts))
+    def __len__(self):
+        return self.bounds[-1]
+
+    @property
+    def n_rows(self):
+        return sum(c["rows"] for c in self.counts)
+
+    @property
+    def n_tokens(self):
+        return sum(c["tokens"] for c in self.counts)
 
     def __repr__(self):
-        odd = [f"{n} {what}" for what in ("without tokens", "in several windows") if (n := sum(c[what] for c in self.counts))]
-        return f"Corpus({len(self):,} texts, {self.n_tokens:,} tokens, {self.n_rows:,} rows in {len(self.counts)} shards{'; ' if odd else ''}{', '.join(odd)})"
+        odd = [
+            f"{n} {what}"
+            for what in ("without tokens", "in several windows")
+            if (n := sum(c[what] for c in self.counts))
+        ]
+        return (
+            f"Corpus({len(self):,} texts, {self.n_tokens:,} tokens, {self.n_rows:,} rows in "
+            f"{len(self.counts)} shards{'; ' if odd else ''}{', '.join(odd)})"
+        )
 
 # %% ../../nbs/corpus/corpus.ipynb #8b2797a8
 def corpus_tables(
@@ -143,29 +238,36 @@ def corpus_tables(
 def corpus_states(
     self: Corpus,
     name: str,  # a site, or what the reader called it
-    shards: "Iterable[int] | None" = None,  # numbers of shards; None for all
+    shards: Iterable[int] | None = None,  # numbers of shards; None for all
 ):  # iterator of tensors (row, layer, …), one a shard, memory-mapped
     "The states, a shard at a time; their rows are those of the table."
     from safetensors import safe_open
+
     for k in range(len(self.counts)) if shards is None else shards:
         path = self.store.path(k, "safetensors")
         if not path.exists():
             raise ScopeError(f"This corpus holds no states of {name!r}: the job kept scores only")
         with safe_open(path, "pt") as file:
             if name not in file.keys():
-                raise ScopeError(f"This corpus holds no states of {name!r}; it has {', '.join(file.keys())}")
+                raise ScopeError(
+                    f"This corpus holds no states of {name!r}; it has {', '.join(file.keys())}"
+                )
             yield file.get_tensor(name)
 
 # %% ../../nbs/corpus/corpus.ipynb #91a7901c
 def corpus_scores(
     self: Corpus,
     text: int,  # which text
-    name: "str | None" = None,  # which score; None: the first
+    name: str | None = None,  # which score; None: the first
 ) -> TokenScores:
     "The strip of one text."
     text = resolve_indices(text, len(self), "text")[0]
     k = next(k for k, end in enumerate(self.bounds[1:]) if text < end)
-    t = need_pyarrow().parquet.read_table(self.store.path(k, "parquet"), filters=[("text", "=", text)]).to_pandas()
+    t = (
+        need_pyarrow()
+        .parquet.read_table(self.store.path(k, "parquet"), filters=[("text", "=", text)])
+        .to_pandas()
+    )
     name = name or next((c for c in t.columns if c not in ("text", "position", "id")), None)
     if name not in t.columns:
         raise ScopeError(f"This corpus holds no score {name!r}; it has {', '.join(t.columns)}")
@@ -177,7 +279,11 @@ def corpus_df(
 ):  # a pandas DataFrame
     "The whole table; for a large corpus go by `tables`."
     import pandas as pd
+
     return pd.concat(self.tables(), ignore_index=True)
 
 # %% ../../nbs/corpus/corpus.ipynb #3c56865d
-Corpus.tables, Corpus.states, Corpus.scores, Corpus.to_df = corpus_tables, corpus_states, corpus_scores, corpus_df
+Corpus.tables = corpus_tables
+Corpus.states = corpus_states
+Corpus.scores = corpus_scores
+Corpus.to_df = corpus_df

@@ -40,6 +40,7 @@ def written_whole(
 @dataclass(frozen=True)
 class ShardStore:
     "A folder of shards."
+
     folder: Path
 
     def path(self, k: int, kind: str) -> Path:
@@ -51,7 +52,9 @@ class ShardStore:
         try:
             return json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError as e:
-            raise ScopeError(f"No corpus job in this folder: {self.folder} has no manifest.json") from e
+            raise ScopeError(
+                f"No corpus job in this folder: {self.folder} has no manifest.json"
+            ) from e
 
     def about(self, k: int) -> dict:
         "What the done file of a shard says; empty if the shard is not done."
@@ -71,7 +74,9 @@ def store_locked(
     try:
         lock.acquire(timeout=0)
     except Timeout as e:
-        raise ScopeError(f"Another job works in this folder: {self.folder}; wait for it, or give another folder") from e
+        raise ScopeError(
+            f"Another job works in this folder: {self.folder}; wait for it, or give another folder"
+        ) from e
     try:
         yield
     finally:
@@ -88,14 +93,28 @@ def begin_store(
     "Begin a job, or go on with the same one."
     if not (self.folder / "manifest.json").exists():
         if strangers := [p.name for p in self.folder.iterdir() if not p.name.startswith(".")]:
-            raise ScopeError(f"The folder is not empty and holds no corpus job: {self.folder} has {strangers[0]!r}; give a new folder")
+            raise ScopeError(
+                f"The folder is not empty and holds no corpus job: {self.folder} has "
+                f"{strangers[0]!r}; give a new folder"
+            )
         with written_whole(self.folder / "manifest.json") as draft:
             draft.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         return False
-    before, now = self.manifest, json.loads(json.dumps(manifest))
-    short = lambda v: s if len(s := json.dumps(v)) < 80 else s[:60] + "…"
-    if differ := [f"{key}: {short(before.get(key))} there, {short(now.get(key))} now" for key in {**before, **now} if before.get(key) != now.get(key)]:
-        raise ScopeError(f"The folder holds another job: {self.folder}. {'; '.join(differ)}. Give another folder, or the settings of that job")
+    before = self.manifest
+    now = json.loads(json.dumps(manifest))
+
+    def short(v):
+        return s if len(s := json.dumps(v)) < 80 else s[:60] + "…"
+
+    if differ := [
+        f"{key}: {short(before.get(key))} there, {short(now.get(key))} now"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]:
+        raise ScopeError(
+            f"The folder holds another job: {self.folder}. {'; '.join(differ)}. Give another "
+            "folder, or the settings of that job"
+        )
     return True
 
 # %% ../../nbs/corpus/shards.ipynb #013458bd
@@ -111,6 +130,7 @@ def write_shard(
 ) -> None:
     "Put one shard on the disk."
     from safetensors.torch import save_file
+
     pyarrow = need_pyarrow()
     files = {}
     try:
@@ -119,13 +139,15 @@ def write_shard(
         if tensors:
             with written_whole(self.path(k, "safetensors")) as draft:
                 save_file({name: t.contiguous() for name, t in tensors.items()}, draft)
-        for kind in ("parquet", "safetensors")[:1 + bool(tensors)]:
+        for kind in ("parquet", "safetensors")[: 1 + bool(tensors)]:
             files[kind] = [self.path(k, kind).stat().st_size, checksum(self.path(k, kind))]
         with written_whole(self.path(k, "done")) as draft:
             draft.write_text(json.dumps({**about, "files": files}), encoding="utf-8")
     except Exception as e:  # safetensors has an error class of its own for a full disk
-        raise ScopeError(f"Shard {k} could not be written to {self.folder}: {e}. The shards before it are safe; "
-                         "make room and run the same job again, it goes on from here") from e
+        raise ScopeError(
+            f"Shard {k} could not be written to {self.folder}: {e}. The shards before it are safe; "
+            "make room and run the same job again, it goes on from here"
+        ) from e
 
 # %% ../../nbs/corpus/shards.ipynb #4b0e8e88
 ShardStore.write = write_shard
@@ -138,7 +160,10 @@ def whole_shard(
     "Is a shard there, with the bytes that were written?"
     files = self.about(k).get("files")
     try:
-        return bool(files) and all(self.path(k, kind).stat().st_size == size and checksum(self.path(k, kind)) == digest for kind, (size, digest) in files.items())
+        return bool(files) and all(
+            self.path(k, kind).stat().st_size == size and checksum(self.path(k, kind)) == digest
+            for kind, (size, digest) in files.items()
+        )
     except FileNotFoundError:
         return False
 

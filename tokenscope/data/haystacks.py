@@ -26,7 +26,9 @@ from ..text.names import ScopeError
 # %% ../../nbs/data/haystacks.ipynb #9eea668d
 @dataclass(frozen=True)
 class Haystack:
-    "Random key-value pairs in the order in which they are written (Roberts, Han and Albanie 2024, section 3)."
+    """Random key-value pairs in the order in which they are written (Roberts, Han and Albanie 2024,
+    section 3)."""
+
     pairs: list  # of (key, value)
     kind: str = "uuid"  # one of `PAIR_CHARS`
 
@@ -38,7 +40,11 @@ class Haystack:
     @property
     def text(self) -> str:
         "A JSON object; for words, pairs between semicolons."
-        return " ; ".join(self.entries) if self.kind == "word" else "{" + ",\n".join(self.entries) + "}"
+        return (
+            " ; ".join(self.entries)
+            if self.kind == "word"
+            else "{" + ",\n".join(self.entries) + "}"
+        )
 
     @property
     def mapping(self) -> dict:
@@ -50,16 +56,27 @@ class Haystack:
         "Where each pair stands in the text: (start, end) in characters."
         first, gap = (0, 3) if self.kind == "word" else (1, 2)
         ends = list(accumulate(len(e) + gap for e in self.entries))
-        return [(first + end - gap - len(e), first + end - gap) for e, end in zip(self.entries, ends)]
+        return [
+            (first + end - gap - len(e), first + end - gap) for e, end in zip(self.entries, ends)
+        ]
 
-    def follow(self, key: str) -> list:  # the key, then value after value; the longest way where a key occurs twice
+    def follow(
+        self, key: str
+    ) -> list:  # the key, then value after value; the longest way where a key occurs twice
         "Look up a key, then its value, and so on."
         tails = [self.follow(v) for k, v in self.pairs if k == key]
         return [key, *max(tails, key=len)] if tails else [key]
 
 # %% ../../nbs/data/haystacks.ipynb #1ffa686b
-PAIR_CHARS = {"uuid": 80, "short": 16, "word": 8}  # characters that a pair takes, with its separator
-SYLLABLES = tuple(c + v for c in "bdfghjklmnprstvz" for v in "aeio")  # 64 words for a model that knows no others
+PAIR_CHARS = {
+    "uuid": 80,
+    "short": 16,
+    "word": 8,
+}  # characters that a pair takes, with its separator
+SYLLABLES = tuple(
+    c + v for c in "bdfghjklmnprstvz" for v in "aeio"
+)  # 64 words for a model that knows no others
+
 
 def random_string(
     kind: str,  # one of `PAIR_CHARS`
@@ -70,71 +87,139 @@ def random_string(
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
     return rng.choice(SYLLABLES) if kind == "word" else "".join(rng.choices(ascii_lowercase, k=4))
 
+
 def make_haystack(
-    n_pairs: "int | None" = None,  # overrides chars
+    n_pairs: int | None = None,  # overrides chars
     chars: int = 2000,  # size of the text; the paper goes from 2,000 to about a million
     kind: str = "uuid",  # or "short", four letters; or "word"
-    seed: "int | float | str" = 0,
+    seed: int | float | str = 0,
 ) -> Haystack:
     "A haystack of distinct random strings: nothing occurs twice, and no value is a key."
     if kind not in PAIR_CHARS:
         raise ScopeError(f"Unknown kind of haystack {kind!r}; accepted: {', '.join(PAIR_CHARS)}")
-    n, most = chars // PAIR_CHARS[kind] if n_pairs is None else n_pairs, len(SYLLABLES) // 2 if kind == "word" else 100_000
+    n = chars // PAIR_CHARS[kind] if n_pairs is None else n_pairs
+    most = len(SYLLABLES) // 2 if kind == "word" else 100_000
     if not 1 <= n <= most:
-        raise ScopeError(f"A haystack of {n} pairs; accepted: 1 to {most:,} of kind {kind!r}, each {PAIR_CHARS[kind]} characters")
-    rng, made = random.Random(f"haystack {seed}"), {}  # a dict keeps the order
+        raise ScopeError(
+            f"A haystack of {n} pairs; accepted: 1 to {most:,} of kind {kind!r}, each "
+            f"{PAIR_CHARS[kind]} characters"
+        )
+    rng = random.Random(f"haystack {seed}")
+    made = {}  # a dict keeps the order
     while len(made) < 2 * n:
         made[random_string(kind, rng)] = None
     return Haystack(list(zip(list(made)[::2], list(made)[1::2])), kind)
 
 # %% ../../nbs/data/haystacks.ipynb #a9c4ba43
 QUESTIONS = {
-    "single": ("Extract the value corresponding to the specified key in the JSON object.", "Key", "Corresponding value"),
-    "multi": ("Extract the values corresponding to the specified keys in the JSON object.", "Keys", "Corresponding values"),
-    "conditional": ("Extract the values of all keys that contain the specified character in the JSON object.", "Character", "Corresponding values"),
-    "thread": ("Look up the specified key in the JSON object. While the value is itself a key, look that up too. Extract the last value.", "Key", "Last value"),
-    "threads": ("Look up each of the specified keys in the JSON object. While the value is itself a key, look that up too. Extract the last values.", "Keys", "Last values"),
-    "branched": ("Look up the specified key in the JSON object. While the value is itself a key, look that up too. A key that occurs twice has two values. "
-                 "Extract the last value of the longest thread.", "Key", "Last value"),
+    "single": (
+        "Extract the value corresponding to the specified key in the JSON object.",
+        "Key",
+        "Corresponding value",
+    ),
+    "multi": (
+        "Extract the values corresponding to the specified keys in the JSON object.",
+        "Keys",
+        "Corresponding values",
+    ),
+    "conditional": (
+        "Extract the values of all keys that contain the specified character in the JSON object.",
+        "Character",
+        "Corresponding values",
+    ),
+    "thread": (
+        "Look up the specified key in the JSON object. While the value is itself a key, look that "
+        "up too. Extract the last value.",
+        "Key",
+        "Last value",
+    ),
+    "threads": (
+        "Look up each of the specified keys in the JSON object. While the value is itself a key, "
+        "look that up too. Extract the last values.",
+        "Keys",
+        "Last values",
+    ),
+    "branched": (
+        "Look up the specified key in the JSON object. While the value is itself a key, look that "
+        "up too. A key that occurs twice has two values. "
+        "Extract the last value of the longest thread.",
+        "Key",
+        "Last value",
+    ),
 }
 
 # %% ../../nbs/data/haystacks.ipynb #1f307e7a
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of the threads: Okabe and Ito
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # of the threads: Okabe and Ito
+
 
 def task_svg(
     task,  # a `NeedleTask`
     height: int = 17,  # pixels of a line
-    most: int = 26,  # lines; of a longer haystack only the planted pairs and their neighbours are drawn
-    weights: "list | None" = None,  # a number from 0 to 1 for each pair, drawn as a bar before it
+    # lines; of a longer haystack only the planted pairs and their neighbours are drawn
+    most: int = 26,
+    weights: list | None = None,  # a number from 0 to 1 for each pair, drawn as a bar before it
 ) -> Markup:
     "A haystack with its threads as arrows from pair to pair."
-    pairs, colour = task.haystack.pairs, {i: COLOURS[t % len(COLOURS)] for t, places in enumerate(task.threads) for i in places}
-    shown = [i for i in range(len(pairs)) if len(pairs) <= most or any(abs(i - j) < 2 for j in colour)]
-    cut = lambda text: text if len(text) < 10 else text[:8] + "…"
-    left, lines = 4 if weights is None else 48, [f"{i + 1:>3} {cut(pairs[i][0])} → {cut(pairs[i][1])}" for i in shown]
-    right, row = left + 10 + 7.3 * max(map(len, lines), default=0), {i: n for n, i in enumerate(shown)}
-    parts = [f'<text x="{left}" y="{n * height + 13}" fill="{colour.get(i, "#767676")}" font-weight="{700 if i in colour else 400}">{escape(line)}</text>' for (i, n), line in zip(row.items(), lines)]
+    pairs = task.haystack.pairs
+    colour = {i: COLOURS[t % len(COLOURS)] for t, places in enumerate(task.threads) for i in places}
+    shown = [
+        i for i in range(len(pairs)) if len(pairs) <= most or any(abs(i - j) < 2 for j in colour)
+    ]
+
+    def cut(text):
+        return text if len(text) < 10 else text[:8] + "…"
+
+    left = 4 if weights is None else 48
+    lines = [f"{i + 1:>3} {cut(pairs[i][0])} → {cut(pairs[i][1])}" for i in shown]
+    right = left + 10 + 7.3 * max(map(len, lines), default=0)
+    row = {i: n for n, i in enumerate(shown)}
+    parts = [
+        f'<text x="{left}" y="{n * height + 13}" fill="{colour.get(i, "#767676")}" '
+        f'font-weight="{700 if i in colour else 400}">{escape(line)}</text>'
+        for (i, n), line in zip(row.items(), lines)
+    ]
     if weights is not None:
-        parts += [f'<rect x="{44 - 40 * weights[i]:.1f}" y="{n * height + 3}" width="{40 * weights[i]:.1f}" height="12" fill="#E69F00"/>' for i, n in row.items()]
+        parts += [
+            f'<rect x="{44 - 40 * weights[i]:.1f}" y="{n * height + 3}" '
+            f'width="{40 * weights[i]:.1f}" height="12" fill="#E69F00"/>'
+            for i, n in row.items()
+        ]
     for here, there in (step for places in task.threads for step in zip(places, places[1:])):
         a, b = (row[i] * height + 9 for i in (here, there))
         bulge = right + 30 + min(120, abs(a - b) / 2)
-        parts.append(f'<path d="M{right:.0f} {a}C{bulge:.0f} {a} {bulge:.0f} {b} {right + 4:.0f} {b}m7 -4l-7 4l7 4" fill="none" stroke="{colour[here]}" stroke-width="1.6"/>')
+        parts.append(
+            f'<path d="M{right:.0f} {a}C{bulge:.0f} {a} {bulge:.0f} {b} {right + 4:.0f} {b}m7 '
+            f'-4l-7 4l7 4" fill="none" stroke="{colour[here]}" stroke-width="1.6"/>'
+        )
     asked = escape(", ".join(f"{cut(chain[0])}: {cut(chain[-1])}" for chain in task.chains))
-    head = f"{len(pairs)} pairs, {len(task.haystack.text):,} characters" + (f", of which {len(shown)} are drawn" if len(shown) < len(pairs) else "")
-    return Markup(f'<p style="font:14px system-ui,sans-serif">{head}. Asked and answer: {asked}</p><svg width="{right + 160:.0f}" height="{len(shown) * height + 4}" style="white-space:pre" font-family="monospace" '
-                  f'font-size="12" role="img" aria-label="{head}">{"".join(parts)}</svg>')
+    head = f"{len(pairs)} pairs, {len(task.haystack.text):,} characters" + (
+        f", of which {len(shown)} are drawn" if len(shown) < len(pairs) else ""
+    )
+    return Markup(
+        f'<p style="font:14px system-ui,sans-serif">{head}. Asked and answer: {asked}</p><svg '
+        f'width="{right + 160:.0f}" height="{len(shown) * height + 4}" style="white-space:pre" '
+        'font-family="monospace" '
+        f'font-size="12" role="img" aria-label="{head}">{"".join(parts)}</svg>'
+    )
 
 # %% ../../nbs/data/haystacks.ipynb #86da2206
 @dataclass(frozen=True)
 class NeedleTask:
     "A haystack, what is asked about it, and the exact answers."
+
     haystack: Haystack
     asked: str  # one of `QUESTIONS`
     threads: list  # for each thread the places of its pairs, in the order of the hops
     chains: list  # for each thread the start key and the value of every hop; the last is the answer
     write_hops: bool = False  # the answer writes every hop, not the last value alone
-    mark: "str | None" = None  # for conditional needles
+    mark: str | None = None  # for conditional needles
 
     @property
     def answers(self) -> list:
@@ -143,18 +228,23 @@ class NeedleTask:
 
     @property
     def prompt(self) -> str:
-        "The haystack and the question. It opens the quotation mark of the answer, so that a value is written in the tokens of the haystack."
+        """The haystack and the question. It opens the quotation mark of the answer, so that a value
+        is written in the tokens of the haystack."""
         keys = [self.mark] if self.mark else [chain[0] for chain in self.chains]
         if self.haystack.kind == "word":
             return f"{self.haystack.text} {'?' if self.write_hops else '!'} {' ; '.join(keys)} :"
         say, name, lead = QUESTIONS[self.asked]
         hops = " Write all values on the way, joined by ->." if self.write_hops else ""
         listed = json.dumps(keys) if name == "Keys" else f'"{keys[0]}"'
-        return f'{self.haystack.text}\n{say}{hops} {name}: {listed}\n{lead}: {"[" * lead.endswith("s")}"'
+        return (
+            f"{self.haystack.text}\n{say}{hops} {name}: {listed}\n{lead}: "
+            f'{"[" * lead.endswith("s")}"'
+        )
 
     def pieces(self) -> list:
         "The answer in parts: (thread, hop, what is given, what has to be said)."
-        word, found = self.haystack.kind == "word", []
+        word = self.haystack.kind == "word"
+        found = []
         for t, chain in enumerate(self.chains):
             given = " ; " * word * (t > 0) + chain[0] if word else '", "' * (t > 0)
             for h in range(1 if self.write_hops else len(chain) - 1, len(chain)):
@@ -168,7 +258,10 @@ class NeedleTask:
         return "".join(given + said for *_, given, said in self.pieces())
 
     def __repr__(self):
-        return f"NeedleTask({self.asked}: {len(self.chains)} of {len(self.haystack.pairs)} pairs asked, answers {self.answers})"
+        return (
+            f"NeedleTask({self.asked}: {len(self.chains)} of {len(self.haystack.pairs)} pairs "
+            f"asked, answers {self.answers})"
+        )
 
     def _repr_html_(self):
         return str(task_svg(self))
@@ -177,61 +270,86 @@ class NeedleTask:
 def plant(
     haystack: Haystack,
     asked: str,  # one of `QUESTIONS`
-    threads: "list[list[int]]",  # places of the pairs of each thread
+    threads: list[list[int]],  # places of the pairs of each thread
     **more,  # of `NeedleTask`
 ) -> NeedleTask:
     "Make each pair of a thread lead to the next."
     pairs = list(haystack.pairs)
     if twice := {key for key, _ in pairs} & {value for _, value in pairs}:
-        raise ScopeError(f"Something is planted here already: {sorted(twice)[0]!r} is both a key and a value; start from a new haystack")
+        raise ScopeError(
+            f"Something is planted here already: {sorted(twice)[0]!r} is both a key and a value; "
+            "start from a new haystack"
+        )
     for here, there in (step for places in threads for step in zip(places, places[1:])):
         pairs[here] = (pairs[here][0], pairs[there][0])
-    return NeedleTask(replace(haystack, pairs=pairs), asked, threads, [[pairs[t[0]][0], *(pairs[i][1] for i in t)] for t in threads], **more)
+    return NeedleTask(
+        replace(haystack, pairs=pairs),
+        asked,
+        threads,
+        [[pairs[t[0]][0], *(pairs[i][1] for i in t)] for t in threads],
+        **more,
+    )
+
 
 def single_needle(
     haystack: Haystack,
-    depth: "int | float" = 0.5,  # 0 the first pair, 1 the last
+    depth: int | float = 0.5,  # 0 the first pair, 1 the last
 ) -> NeedleTask:
     "Task a: the value of one key."
     if not 0 <= depth <= 1:
-        raise ScopeError(f"Not a depth: {depth}; give a number from 0 (first pair) to 1 (last pair)")
+        raise ScopeError(
+            f"Not a depth: {depth}; give a number from 0 (first pair) to 1 (last pair)"
+        )
     return plant(haystack, "single", [[round(depth * (len(haystack.pairs) - 1))]])
 
 # %% ../../nbs/data/haystacks.ipynb #b809715d
 def _places(haystack, count, placement, seed):
     "Places for some needles: anywhere, or side by side."
-    n, rng = len(haystack.pairs), random.Random(f"places {seed}")
+    n = len(haystack.pairs)
+    rng = random.Random(f"places {seed}")
     if not 1 <= count <= n:
-        raise ScopeError(f"More needles than pairs: {count} in a haystack of {n}; accepted: 1 to {n}")
+        raise ScopeError(
+            f"More needles than pairs: {count} in a haystack of {n}; accepted: 1 to {n}"
+        )
     if placement not in ("random", "clustered"):
         raise ScopeError(f"Unknown placement {placement!r}; accepted: 'random', 'clustered'")
     first = rng.randrange(n - count + 1)
-    return rng.sample(range(n), count) if placement == "random" else rng.sample(range(first, first + count), count)
+    return (
+        rng.sample(range(n), count)
+        if placement == "random"
+        else rng.sample(range(first, first + count), count)
+    )
 
 # %% ../../nbs/data/haystacks.ipynb #76ed3e5b
 def multi_needle(
     haystack: Haystack,
     n_needles: int = 5,  # the paper: 1 to 25
     placement: str = "random",  # or "clustered": side by side
-    seed: "int | float | str" = 0,
+    seed: int | float | str = 0,
 ) -> NeedleTask:
     "Task b: the values of several keys, asked in random order."
     places = _places(haystack, n_needles, placement, seed)
     return plant(haystack, "multi" if n_needles > 1 else "single", [[i] for i in places])
+
 
 def conditional_needle(
     haystack: Haystack,
     n_needles: int = 5,
     placement: str = "random",
     mark: str = "*",  # one character that no other key has
-    seed: "int | float | str" = 0,
+    seed: int | float | str = 0,
 ) -> NeedleTask:
     "Task c: the values of all keys that contain a special character."
-    places, pairs = sorted(_places(haystack, n_needles, placement, seed)), list(haystack.pairs)
+    places = sorted(_places(haystack, n_needles, placement, seed))
+    pairs = list(haystack.pairs)
     if len(mark) != 1 or mark in haystack.text or haystack.kind == "word":
-        raise ScopeError(f"Not a mark for needles: {mark!r}; give one character that does not occur in the haystack, which is not of words")
+        raise ScopeError(
+            f"Not a mark for needles: {mark!r}; give one character that does not occur in the "
+            "haystack, which is not of words"
+        )
     for i in places:
-        key, at = pairs[i][0], random.Random(f"mark {seed} {i}").randrange(len(pairs[i][0]))
+        key = pairs[i][0]
+        at = random.Random(f"mark {seed} {i}").randrange(len(pairs[i][0]))
         pairs[i] = (key[:at] + mark + key[at:], pairs[i][1])
     return plant(replace(haystack, pairs=pairs), "conditional", [[i] for i in places], mark=mark)
 
@@ -242,15 +360,20 @@ def multi_thread(
     hops: int = 3,  # the paper: 2 to 25
     direction: str = "random",  # "forward": each next pair lies later in the text; or "backward"
     write_hops: bool = False,  # ask for every value on the way
-    seed: "int | float | str" = 0,
+    seed: int | float | str = 0,
 ) -> NeedleTask:
     "Task e: the last values of several threads, all of one length and direction."
     if direction not in ("forward", "backward", "random"):
-        raise ScopeError(f"Unknown direction {direction!r}; accepted: 'forward', 'backward', 'random'")
+        raise ScopeError(
+            f"Unknown direction {direction!r}; accepted: 'forward', 'backward', 'random'"
+        )
     places = _places(haystack, n_threads * hops, "random", seed)
-    order = {"forward": sorted, "backward": lambda t: sorted(t, reverse=True), "random": list}[direction]
-    threads = [order(places[i:i + hops]) for i in range(0, len(places), hops)]
+    order = {"forward": sorted, "backward": lambda t: sorted(t, reverse=True), "random": list}[
+        direction
+    ]
+    threads = [order(places[i : i + hops]) for i in range(0, len(places), hops)]
     return plant(haystack, "threads" if n_threads > 1 else "thread", threads, write_hops=write_hops)
+
 
 def single_thread(haystack: Haystack, hops: int = 3, **more) -> NeedleTask:
     "Task d: the last value of one thread; `more` as in `multi_thread`."
@@ -260,34 +383,49 @@ def single_thread(haystack: Haystack, hops: int = 3, **more) -> NeedleTask:
 def branched_thread(
     haystack: Haystack,
     hops: int = 3,
-    branches: int = 2,  # pairs that share each key on the way but the last; all but one lead nowhere
+    # pairs that share each key on the way but the last; all but one lead nowhere
+    branches: int = 2,
     direction: str = "random",
-    seed: "int | float | str" = 0,
+    seed: int | float | str = 0,
 ) -> NeedleTask:
     "Task f: the last value of the longest thread, where keys occur several times."
     if hops < 2 or branches < 2:
-        raise ScopeError(f"No branch: {hops} hops and {branches} branches; accepted: 2 or more of both")
+        raise ScopeError(
+            f"No branch: {hops} hops and {branches} branches; accepted: 2 or more of both"
+        )
     made = multi_thread(haystack, 1, hops, direction, seed=seed)
-    main, pairs = made.threads[0], list(made.haystack.pairs)
+    main = made.threads[0]
+    pairs = list(made.haystack.pairs)
     _places(haystack, hops + (hops - 1) * (branches - 1), "random", seed)  # are there enough?
-    free, twins = [i for i in range(len(pairs)) if i not in main], main[:-1] * (branches - 1)
+    free = [i for i in range(len(pairs)) if i not in main]
+    twins = main[:-1] * (branches - 1)
     for at, i in zip(random.Random(f"branch {seed}").sample(free, len(twins)), twins):
         pairs[at] = (pairs[i][0], pairs[at][1])
     return replace(made, haystack=replace(haystack, pairs=pairs), asked="branched")
 
 # %% ../../nbs/data/haystacks.ipynb #d85ebcbf
-PLANTERS = {"single": single_needle, "multi": multi_needle, "conditional": conditional_needle, "thread": single_thread, "threads": multi_thread, "branched": branched_thread}
+PLANTERS = {
+    "single": single_needle,
+    "multi": multi_needle,
+    "conditional": conditional_needle,
+    "thread": single_thread,
+    "threads": multi_thread,
+    "branched": branched_thread,
+}
 
 # %% ../../nbs/data/haystacks.ipynb #4e436299
 def without(
     task: NeedleTask,
     what: str = "needles",  # or "haystack"
 ) -> NeedleTask:
-    "The same question and answers when the needles are deleted, or the whole haystack: nothing can be retrieved."
+    """The same question and answers when the needles are deleted, or the whole haystack: nothing
+    can be retrieved."""
     if what not in ("needles", "haystack"):
         raise ScopeError(f"Unknown part of a task {what!r}; accepted: 'needles', 'haystack'")
     planted = {i for places in task.threads for i in places}
-    kept = [pair for i, pair in enumerate(task.haystack.pairs) if what == "needles" and i not in planted]
+    kept = [
+        pair for i, pair in enumerate(task.haystack.pairs) if what == "needles" and i not in planted
+    ]
     return replace(task, haystack=replace(task.haystack, pairs=kept))
 
 # %% ../../nbs/data/haystacks.ipynb #d4da9350
@@ -298,25 +436,42 @@ def extract_answers(
     "The strings in an answer that have the shape of a value, in order."
     if kind == "word":  # "start value value ; start value …"
         return [word for part in text.split(";") for word in part.split()[1:]]
-    shape = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}" if kind == "uuid" else r"(?<![A-Za-z])[a-z]{4}(?![A-Za-z])"
+    shape = (
+        r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
+        if kind == "uuid"
+        else r"(?<![A-Za-z])[a-z]{4}(?![A-Za-z])"
+    )
     return re.findall(shape, text.lower() if kind == "uuid" else text)
+
 
 def score_answer(
     task: NeedleTask,
     text: str,  # what a model wrote after `task.prompt`
-) -> dict:  # right: share of the values that are right, in their places; format_failure: nothing looks like a value
+    # right: share of the values that are right, in their places; format_failure: nothing looks like
+    # a value
+) -> dict:
     "Score a written answer."
     keys = {chain[0] for chain in task.chains}  # a model may repeat the question
     found = [f for f in extract_answers(text, task.haystack.kind) if f not in keys]
     wanted = [said.strip() for *_, said in task.pieces()]
-    hits = len({*wanted} & {*found}) if task.mark else sum(a == b for a, b in zip(wanted, found))  # marked needles have no order
+    hits = (
+        len({*wanted} & {*found}) if task.mark else sum(a == b for a, b in zip(wanted, found))
+    )  # marked needles have no order
     return dict(right=hits / len(wanted), format_failure=not found)
 
 # %% ../../nbs/data/haystacks.ipynb #efcc0027
 def oracle_solver(task: NeedleTask) -> str:
     "An answer by looking up in the haystack: always right."
-    return replace(task, chains=[task.haystack.follow(chain[0]) for chain in task.chains]).answer_text
+    return replace(
+        task, chains=[task.haystack.follow(chain[0]) for chain in task.chains]
+    ).answer_text
+
 
 def last_value_solver(task: NeedleTask) -> str:
     "The copy baseline: always the most recent value."
-    return replace(task, chains=[[chain[0], *[task.haystack.pairs[-1][1]] * (len(chain) - 1)] for chain in task.chains]).answer_text
+    return replace(
+        task,
+        chains=[
+            [chain[0], *[task.haystack.pairs[-1][1]] * (len(chain) - 1)] for chain in task.chains
+        ],
+    ).answer_text

@@ -22,11 +22,17 @@ def parallel_text(
 ) -> dict[str, list[str]]:  # as many paragraphs for each language, in the same order
     "Aligned paragraphs of the Universal Declaration of Human Rights."
     if half not in ("odd", "even", "all"):
-        raise ScopeError(f"Unknown half {half!r}; accepted: 'odd' (for directions), 'even' (for scores), 'all'")
+        raise ScopeError(
+            f"Unknown half {half!r}; accepted: 'odd' (for directions), 'even' (for scores), 'all'"
+        )
     found = {lang: [] for lang in langs}
     if not found or isinstance(langs, str):
-        raise ScopeError(f"No list of languages: {langs!r}; give a list of codes, such as ['eng', 'spa']")
-    for articles in list(zip(*map(udhr, found)))[{"even": 1}.get(half, 0)::1 if half == "all" else 2]:
+        raise ScopeError(
+            f"No list of languages: {langs!r}; give a list of codes, such as ['eng', 'spa']"
+        )
+    for articles in list(zip(*map(udhr, found)))[
+        {"even": 1}.get(half, 0) :: 1 if half == "all" else 2
+    ]:
         parts = [a.split("\n") for a in articles]
         aligned = len({len(p) for p in parts}) == 1
         for lang, article, own in zip(found, articles, parts):
@@ -34,8 +40,14 @@ def parallel_text(
     return found
 
 # %% ../../nbs/data/languages.ipynb #839af727
-_short = dict(zip("eng spa fra deu por ita pol fin tur vie ind swa yor rus ukr ell hye kat heb arb hin ben tam tha cmn jpn kor".split(),
-                  "en es fr de pt it pl fi tr vi id sw yo ru uk el hy ka he ar hi bn ta th zh ja ko".split()))
+_short = dict(
+    zip(
+        "eng spa fra deu por ita pol fin tur vie ind swa yor rus ukr ell hye kat heb arb hin ben "
+        "tam tha cmn jpn kor".split(),
+        "en es fr de pt it pl fi tr vi id sw yo ru uk el hy ka he ar hi bn ta th zh ja ko".split(),
+    )
+)
+
 
 @cache
 def _identifier(langs):
@@ -43,7 +55,10 @@ def _identifier(langs):
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as e:
-        raise ScopeError('The package `py3langid` is not installed: run `pip install "tokenscope-lab[languages]"`') from e
+        raise ScopeError(
+            "The package `py3langid` is not installed: run `pip install "
+            '"tokenscope-lab[languages]"`'
+        ) from e
     if unknown := [lang for lang in langs if lang not in _short]:
         raise ScopeError(f"No language to identify: {unknown[0]!r}; accepted: {', '.join(_short)}")
     made = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -55,7 +70,9 @@ def identify_language(
     text: str,
     langs: Iterable[str] = ("eng", "spa", "fra", "deu", "ita", "por"),  # the languages in play
     min_letters: int = 12,  # fewer are no evidence
-) -> "dict[str, float]":  # probability of each language, the likeliest first; empty if there is too little text
+) -> dict[
+    str, float
+]:  # probability of each language, the likeliest first; empty if there is too little text
     "Which of some languages a text is in."
     ranked = _identifier(tuple(langs)).rank(text)
     if sum(c.isalpha() for c in text) < min_letters:
@@ -69,11 +86,14 @@ def language_strip(
     source: str = "eng",
     width: int = 2,  # neighbours on each side that are looked at with each word
 ) -> TokenScores:
-    "Each word with the probability that it and its neighbours are in the target language, rather than the source."
+    """Each word with the probability that it and its neighbours are in the target language, rather
+    than the source."""
     words = text.split()
-    near = [" ".join(words[max(0, i - width):i + width + 1]) for i in range(len(words))]
+    near = [" ".join(words[max(0, i - width) : i + width + 1]) for i in range(len(words))]
     values = [identify_language(w, (source, target), 1).get(target, 0.5) for w in near]
-    return TokenScores([w + " " for w in words], values, name=f"likely {UDHR_LANGUAGES[target][0]}", limits=(0, 1))
+    return TokenScores(
+        [w + " " for w in words], values, name=f"likely {UDHR_LANGUAGES[target][0]}", limits=(0, 1)
+    )
 
 # %% ../../nbs/data/languages.ipynb #e4f44d37
 _questions = """What should I eat for breakfast?|How do birds fly?|Tell me about the sea.|Why is sleep important?|What is a good book to read?|How do I cook rice?

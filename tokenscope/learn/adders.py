@@ -23,29 +23,41 @@ from ..text.fetch import cache_dir
 from ..text.names import ScopeError
 from ..text.numbers import digit_groups, to_base
 from ..core.scope import Scope
-from .small_models import load_small, save_small, small_llama, train_lm, word_tokenizer
+from tokenscope.learn.small_models import (
+    load_small,
+    save_small,
+    small_llama,
+    train_lm,
+    word_tokenizer,
+)
 
 # %% ../../nbs/learn/adders.ipynb #d21aadce
 NUMBER_SCHEMES = ("digits", "l2r", "r2l", "marker", "compound", "wrong suffix", "padded")
+
 
 def number_tokens(
     digits: str,  # in any base
     scheme: str = "r2l",  # one of `NUMBER_SCHEMES`
     size: int = 2,  # digits in a group
-    deal: "random.Random | None" = None,  # deals the places of "wrong suffix"
+    deal: random.Random | None = None,  # deals the places of "wrong suffix"
 ) -> list[str]:
     "One number as tokens."
     if scheme not in NUMBER_SCHEMES:
-        raise ScopeError(f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}")
+        raise ScopeError(
+            f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}"
+        )
     if scheme == "digits":
         return list(digits)
     groups = digit_groups(digits, size, "l2r" if scheme in ("l2r", "padded") else "r2l")
     if scheme in ("l2r", "padded", "r2l"):
         return groups
-    places = ["", *"ABCDEFGHIJ"][:len(groups)][::-1]
+    places = ["", *"ABCDEFGHIJ"][: len(groups)][::-1]
     if scheme == "wrong suffix":
         (deal or random).shuffle(places)
-    return [t for g, p in zip(groups, places) for t in ([g, p] if scheme == "marker" and p else [g + p])]
+    return [
+        t for g, p in zip(groups, places) for t in ([g, p] if scheme == "marker" and p else [g + p])
+    ]
+
 
 def number_words(
     base: int = 4,
@@ -53,12 +65,21 @@ def number_words(
     places: int = 5,  # places that have a suffix
 ) -> list[str]:  # every token that any scheme can need, so that all models are of one size
     "The vocabulary of all ways to write numbers."
-    groups = ["".join(map(str, g)) for n in range(1, size + 1) for g in torch.cartesian_prod(*[torch.arange(base)] * n).view(-1, n).tolist()]
-    return [*"+=;_", *"ABCDEFGHIJ"[:places], *groups, *(g + p for p in "ABCDEFGHIJ"[:places] for g in groups)]
+    groups = [
+        "".join(map(str, g))
+        for n in range(1, size + 1)
+        for g in torch.cartesian_prod(*[torch.arange(base)] * n).view(-1, n).tolist()
+    ]
+    return [
+        *"+=;_",
+        *"ABCDEFGHIJ"[:places],
+        *groups,
+        *(g + p for p in "ABCDEFGHIJ"[:places] for g in groups),
+    ]
 
 # %% ../../nbs/learn/adders.ipynb #5159c3e5
 def addition_rows(
-    problems: "Sequence[tuple[int, int]]",
+    problems: Sequence[tuple[int, int]],
     scheme: str,
     base: int = 4,
     size: int = 2,
@@ -67,28 +88,44 @@ def addition_rows(
 ) -> list[list[str]]:
     "Problems as rows of tokens."
     deal = random.Random(seed)
-    write = lambda number: number_tokens(to_base(number, base), scheme, size, deal)
+
+    def write(number):
+        return number_tokens(to_base(number, base), scheme, size, deal)
+
     idle = ["_"] * 4 if scheme == "padded" else []
-    return [[*write(a), "+", *write(b), *idle, "=", *((*write(a + b), ";") if answers else ())] for a, b in problems]
+    return [
+        [*write(a), "+", *write(b), *idle, "=", *((*write(a + b), ";") if answers else ())]
+        for a, b in problems
+    ]
+
 
 def draw_problems(
     n: int,
-    lengths: "Sequence[int]" = (3, 6),  # fewest and most digits of an addend
+    lengths: Sequence[int] = (3, 6),  # fewest and most digits of an addend
     base: int = 4,
     seed: int = 0,
 ) -> list[tuple[int, int]]:
     "Pairs of numbers; how long each is, is drawn first."
     rng = random.Random(seed)
-    draw = lambda k: rng.randrange(base ** (k - 1) if k > 1 else 0, base**k)
+
+    def draw(k):
+        return rng.randrange(base ** (k - 1) if k > 1 else 0, base**k)
+
     return [(draw(rng.randint(*lengths)), draw(rng.randint(*lengths))) for _ in range(n)]
+
 
 def addition_batch(
     tokenizer,  # of `word_tokenizer`, over `number_words`
-    rows: "Sequence[Sequence[str]]",
-) -> tuple[Int[Tensor, "problem token"], Int[Tensor, "problem token"]]:  # ids padded on the right, and labels: -100 before the answer
+    rows: Sequence[Sequence[str]],
+) -> tuple[
+    Int[Tensor, "problem token"], Int[Tensor, "problem token"]
+]:  # ids padded on the right, and labels: -100 before the answer
     "Rows of tokens as a batch."
-    table, longest = tokenizer.get_vocab(), max(map(len, rows))
-    ids = torch.tensor([[table[t] for t in row] + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+    table = tokenizer.get_vocab()
+    longest = max(map(len, rows))
+    ids = torch.tensor(
+        [[table[t] for t in row] + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
+    )
     begun = (ids == table["="]).cumsum(1) - (ids == table["="]).long()
     return ids, torch.where((begun > 0) & (ids != tokenizer.pad_token_id), ids, -100)
 
@@ -98,7 +135,7 @@ def train_adder(
     steps: int = 3000,
     seed: int = 0,  # of the weights and of the problems
     batch_size: int = 256,
-    lengths: "Sequence[int]" = (3, 6),
+    lengths: Sequence[int] = (3, 6),
     base: int = 4,
     size: int = 2,
     lr: float = 3e-3,
@@ -108,47 +145,73 @@ def train_adder(
     "Teach a small Llama to add numbers that are written in one way."
     tokenizer = word_tokenizer(number_words(base, size))
     model = small_llama(len(tokenizer), seed=seed, max_position_embeddings=128, **config)
-    draw = problems or (lambda step: draw_problems(batch_size, lengths, base, seed * 1_000_003 + step))
-    losses = train_lm(model, lambda step: addition_batch(tokenizer, addition_rows(draw(step), scheme, base, size, step)), steps, lr)
+    draw = problems or (
+        lambda step: draw_problems(batch_size, lengths, base, seed * 1_000_003 + step)
+    )
+    losses = train_lm(
+        model,
+        lambda step: addition_batch(tokenizer, addition_rows(draw(step), scheme, base, size, step)),
+        steps,
+        lr,
+    )
     return Scope(model.requires_grad_(False), tokenizer), losses
+
 
 @torch.no_grad()
 def adder_answers(
     scope: Scope,  # of `train_adder`
-    problems: "Sequence[tuple[int, int]]",
+    problems: Sequence[tuple[int, int]],
     scheme: str,
     base: int = 4,
     size: int = 2,
     batch_size: int = 512,
-    rows=None,  # the problems as tokens, up to where the model goes on; None for those of `addition_rows`
+    # the problems as tokens, up to where the model goes on; None for those of `addition_rows`
+    rows=None,
 ) -> list["str | None"]:  # digits of each answer, None where it does not end
     "What a small model answers, read greedily."
-    table, found = scope.tokenizer.get_vocab(), {}
+    table = scope.tokenizer.get_vocab()
+    found = {}
     names = {i: w for w, i in table.items()}
     rows = rows or addition_rows(problems, scheme, base, size, seed=-1, answers=False)
     for width in sorted({len(r) for r in rows}):  # rows of one length need no padding
         at = [i for i, r in enumerate(rows) if len(r) == width]
-        for some in (at[k:k + batch_size] for k in range(0, len(at), batch_size)):
+        for some in (at[k : k + batch_size] for k in range(0, len(at), batch_size)):
             ids = torch.tensor([[table[t] for t in rows[i]] for i in some])
-            most = 6 * len(to_base(max(sum(problems[i]) for i in some), base)) + 9  # a rewritten problem and its answer
-            out = scope.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False, eos_token_id=table[";"], pad_token_id=0)[:, width:]
+            most = (
+                6 * len(to_base(max(sum(problems[i]) for i in some), base)) + 9
+            )  # a rewritten problem and its answer
+            out = scope.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=most,
+                do_sample=False,
+                eos_token_id=table[";"],
+                pad_token_id=0,
+            )[:, width:]
             found |= {i: _digits_of([names[t] for t in row]) for i, row in zip(some, out.tolist())}
     return [found[i] for i in range(len(problems))]
 
+
 def _digits_of(tokens):
     "The digits before the end mark and after the last =, or None without an end."
-    return "".join(c for c in "".join(tokens[:tokens.index(";")]).rpartition("=")[2] if c.isdigit()) if ";" in tokens else None
+    return (
+        "".join(c for c in "".join(tokens[: tokens.index(";")]).rpartition("=")[2] if c.isdigit())
+        if ";" in tokens
+        else None
+    )
 
 # %% ../../nbs/learn/adders.ipynb #6eb47113
 def aligned_problems(
     n: int,
-    lengths: "Sequence[int]" = (3, 6),
+    lengths: Sequence[int] = (3, 6),
     base: int = 4,
     size: int = 2,
     seed: int = 0,
 ) -> list[tuple[int, int]]:
-    "Problems whose addends and sum have the same length modulo the size of a group, so that groups from the left line up."
-    found, more = [], seed
+    """Problems whose addends and sum have the same length modulo the size of a group, so that
+    groups from the left line up."""
+    found = []
+    more = seed
     while len(found) < n:
         for a, b in draw_problems(2 * n, lengths, base, more):
             if len({len(to_base(x, base)) % size for x in (a, b, a + b)}) == 1:
@@ -156,42 +219,70 @@ def aligned_problems(
         more += 1_000_000_007
     return found[:n]
 
+
 def trained_adder(
     scheme: str,  # one of `NUMBER_SCHEMES`
     seed: int = 0,
     aligned: bool = False,  # trained on `aligned_problems` alone
     steps: int = 3000,
-    folder: "str | Path | None" = None,  # where it is kept; None for the shipped ones, then the cache
+    folder: str | Path | None = None,  # where it is kept; None for the shipped ones, then the cache
     again: bool = False,  # train even if it is at hand
 ) -> Scope:  # `scope.losses` is its training curve
     "An adder that is at hand, or is trained now and kept: two minutes on one core."
     if scheme not in NUMBER_SCHEMES:
-        raise ScopeError(f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}")
+        raise ScopeError(
+            f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}"
+        )
     name = f"adder_{scheme.replace(' ', '_')}{'_aligned' * aligned}_{seed}{'' if steps == 3000 else f'_{steps}'}.safetensors"
-    shipped, kept = Path(str(files("tokenscope.shipped") / name)), Path(folder or cache_dir("adders")) / name
+    shipped = Path(str(files("tokenscope.shipped") / name))
+    kept = Path(folder or cache_dir("adders")) / name
     if folder is None and shipped.is_file() and not again:
         return load_small(shipped)
     if again or not kept.is_file():
-        draw = (lambda step: aligned_problems(256, seed=seed * 1_000_003 + step)) if aligned else None
+        draw = (
+            (lambda step: aligned_problems(256, seed=seed * 1_000_003 + step)) if aligned else None
+        )
         scope, losses = train_adder(scheme, steps, seed, problems=draw)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = save_small(scope.model, scope.tokenizer, kept.with_suffix(".part"), losses, scheme=scheme, seed=seed, aligned=aligned, steps=steps, made_with="tokenscope.learn.adders.trained_adder")
+        part = save_small(
+            scope.model,
+            scope.tokenizer,
+            kept.with_suffix(".part"),
+            losses,
+            scheme=scheme,
+            seed=seed,
+            aligned=aligned,
+            steps=steps,
+            made_with="tokenscope.learn.adders.trained_adder",
+        )
         part.replace(kept)
     return load_small(kept)
 
+
 def train_adders(
-    folder: "str | Path",
+    folder: str | Path,
     schemes: Iterable[str] = NUMBER_SCHEMES,
     seeds: Iterable[int] = (0,),
 ) -> list[Scope]:
-    "The adders that are shipped, and those of more seeds: one of each way, and one that saw aligned problems alone."
-    return [trained_adder(scheme, seed, aligned, folder=folder, again=True) for seed in seeds for scheme, aligned in [*((s, False) for s in schemes), ("l2r", True)]]
+    """The adders that are shipped, and those of more seeds: one of each way, and one that saw
+    aligned problems alone."""
+    return [
+        trained_adder(scheme, seed, aligned, folder=folder, again=True)
+        for seed in seeds
+        for scheme, aligned in [*((s, False) for s in schemes), ("l2r", True)]
+    ]
 
 # %% ../../nbs/learn/adders.ipynb #rewrite1
-REWRITES = {"l2r": "A", "r2l": "B", "l2r to l2r": "C", "l2r to r2l": "D"}  # task -> the word in front
+REWRITES = {
+    "l2r": "A",
+    "r2l": "B",
+    "l2r to l2r": "C",
+    "l2r to r2l": "D",
+}  # task -> the word in front
+
 
 def rewrite_rows(
-    problems: "Sequence[tuple[int, int]]",
+    problems: Sequence[tuple[int, int]],
     tasks: Iterable[str],  # one of `REWRITES` for each problem
     base: int = 4,
     size: int = 2,
@@ -200,24 +291,46 @@ def rewrite_rows(
     "Problems, written again or not, as rows of tokens."
     rows = []
     for (a, b), task in zip(problems, tasks):
-        first, last = task.split(" to ")[0], task.split(" to ")[-1]
-        write = lambda number, way: number_tokens(to_base(number, base), way, size)
+        first = task.split(" to ")[0]
+        last = task.split(" to ")[-1]
+
+        def write(number, way):
+            return number_tokens(to_base(number, base), way, size)
+
         asked, again = ([*write(a, way), "+", *write(b, way), "="] for way in (first, last))
         said = [*(again if " to " in task else ()), *write(a + b, last), ";"]
         rows.append([REWRITES[task], *asked, *(said if answers else ())])
     return rows
 
+
 def train_rewriter(
-    file: "str | Path",
+    file: str | Path,
     steps: int = 4000,
     seed: int = 0,
 ) -> Scope:
     "Teach one small Llama both ways and to write a problem again; some five minutes on one core."
-    tokenizer, tasks = word_tokenizer(number_words()), ("l2r", "r2l", *["l2r to l2r"] * 3, *["l2r to r2l"] * 3) * 32
+    tokenizer = word_tokenizer(number_words())
+    tasks = ("l2r", "r2l", *["l2r to l2r"] * 3, *["l2r to r2l"] * 3) * 32
     model = small_llama(len(tokenizer), seed=seed, max_position_embeddings=128)
-    draw = lambda step: addition_batch(tokenizer, rewrite_rows(draw_problems(len(tasks), seed=seed * 1_000_003 + step), tasks))
+
+    def draw(step):
+        return addition_batch(
+            tokenizer, rewrite_rows(draw_problems(len(tasks), seed=seed * 1_000_003 + step), tasks)
+        )
+
     losses = train_lm(model, draw, steps, lr=3e-3)
-    return load_small(save_small(model, tokenizer, file, losses, made_with="tokenscope.learn.adders.train_rewriter", steps=steps, seed=seed))
+    return load_small(
+        save_small(
+            model,
+            tokenizer,
+            file,
+            losses,
+            made_with="tokenscope.learn.adders.train_rewriter",
+            steps=steps,
+            seed=seed,
+        )
+    )
+
 
 def rewriter() -> Scope:
     "The shipped model that writes problems again."

@@ -21,7 +21,14 @@ from ..text.batch import Batch
 from ..measure.intervals import wilson_interval
 from ..text.names import ScopeError
 from ..core.scope import Scope
-from .small_models import load_small, save_small, shift_embeddings, small_llama, train_lm, word_tokenizer
+from tokenscope.learn.small_models import (
+    load_small,
+    save_small,
+    shift_embeddings,
+    small_llama,
+    train_lm,
+    word_tokenizer,
+)
 
 # %% ../../nbs/learn/binding.ipynb #ec887ea7
 NAMES = "Ann Bob Carl Emma Frank Grace Henry Ivan Jack Kate Lucy Mary Nick Paul Rosa Sam Tom Will David Eve".split()
@@ -32,6 +39,7 @@ ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".sp
 @dataclass(frozen=True, eq=False)
 class BindingTask:
     "Facts that bind two entities each, and a question about one of them (Gur-Arieh et al. 2025)."
+
     names: Int[Tensor, " name"]  # token ids that may stand at {a}
     objects: Int[Tensor, " object"]  # and at {b}
     fact: list  # token ids and the holes "{a}" and "{b}"
@@ -40,66 +48,130 @@ class BindingTask:
     ordinals: Int[Tensor, " place"]  # token ids for {i}
     prefix: list  # token ids before the facts
 
-    side = property(lambda self: "ab".index(self.answer))
+    @property
+    def side(self):
+        return "ab".index(self.answer)
 
     def sample(self, n: int, samples: int, seed: int = 0) -> Int[Tensor, "sample n 2"]:
         "Groups of entities, all different within a list."
         if n > (most := min(len(self.names), len(self.objects))):
-            raise ScopeError(f"Not enough entities: lists of {n} need as many names and objects; given: {most}")
+            raise ScopeError(
+                f"Not enough entities: lists of {n} need as many names and objects; given: {most}"
+            )
         draw = torch.Generator().manual_seed(seed)
-        few = lambda ids: ids[torch.rand(samples, len(ids), generator=draw).argsort(1)[:, :n]]
+
+        def few(ids):
+            return ids[torch.rand(samples, len(ids), generator=draw).argsort(1)[:, :n]]
+
         return torch.stack([few(self.names), few(self.objects)], -1)
 
     def facts(self, groups: Int[Tensor, "sample n 2"]) -> Int[Tensor, "sample token"]:
         "The list of facts."
-        columns = [groups[..., "ab".index(x[1])] if isinstance(x, str) else torch.full(groups.shape[:2], x) for x in self.fact]
-        return torch.cat([torch.tensor(self.prefix, dtype=torch.long).expand(len(groups), -1), torch.stack(columns, -1).flatten(1)], 1)
+        columns = [
+            groups[..., "ab".index(x[1])] if isinstance(x, str) else torch.full(groups.shape[:2], x)
+            for x in self.fact
+        ]
+        return torch.cat(
+            [
+                torch.tensor(self.prefix, dtype=torch.long).expand(len(groups), -1),
+                torch.stack(columns, -1).flatten(1),
+            ],
+            1,
+        )
 
-    def ask(self, groups: Int[Tensor, "sample n 2"], asked: Int[Tensor, " sample"]) -> Int[Tensor, "sample token"]:
+    def ask(
+        self, groups: Int[Tensor, "sample n 2"], asked: Int[Tensor, " sample"]
+    ) -> Int[Tensor, "sample token"]:
         "The question about one fact of each list."
         group = groups[torch.arange(len(groups)), asked]
-        fill = lambda hole: self.ordinals[asked] if hole == "{i}" else group[:, "ab".index(hole[1])]
-        return torch.stack([fill(x) if isinstance(x, str) else torch.full_like(asked, x) for x in self.question], 1)
+
+        def fill(hole):
+            return self.ordinals[asked] if hole == "{i}" else group[:, "ab".index(hole[1])]
+
+        return torch.stack(
+            [fill(x) if isinstance(x, str) else torch.full_like(asked, x) for x in self.question], 1
+        )
 
 # %% ../../nbs/learn/binding.ipynb #2c984e00
 def _entities(scope, words):
     "One token id for each word, all different."
-    ids = [[w] if isinstance(w, int) else scope.tokenizer(" " + w, add_special_tokens=False)["input_ids"] for w in words]
-    if bad := [w for w, i in zip(words, ids) if len(i) != 1 or i[0] == getattr(scope.tokenizer, "unk_token_id", None)]:
-        raise ScopeError(f"Not one token: {', '.join(map(repr, bad))}; every entity must be a single token of this model, with its space")
+    ids = [
+        [w]
+        if isinstance(w, int)
+        else scope.tokenizer(" " + w, add_special_tokens=False)["input_ids"]
+        for w in words
+    ]
+    if bad := [
+        w
+        for w, i in zip(words, ids)
+        if len(i) != 1 or i[0] == getattr(scope.tokenizer, "unk_token_id", None)
+    ]:
+        raise ScopeError(
+            f"Not one token: {', '.join(map(repr, bad))}; every entity must be a single token of "
+            "this model, with its space"
+        )
     if len(set(map(tuple, ids))) < len(ids):
-        raise ScopeError("An entity twice: names and objects must be different tokens; leave the second one out")
+        raise ScopeError(
+            "An entity twice: names and objects must be different tokens; leave the second one out"
+        )
     return torch.tensor(ids, dtype=torch.long).view(-1)
+
 
 def _pieces(scope, template):
     "Token ids and holes of a template; an entity takes the space before it with it."
     if not isinstance(template, str):
         return list(template)
     parts = re.split(r" ?(\{[abi]\})", template)
-    return [x for p in parts if p for x in ([p] if re.fullmatch(r"\{[abi]\}", p) else scope.tokenizer(p, add_special_tokens=False)["input_ids"])]
+    return [
+        x
+        for p in parts
+        if p
+        for x in (
+            [p]
+            if re.fullmatch(r"\{[abi]\}", p)
+            else scope.tokenizer(p, add_special_tokens=False)["input_ids"]
+        )
+    ]
 
 # %% ../../nbs/learn/binding.ipynb #2bcf4d83
 def binding_task(
     scope: Scope,
-    question: "str | list" = "Who loves {b}?",  # text with holes, or token ids and holes
-    fact: "str | list" = "{a} loves {b}.",
+    question: str | list = "Who loves {b}?",  # text with holes, or token ids and holes
+    fact: str | list = "{a} loves {b}.",
     names: list = NAMES,  # words, or token ids
     objects: list = OBJECTS,
     ordinals: list = ORDINALS,
-    prefix: "str | list" = "",  # before the facts; the tokenizer may add its first token
-    answer: "str | None" = None,  # None: the entity that the question does not hold
+    prefix: str | list = "",  # before the facts; the tokenizer may add its first token
+    answer: str | None = None,  # None: the entity that the question does not hold
 ) -> BindingTask:
     "A task in the tokens of a model."
-    fact, question = _pieces(scope, fact), _pieces(scope, question)
-    if not {"{a}", "{b}"} <= set(fact) or not 1 <= len({"{a}", "{b}", "{i}"} & set(question)) or {"{a}", "{b}"} <= set(question):
-        raise ScopeError("Holes do not fit: a fact holds {a} and {b}, a question one of them or {i}, and not the one it asks for")
+    fact = _pieces(scope, fact)
+    question = _pieces(scope, question)
+    if (
+        not {"{a}", "{b}"} <= set(fact)
+        or not 1 <= len({"{a}", "{b}", "{i}"} & set(question))
+        or {"{a}", "{b}"} <= set(question)
+    ):
+        raise ScopeError(
+            "Holes do not fit: a fact holds {a} and {b}, a question one of them or {i}, and not "
+            "the one it asks for"
+        )
     answer = answer or ("b" if "{a}" in question else "a")
     if answer not in ("a", "b") or f"{{{answer}}}" in question:
-        raise ScopeError(f"Nothing to answer: answer={answer!r} must be 'a' or 'b', and not the entity in the question")
+        raise ScopeError(
+            f"Nothing to answer: answer={answer!r} must be 'a' or 'b', and not the entity in the "
+            "question"
+        )
     words = _entities(scope, [*names, *objects])
-    start = scope.tokenizer(prefix)["input_ids"] if isinstance(prefix, str) and scope.tokenizer else list(prefix)
+    start = (
+        scope.tokenizer(prefix)["input_ids"]
+        if isinstance(prefix, str) and scope.tokenizer
+        else list(prefix)
+    )
     places = _entities(scope, ordinals) if "{i}" in question else torch.empty(0, dtype=torch.long)
-    return BindingTask(words[:len(names)], words[len(names):], fact, question, answer, places, start)
+    return BindingTask(
+        words[: len(names)], words[len(names) :], fact, question, answer, places, start
+    )
 
 # %% ../../nbs/learn/binding.ipynb #51b2b234
 def checked_rows(
@@ -119,7 +191,13 @@ def candidate_logprobs(
 ) -> Float[Tensor, "row n"]:  # nats, over the whole vocabulary
     "Log-probability of each candidate as the next token."
     rows = max(1, batch_tokens // ids.shape[1])
-    last = [scope.read(checked_rows(scope, some), "logits", positions=-1)["logits"][:, 0].float().log_softmax(-1).cpu() for some in ids.split(rows)]
+    last = [
+        scope.read(checked_rows(scope, some), "logits", positions=-1)["logits"][:, 0]
+        .float()
+        .log_softmax(-1)
+        .cpu()
+        for some in ids.split(rows)
+    ]
     return torch.cat([logp.gather(1, some) for logp, some in zip(last, candidates.split(rows))])
 
 # %% ../../nbs/learn/binding.ipynb #29f7725b
@@ -132,16 +210,42 @@ def binding_accuracy(
 ):  # a pandas DataFrame, one row a position: hits, asked, low and high end of the 95 % interval
     "How often the right candidate is the likeliest, by the position of its fact."
     import pandas as pd
-    groups, asked = task.sample(n, samples, seed), torch.arange(samples) % n
-    found = candidate_logprobs(scope, torch.cat([task.facts(groups), task.ask(groups, asked)], 1), groups[..., task.side]).argmax(1)
-    counts = [(int((found[asked == p] == p).sum()), int((asked == p).sum())) for p in range(n) if (asked == p).any()]
-    return pd.DataFrame([dict(position=p, hits=h, asked=m, share=h / m, low=wilson_interval(h, m)[0], high=wilson_interval(h, m)[1]) for p, (h, m) in enumerate(counts)])
+
+    groups = task.sample(n, samples, seed)
+    asked = torch.arange(samples) % n
+    found = candidate_logprobs(
+        scope, torch.cat([task.facts(groups), task.ask(groups, asked)], 1), groups[..., task.side]
+    ).argmax(1)
+    counts = [
+        (int((found[asked == p] == p).sum()), int((asked == p).sum()))
+        for p in range(n)
+        if (asked == p).any()
+    ]
+    return pd.DataFrame(
+        [
+            dict(
+                position=p,
+                hits=h,
+                asked=m,
+                share=h / m,
+                low=wilson_interval(h, m)[0],
+                high=wilson_interval(h, m)[1],
+            )
+            for p, (h, m) in enumerate(counts)
+        ]
+    )
 
 # %% ../../nbs/learn/binding.ipynb #e7b10e5d
-QUESTIONS = {"object": "Who loves {b}?", "name": "What does {a} love?", "place": "Who is {i}?", "place and object": "Who is {i} and loves {b}?"}
+QUESTIONS = {
+    "object": "Who loves {b}?",
+    "name": "What does {a} love?",
+    "place": "Who is {i}?",
+    "place and object": "Who is {i} and loves {b}?",
+}
+
 
 def binding_lesson(
-    tasks: "list[BindingTask]",  # one for each of `QUESTIONS`
+    tasks: list[BindingTask],  # one for each of `QUESTIONS`
     step: int,
     steps: int,
     n_max: int = 10,  # facts in a list; at most 4 in the first 45 % of the lessons
@@ -150,13 +254,18 @@ def binding_lesson(
     "Lists of facts with eight questions and their answers; only the answers are learnt."
     draw = torch.Generator().manual_seed(step)
     low, high = (2, 4) if step < 0.45 * steps else (3, n_max)
-    kinds = [0, 1] * 4 if step < 0.15 * steps else [0, 1, 2, 2, 2, 2, 3, 3]  # words are learnt first, places are harder
+    kinds = (
+        [0, 1] * 4 if step < 0.15 * steps else [0, 1, 2, 2, 2, 2, 3, 3]
+    )  # words are learnt first, places are harder
     n = int(torch.randint(low, high + 1, (1,), generator=draw))
     groups = tasks[0].sample(n, sequences, step)
     ids = [tasks[0].facts(groups)]
     for i in torch.randperm(8, generator=draw).tolist():
         asked = torch.randint(n, (sequences,), generator=draw)
-        ids += [tasks[kinds[i]].ask(groups, asked), groups[torch.arange(sequences), asked, tasks[kinds[i]].side][:, None]]
+        ids += [
+            tasks[kinds[i]].ask(groups, asked),
+            groups[torch.arange(sequences), asked, tasks[kinds[i]].side][:, None],
+        ]
     labels = [x if i and i % 2 == 0 else torch.full_like(x, -100) for i, x in enumerate(ids)]
     return torch.cat(ids, 1), torch.cat(labels, 1)
 
@@ -170,19 +279,44 @@ def train_binding_toy(
     "Train the small model of this page: about five minutes on one core."
     words = [*NAMES, *OBJECTS, *ORDINALS, *"loves . Who What does love is and ?".split()]
     tokenizer = word_tokenizer(words)
-    model = small_llama(len(tokenizer), n_layers=4, d_model=128, n_heads=4, intermediate_size=256, initializer_range=0.04, seed=seed)  # twice the usual: words are found sooner
+    model = small_llama(
+        len(tokenizer),
+        n_layers=4,
+        d_model=128,
+        n_heads=4,
+        intermediate_size=256,
+        initializer_range=0.04,
+        seed=seed,
+    )  # twice the usual: words are found sooner
     model = shift_embeddings(model, 3)
     scope = Scope(model, tokenizer)
-    tasks = [binding_task(scope, question, prefix=[tokenizer.bos_token_id]) for question in QUESTIONS.values()]
+    tasks = [
+        binding_task(scope, question, prefix=[tokenizer.bos_token_id])
+        for question in QUESTIONS.values()
+    ]
     losses = train_lm(model, lambda step: binding_lesson(tasks, step, steps), steps, lr=lr)
-    return save_small(model, tokenizer, file, losses, script="train_binding_toy", steps=steps, lr=lr, seed=seed, shift=3)
+    return save_small(
+        model,
+        tokenizer,
+        file,
+        losses,
+        script="train_binding_toy",
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        shift=3,
+    )
+
 
 def binding_toy(
     file=None,  # None: the shipped one
 ) -> Scope:
     "The small model that was trained to bind."
     from tokenizers.processors import TemplateProcessing
+
     scope = load_small(file or str(files("tokenscope") / "shipped" / "binding_toy.safetensors"))
     begin = scope.tokenizer.bos_token  # its lessons began with it
-    scope.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, scope.tokenizer.bos_token_id)])
+    scope.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, scope.tokenizer.bos_token_id)]
+    )
     return scope

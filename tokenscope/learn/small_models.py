@@ -35,8 +35,20 @@ def small_llama(
 ):  # a `LlamaForCausalLM` with random weights
     "A small Llama, the same for the same seed."
     from transformers import LlamaConfig, LlamaForCausalLM
-    given = dict(vocab_size=vocab_size, num_hidden_layers=n_layers, hidden_size=d_model, num_attention_heads=n_heads, num_key_value_heads=n_heads, intermediate_size=4 * d_model,
-                 max_position_embeddings=max_position_embeddings, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+
+    given = dict(
+        vocab_size=vocab_size,
+        num_hidden_layers=n_layers,
+        hidden_size=d_model,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_heads,
+        intermediate_size=4 * d_model,
+        max_position_embeddings=max_position_embeddings,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**{**given, **config})).eval()
@@ -48,13 +60,26 @@ def word_tokenizer(
     "A tokenizer in which every word is one token, cut at white space."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
     words = [w for w in dict.fromkeys(words) if w not in special]
     if bad := next((w for w in words if not w or any(c.isspace() for c in w)), None):
-        raise ScopeError(f"Not a word: {bad!r}; a word of a small language is not empty and holds no white space")
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="<unk>"))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(prefix="##", cleanup=False)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False)
+        raise ScopeError(
+            f"Not a word: {bad!r}; a word of a small language is not empty and holds no white space"
+        )
+    inner = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
 
 # %% ../../nbs/learn/small_models.ipynb #a0b4dbfe
 class ShiftedEmbedding(nn.Module):
@@ -63,14 +88,24 @@ class ShiftedEmbedding(nn.Module):
     def __init__(self, embedding: nn.Embedding, n: int = 2):
         super().__init__()
         self.embedding = embedding
-        self.before = nn.ModuleList(nn.Linear(embedding.embedding_dim, embedding.embedding_dim, bias=False) for _ in range(n))
+        self.before = nn.ModuleList(
+            nn.Linear(embedding.embedding_dim, embedding.embedding_dim, bias=False)
+            for _ in range(n)
+        )
 
-    weight = property(lambda self: self.embedding.weight)
+    @property
+    def weight(self):
+        return self.embedding.weight
 
     def forward(self, ids: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
         "Embed whole sequences; a step of cached generation would miss the tokens before."
         own = self.embedding(ids)
-        return own + sum(nn.functional.pad(mix(own[:, : -i - 1]), (0, 0, i + 1, 0)) for i, mix in enumerate(self.before) if own.shape[1] > i + 1)
+        return own + sum(
+            nn.functional.pad(mix(own[:, : -i - 1]), (0, 0, i + 1, 0))
+            for i, mix in enumerate(self.before)
+            if own.shape[1] > i + 1
+        )
+
 
 def shift_embeddings(
     model,  # a causal LM
@@ -80,15 +115,19 @@ def shift_embeddings(
     "Give a model token-shift embeddings; it has to be used without a cache then."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.set_input_embeddings(ShiftedEmbedding(model.get_input_embeddings(), n).to(model.dtype))
-    model.config.use_cache, model.config.shifted_embeddings = False, n
+        model.set_input_embeddings(
+            ShiftedEmbedding(model.get_input_embeddings(), n).to(model.dtype)
+        )
+    model.config.use_cache = False
+    model.config.shifted_embeddings = n
     model.generation_config.use_cache = False
     return model
 
 # %% ../../nbs/learn/small_models.ipynb #b4aa89c9
 def train_lm(
     model,  # a causal LM; trained in place
-    batch: Callable,  # step -> (ids, labels), both (sequence, token); labels are not shifted, -100 is left out
+    # step -> (ids, labels), both (sequence, token); labels are not shifted, -100 is left out
+    batch: Callable,
     steps: int,
     lr: float = 1e-3,
     warmup: int = 50,
@@ -97,8 +136,14 @@ def train_lm(
     "Train a small language model."
     trained = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
-    pace = lambda step: min((step + 1) / warmup, 1) * (0.55 + 0.45 * torch.cos(torch.tensor(torch.pi * step / steps)).item())
-    plan, losses = torch.optim.lr_scheduler.LambdaLR(adam, pace), []
+
+    def pace(step):
+        return min((step + 1) / warmup, 1) * (
+            0.55 + 0.45 * torch.cos(torch.tensor(torch.pi * step / steps)).item()
+        )
+
+    plan = torch.optim.lr_scheduler.LambdaLR(adam, pace)
+    losses = []
     model.train()
     for step in tqdm(range(steps), desc="training", delay=2):
         ids, labels = batch(step)
@@ -110,14 +155,17 @@ def train_lm(
         plan.step()
         losses.append(loss.item())
         if not losses[-1] < float("inf"):
-            raise ScopeError(f"Training failed at step {step}: the loss is {losses[-1]}; try a smaller lr than {lr}")
+            raise ScopeError(
+                f"Training failed at step {step}: the loss is {losses[-1]}; try a smaller lr "
+                f"than {lr}"
+            )
     model.eval()
     return losses
 
 # %% ../../nbs/learn/small_models.ipynb #377d999c
 def keep_weights(
     model,  # any module
-    file: "str | Path",
+    file: str | Path,
     kind: str,  # what `kept_weights` has to be asked for
     losses: Iterable[float] = (),  # about 200 of them are kept
     dtype: torch.dtype = torch.float16,  # torch.bfloat16 where the weights are on its grid
@@ -126,54 +174,93 @@ def keep_weights(
     "Weights in one safetensors file, with what they belong to in its header."
     losses = list(losses)
     header["losses"] = [round(x, 4) for x in losses[:: max(1, len(losses) // 200)]]
-    save_file({name: p.detach().to(dtype).contiguous().clone() for name, p in model.state_dict().items()}, file, metadata={kind: json.dumps(header)})
+    save_file(
+        {name: p.detach().to(dtype).contiguous().clone() for name, p in model.state_dict().items()},
+        file,
+        metadata={kind: json.dumps(header)},
+    )
     return Path(file)
 
+
 def kept_weights(
-    file: "str | Path",  # of `keep_weights`
+    file: str | Path,  # of `keep_weights`
     kind: str,
 ) -> tuple[dict, dict]:  # the header, and the weights in float32
     "What a file of weights holds."
     with safe_open(file, framework="pt") as kept:
         if kind not in (kept.metadata() or {}):
-            raise ScopeError(f"Not such a file of weights: {Path(file).name} does not hold a {kind}, but {', '.join(kept.metadata() or {}) or 'nothing that says what it is'}")
-        return json.loads(kept.metadata()[kind]), {name: kept.get_tensor(name).float() for name in kept.keys()}
+            raise ScopeError(
+                f"Not such a file of weights: {Path(file).name} does not hold a {kind}, but "
+                f"{', '.join(kept.metadata() or {}) or 'nothing that says what it is'}"
+            )
+        return json.loads(kept.metadata()[kind]), {
+            name: kept.get_tensor(name).float() for name in kept.keys()
+        }
+
 
 def save_small(
     model,
     tokenizer,  # of `word_tokenizer`, or any fast one
-    file: "str | Path",
+    file: str | Path,
     losses: Iterable[float] = (),  # about 200 of them are kept
     dtype: torch.dtype = torch.float16,  # torch.bfloat16 where the weights are on its grid
     **provenance,  # what made it: script, seed, steps, data
 ) -> Path:
     "Keep a small model in one safetensors file."
-    return keep_weights(model, file, "small_model", losses, dtype, config=model.config.to_diff_dict(), **_kept_tokenizer(tokenizer), provenance=provenance)
+    return keep_weights(
+        model,
+        file,
+        "small_model",
+        losses,
+        dtype,
+        config=model.config.to_diff_dict(),
+        **_kept_tokenizer(tokenizer),
+        provenance=provenance,
+    )
+
 
 def _kept_tokenizer(tokenizer):
-    "What a file needs to build the tokenizer again: its words if they are all there is to it, else the whole of it."
+    """What a file needs to build the tokenizer again: its words if they are all there is to it,
+    else the whole of it."""
     inner = tokenizer.backend_tokenizer
-    if type(inner.model).__name__ == "WordLevel" and type(inner.pre_tokenizer).__name__ == "WhitespaceSplit":
-        return {"words": [w for w, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])]}
-    return {"tokenizer": inner.to_str(), "special": {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}}
+    if (
+        type(inner.model).__name__ == "WordLevel"
+        and type(inner.pre_tokenizer).__name__ == "WhitespaceSplit"
+    ):
+        return {
+            "words": [w for w, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])]
+        }
+    return {
+        "tokenizer": inner.to_str(),
+        "special": {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)},
+    }
+
 
 def _built_tokenizer(header):
     if "words" in header:
         return word_tokenizer(header["words"])
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(header["tokenizer"]), clean_up_tokenization_spaces=False, **header["special"])
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(header["tokenizer"]),
+        clean_up_tokenization_spaces=False,
+        **header["special"],
+    )
+
 
 def load_small(
-    file: "str | Path",  # of `save_small`
+    file: str | Path,  # of `save_small`
 ) -> Scope:  # in float32; `scope.provenance` and `scope.losses` say where it comes from
     "A small model from its file."
     from transformers import LlamaConfig, LlamaForCausalLM
+
     header, weights = kept_weights(file, "small_model")
     model = LlamaForCausalLM(LlamaConfig(**header["config"])).eval()
     if n := header["config"].get("shifted_embeddings"):
         shift_embeddings(model, n)
     model.load_state_dict(weights)
     scope = Scope(model.requires_grad_(False), _built_tokenizer(header))
-    scope.provenance, scope.losses = header["provenance"], header["losses"]
+    scope.provenance = header["provenance"]
+    scope.losses = header["losses"]
     return scope

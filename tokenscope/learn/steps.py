@@ -34,6 +34,7 @@ def split_steps(
     steps = [line for line in text.split(sep) if line.strip()]
     return [*steps[:-2], sep.join(steps[-2:])] if merge_last and len(steps) > 1 else steps
 
+
 def step_pairs(
     problem: str,
     steps: Iterable[str],
@@ -51,20 +52,27 @@ def text_pairs(
     "The steps of one text with their contexts."
     lines = split_steps(text, merge_last=False) if isinstance(text, str) else []
     if len(lines) < 2:
-        raise ScopeError(f"Not a problem with steps: {len(lines)} lines of text; give one text whose first line is the problem and whose other lines are the steps")
+        raise ScopeError(
+            f"Not a problem with steps: {len(lines)} lines of text; give one text whose first line "
+            "is the problem and whose other lines are the steps"
+        )
     return step_pairs(lines[0], split_steps("\n".join(lines[1:]), merge_last=merge_last))
 
 # %% ../../nbs/learn/steps.ipynb #b1d9d0f0
 @dataclass(frozen=True, eq=False)
 class StepBatch:
     "Rows of context, <sep>, step, <eos>, padded on the right."
+
     ids: Int[Tensor, "batch token"]
     mask: Bool[Tensor, "batch token"]  # real tokens
     scored: Bool[Tensor, "batch token"]  # the step and <eos>
 
-    last = property(lambda self: self.mask.sum(1) - 1)  # where <eos> stands
+    @property
+    def last(self):
+        return self.mask.sum(1) - 1  # where <eos> stands
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
     def __getitem__(self, rows) -> "StepBatch":
         width = int(self.mask[rows].sum(1).max())
@@ -76,49 +84,88 @@ def step_batch(
     pairs: Iterable[tuple[str, str]],  # of `step_pairs`
     sep: str = "<sep>",
     eos: str = "<eos>",
-    max_tokens: int = 256,  # of a context, whose end is kept, and of a step, whose beginning is kept
+    # of a context, whose end is kept, and of a step, whose beginning is kept
+    max_tokens: int = 256,
 ) -> StepBatch:
     "Contexts and steps as token ids."
-    pairs, ids_of = list(pairs), lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
+    pairs = list(pairs)
+
+    def ids_of(texts):
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
     if not pairs:
         raise ScopeError("No steps to encode: the set is empty; give at least one (context, step)")
-    contexts, steps, (sep_ids, eos_ids) = ids_of([c for c, _ in pairs]), ids_of([s for _, s in pairs]), ids_of([sep, eos])
+    contexts, steps, (sep_ids, eos_ids) = (
+        ids_of([c for c, _ in pairs]),
+        ids_of([s for _, s in pairs]),
+        ids_of([sep, eos]),
+    )
     if empty := [i for i, ids in enumerate(steps + [sep_ids, eos_ids]) if not ids]:
-        raise ScopeError(f"A step without tokens: number {empty[0]} of {len(steps)} (after them come the marks {sep!r} and {eos!r}); leave it out")
+        raise ScopeError(
+            f"A step without tokens: number {empty[0]} of {len(steps)} (after them come the marks "
+            f"{sep!r} and {eos!r}); leave it out"
+        )
     starts = torch.tensor([len(c[-max_tokens:]) + len(sep_ids) for c in contexts])[:, None]
-    rows = [torch.tensor(c[-max_tokens:] + sep_ids + s[:max_tokens] + eos_ids) for c, s in zip(contexts, steps)]
-    ids, ends = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows])[:, None]
+    rows = [
+        torch.tensor(c[-max_tokens:] + sep_ids + s[:max_tokens] + eos_ids)
+        for c, s in zip(contexts, steps)
+    ]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    ends = torch.tensor([len(r) for r in rows])[:, None]
     at = torch.arange(ids.shape[1])
     return StepBatch(ids, at < ends, (at >= starts) & (at < ends))
 
 # %% ../../nbs/learn/steps.ipynb #c58f797d
-STYLES, OPERATORS, OPERANDS = ("so", "then", "next", "now"), {"add": int.__add__, "take": int.__sub__, "times": int.__mul__}, (2, 3, 4, 7)
+STYLES = ("so", "then", "next", "now")
+OPERATORS = {"add": int.__add__, "take": int.__sub__, "times": int.__mul__}
+OPERANDS = (2, 3, 4, 7)
+
 
 def arithmetic_chains(
     n: int,  # chains
     length: int = 4,  # steps in each
     seed: int = 0,
-) -> list[dict]:  # problem, mood, steps, and labels of each step: style, mood, operator, operand, result, right
+) -> list[
+    dict
+]:  # problem, mood, steps, and labels of each step: style, mood, operator, operand, result, right
     "Made-up solutions with every choice noted."
-    draw, chains = random.Random(seed), []
+    draw = random.Random(seed)
+    chains = []
     for _ in range(n):
-        style, mood, value = draw.choice(STYLES), draw.choice(("careful", "careless")), draw.randrange(10)
+        style = draw.choice(STYLES)
+        mood = draw.choice(("careful", "careless"))
+        value = draw.randrange(10)
         made = dict(problem=f"{style} {mood} = {value}", mood=mood, steps=[], labels=[])
         for _ in range(length):
-            operator, operand = draw.choice(list(OPERATORS)), draw.choice(OPERANDS)
+            operator = draw.choice(list(OPERATORS))
+            operand = draw.choice(OPERANDS)
             right = mood == "careful" or draw.random() < 0.5
-            value = (OPERATORS[operator](value, operand) + (0 if right else draw.randrange(1, 10))) % 10
+            value = (
+                OPERATORS[operator](value, operand) + (0 if right else draw.randrange(1, 10))
+            ) % 10
             made["steps"].append(f"{style} {operator} {operand} = {value}")
-            made["labels"].append(dict(style=style, mood=mood, operator=operator, operand=operand, result=value, right=right))
+            made["labels"].append(
+                dict(
+                    style=style,
+                    mood=mood,
+                    operator=operator,
+                    operand=operand,
+                    result=value,
+                    right=right,
+                )
+            )
         chains.append(made)
     return chains
+
 
 def chain_pairs(
     chains: Iterable[dict],  # of `arithmetic_chains`
 ) -> tuple[list[tuple[str, str]], list[dict]]:
     "Every step of some chains with its context, and its labels."
     chains = list(chains)
-    return [p for c in chains for p in step_pairs(c["problem"], c["steps"])], [label for c in chains for label in c["labels"]]
+    return [p for c in chains for p in step_pairs(c["problem"], c["steps"])], [
+        label for c in chains for label in c["labels"]
+    ]
 
 # %% ../../nbs/learn/steps.ipynb #4f24e3f9
 def train_chain_lm(
@@ -127,16 +174,24 @@ def train_chain_lm(
     n_chains: int = 8000,
 ) -> Scope:  # its `losses` are the training curve
     "A small Llama that goes on with arithmetic chains."
-    tokenizer = word_tokenizer(["<sep>", *STYLES, "careful", "careless", *OPERATORS, "=", *map(str, range(10))])
+    tokenizer = word_tokenizer(
+        ["<sep>", *STYLES, "careful", "careless", *OPERATORS, "=", *map(str, range(10))]
+    )
     data = step_batch(tokenizer, chain_pairs(arithmetic_chains(n_chains, seed=seed))[0])
-    labels = data.ids.masked_fill(~data.mask | (data.ids == tokenizer.convert_tokens_to_ids("<sep>")), -100)  # where a context ends is not to be guessed
+    labels = data.ids.masked_fill(
+        ~data.mask | (data.ids == tokenizer.convert_tokens_to_ids("<sep>")), -100
+    )  # where a context ends is not to be guessed
 
     def batch(step):
-        rows = torch.randint(len(data), (64,), generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
+        rows = torch.randint(
+            len(data), (64,), generator=torch.Generator().manual_seed(seed * 1_000_003 + step)
+        )
         ids = data[rows].ids
-        return ids, labels[rows, :ids.shape[1]]
+        return ids, labels[rows, : ids.shape[1]]
 
-    model = small_llama(len(tokenizer), seed=seed, tie_word_embeddings=True)  # else words that are never told apart as output stay alike
+    model = small_llama(
+        len(tokenizer), seed=seed, tie_word_embeddings=True
+    )  # else words that are never told apart as output stay alike
     losses = train_lm(model, batch, steps, lr=3e-3)
     scope = Scope(model.requires_grad_(False), tokenizer)
     scope.losses = losses
@@ -146,15 +201,23 @@ def train_chain_lm(
 @dataclass(frozen=True, eq=False)
 class FrozenSteps:
     "States and predictions of a model at some steps."
+
     state: Float[Tensor, "step d_model"]  # of one layer, at the end of the step
-    before: Float[Tensor, "step token d_model"]  # of the last layer, where the tokens of the step and its end are predicted
-    base: Float[Tensor, "step token word"]  # log-probabilities of the chosen words; the last: of all other tokens
+    before: Float[
+        Tensor, "step token d_model"
+    ]  # of the last layer, where the tokens of the step and its end are predicted
+    base: Float[
+        Tensor, "step token word"
+    ]  # log-probabilities of the chosen words; the last: of all other tokens
     own: Float[Tensor, "step token"]  # of the step's tokens
     word: Int[Tensor, "step token"]  # which of the words each of them is, or the last
     scored: Bool[Tensor, "step token"]  # no padding
 
-    def __len__(self): return len(self.state)
-    def __getitem__(self, rows) -> "FrozenSteps": return FrozenSteps(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def __len__(self):
+        return len(self.state)
+
+    def __getitem__(self, rows) -> "FrozenSteps":
+        return FrozenSteps(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 # %% ../../nbs/learn/steps.ipynb #f69537cd
 @torch.no_grad()
@@ -169,18 +232,39 @@ def read_steps(
 ) -> FrozenSteps:
     "Read steps behind their contexts; the steps of one text share a forward."
     batch = step_batch(scope.tokenizer, pairs, sep, eos, max_tokens)
-    rows, n, found, hosts = [r[m].tolist() for r, m in zip(batch.ids, batch.mask)], batch.scored.sum(1), [None] * len(batch), {}
-    for i in sorted(range(len(rows)), key=rows.__getitem__, reverse=True):  # a step's row often begins the row of the next: they share a forward
+    rows = [r[m].tolist() for r, m in zip(batch.ids, batch.mask)]
+    n = batch.scored.sum(1)
+    found = [None] * len(batch)
+    hosts = {}
+    for i in sorted(
+        range(len(rows)), key=rows.__getitem__, reverse=True
+    ):  # a step's row often begins the row of the next: they share a forward
         host = next(reversed(hosts), None)
-        hosts.setdefault(host if host is not None and rows[host][:len(rows[i])] == rows[i] else i, []).append(i)
+        hosts.setdefault(
+            host if host is not None and rows[host][: len(rows[i])] == rows[i] else i, []
+        ).append(i)
     leaders = list(hosts)
     for some in batches_by_length([len(rows[i]) for i in leaders], 2048):
-        trace = scope.read([rows[leaders[j]] for j in some], "resid_post", layers=sorted({*resolve_layers(layer, scope.n_layers), scope.n_layers - 1}))
+        trace = scope.read(
+            [rows[leaders[j]] for j in some],
+            "resid_post",
+            layers=sorted({*resolve_layers(layer, scope.n_layers), scope.n_layers - 1}),
+        )
         for i, h in [(i, h) for j, h in zip(some, trace["resid_post"]) for i in hosts[leaders[j]]]:
             at = torch.arange(batch.last[i] + 1 - n[i], batch.last[i] + 1)
-            logp, ids = unembed(scope, h[-1, at - 1], normed=False).float().log_softmax(-1), batch.ids[i][at]
+            logp = unembed(scope, h[-1, at - 1], normed=False).float().log_softmax(-1)
+            ids = batch.ids[i][at]
             rest = logp.index_fill(-1, words, -torch.inf).logsumexp(-1, keepdim=True)
             word = torch.where(torch.isin(ids, words), torch.searchsorted(words, ids), len(words))
-            tokens = h[-1, at - 1].float(), torch.cat([logp[:, words], rest], -1), logp.gather(1, ids[:, None])[:, 0], word, at >= 0
-            found[i] = h[0, at[-1]].float(), *(F.pad(t, (0, 0) * (t.ndim - 1) + (0, int(n.max() - n[i]))) for t in tokens)
+            tokens = (
+                h[-1, at - 1].float(),
+                torch.cat([logp[:, words], rest], -1),
+                logp.gather(1, ids[:, None])[:, 0],
+                word,
+                at >= 0,
+            )
+            found[i] = (
+                h[0, at[-1]].float(),
+                *(F.pad(t, (0, 0) * (t.ndim - 1) + (0, int(n.max() - n[i]))) for t in tokens),
+            )
     return FrozenSteps(*map(torch.stack, zip(*found)))

@@ -28,22 +28,33 @@ def answer_logp(
     answers: Int[Tensor, "row answer"],
 ) -> Float[Tensor, "row answer"]:
     "Log probability of each token of some answers."
-    logits = model(input_ids=torch.cat([prompts, answers[:, :-1]], 1), use_cache=False).logits[:, prompts.shape[1] - 1:]
+    logits = model(input_ids=torch.cat([prompts, answers[:, :-1]], 1), use_cache=False).logits[
+        :, prompts.shape[1] - 1 :
+    ]
     return logits.log_softmax(-1).gather(2, answers[..., None])[..., 0]
+
 
 @torch.no_grad()
 def sample_answers(
     model,
     prompts: Int[Tensor, "row prompt"],
     length: int = 2,
-    generator: "torch.Generator | None" = None,  # None for the most probable answer
+    generator: torch.Generator | None = None,  # None for the most probable answer
 ) -> Int[Tensor, "row answer"]:
     "Answers of a fixed length at temperature 1, or the greedy ones."
     ids = prompts
     for _ in range(length):
         p = model(input_ids=ids, use_cache=False).logits[:, -1].softmax(-1)
-        ids = torch.cat([ids, p.argmax(-1, keepdim=True) if generator is None else torch.multinomial(p, 1, generator=generator)], 1)
-    return ids[:, prompts.shape[1]:]
+        ids = torch.cat(
+            [
+                ids,
+                p.argmax(-1, keepdim=True)
+                if generator is None
+                else torch.multinomial(p, 1, generator=generator),
+            ],
+            1,
+        )
+    return ids[:, prompts.shape[1] :]
 
 # %% ../../nbs/learn/tuned_pairs.ipynb #a17bd5d1
 def grpo_loss(
@@ -53,11 +64,20 @@ def grpo_loss(
     clip: float = 0.2,
 ) -> Float[Tensor, ""]:
     "Group-relative policy optimisation, without a penalty for leaving the base (Shao et al. 2024)."
-    advantage = ((reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-4))[..., None]
+    advantage = ((reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-4))[
+        ..., None
+    ]
     ratio = (logp - old).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
 
-def grpo_step(model, prompts: Int[Tensor, "row prompt"], answers: Int[Tensor, "row answer"], G: int, generator: torch.Generator) -> Float[Tensor, ""]:
+
+def grpo_step(
+    model,
+    prompts: Int[Tensor, "row prompt"],
+    answers: Int[Tensor, "row answer"],
+    G: int,
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
     "The loss of one batch of sampled answers; the reward is an exact match."
     many = prompts.repeat_interleave(G, 0)
     tried = sample_answers(model, many, answers.shape[1], generator)
@@ -69,21 +89,33 @@ def grpo_step(model, prompts: Int[Tensor, "row prompt"], answers: Int[Tensor, "r
 def addition_problems(
     n: int,
     generator: torch.Generator,
-) -> tuple[Int[Tensor, "row 6"], Int[Tensor, "row 2"]]:  # "4 + 7 + 8 =" and "9 1", as the tokens of `adder_tokenizer`
+) -> tuple[
+    Int[Tensor, "row 6"], Int[Tensor, "row 2"]
+]:  # "4 + 7 + 8 =" and "9 1", as the tokens of `adder_tokenizer`
     "Sums of three digits; the answer begins with its lower digit."
     terms = torch.randint(10, (n, 3), generator=generator)
-    signs, total = torch.tensor([14, 14, 15]).expand(n, 3), terms.sum(1)
-    return torch.stack([4 + terms, signs], 2).flatten(1), 4 + torch.stack([total % 10, total // 10], 1)
+    signs = torch.tensor([14, 14, 15]).expand(n, 3)
+    total = terms.sum(1)
+    return torch.stack([4 + terms, signs], 2).flatten(1), 4 + torch.stack(
+        [total % 10, total // 10], 1
+    )
+
 
 def adder_tokenizer():  # ids 4 to 13 are the digits
     "The words of the sums."
     return word_tokenizer("0123456789+=")
 
+
 def adder_accuracy(model, n: int = 1000, greedy: bool = False) -> float:
     "Share of new sums answered exactly, by sampling or greedily."
     generator = torch.Generator().manual_seed(999)
     prompts, answers = addition_problems(n, generator)
-    return float((sample_answers(model, prompts, 2, None if greedy else generator) == answers).all(1).float().mean())
+    return float(
+        (sample_answers(model, prompts, 2, None if greedy else generator) == answers)
+        .all(1)
+        .float()
+        .mean()
+    )
 
 # %% ../../nbs/learn/tuned_pairs.ipynb #e9118f1c
 def pretrain_adder(
@@ -92,14 +124,23 @@ def pretrain_adder(
     noise: float = 0.4,  # share of the sums with a random answer
 ):  # a model in float32 whose weights are on the grid of bfloat16
     "A model that half believes in addition."
-    generator, model = torch.Generator().manual_seed(seed), small_llama(16, 2, 96, 4, seed=seed, intermediate_size=192, max_position_embeddings=16)
+    generator = torch.Generator().manual_seed(seed)
+    model = small_llama(16, 2, 96, 4, seed=seed, intermediate_size=192, max_position_embeddings=16)
     adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.1)
     for step in tqdm(range(steps), desc="pretraining", delay=2, mininterval=2):
         prompts, answers = addition_problems(64, generator)
         wild = torch.rand(len(answers), 1, generator=generator) < noise
-        answers = torch.where(wild, torch.randint(4, 14, answers.shape, generator=generator), answers)
-        _descend(model, adam, -answer_logp(model, prompts, answers).mean(), 3e-3 * min((step + 1) / 50, 1 - 0.95 * step / steps))
+        answers = torch.where(
+            wild, torch.randint(4, 14, answers.shape, generator=generator), answers
+        )
+        _descend(
+            model,
+            adam,
+            -answer_logp(model, prompts, answers).mean(),
+            3e-3 * min((step + 1) / 50, 1 - 0.95 * step / steps),
+        )
     return model.to(torch.bfloat16).float()
+
 
 def tune_adder(
     base,
@@ -108,18 +149,28 @@ def tune_adder(
     lr: float = 1e-4,
     seed: int = 0,
     G: int = 8,  # samples for each prompt
-    rows: "int | None" = None,  # prompts a step; None for 16, and for 16 G in the supervised run, which is as many answers
-    keep: "dict | None" = None,  # parameter -> mask of the weights that may change; None for all of them
+    rows: int
+    # prompts a step; None for 16, and for 16 G in the supervised run, which is as many answers
+    | None = None,
+    keep: dict
+    | None = None,  # parameter -> mask of the weights that may change; None for all of them
 ):  # a new model, in float32
     "Tune a copy of the base on the right answers or by their reward."
-    generator, model = torch.Generator().manual_seed(1000 + seed), deepcopy(base).train()
+    generator = torch.Generator().manual_seed(1000 + seed)
+    model = deepcopy(base).train()
     adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
     for name, p in model.named_parameters():
         if keep is not None:
-            p.register_hook(lambda grad, mask=keep.get(name, torch.zeros((), dtype=torch.bool)): grad * mask)
+            p.register_hook(
+                lambda grad, mask=keep.get(name, torch.zeros((), dtype=torch.bool)): grad * mask
+            )
     for step in tqdm(range(steps), desc=method, delay=2, mininterval=2):
         prompts, answers = addition_problems(rows or (16 if method == "rl" else 16 * G), generator)
-        loss = grpo_step(model, prompts, answers, G, generator) if method == "rl" else -answer_logp(model, prompts, answers).mean()
+        loss = (
+            grpo_step(model, prompts, answers, G, generator)
+            if method == "rl"
+            else -answer_logp(model, prompts, answers).mean()
+        )
         _descend(model, adam, loss, lr)
     return model.eval()
 
@@ -137,25 +188,48 @@ def _descend(model, adam, loss, lr):
 def update_norm(base, model) -> float:
     "The Frobenius norm of the update of all layers' matrices."
     after = model.state_dict()
-    return sum(float((after[n] - p).square().sum()) for n, p in base.state_dict().items() if ".layers." in n and p.ndim == 2) ** 0.5
+    return (
+        sum(
+            float((after[n] - p).square().sum())
+            for n, p in base.state_dict().items()
+            if ".layers." in n and p.ndim == 2
+        )
+        ** 0.5
+    )
+
 
 def matched_sft(base, rl, lr: float = 1e-4, tries: int = 3, **hyperparameters):  # a new model
-    "The supervised run whose update is as long as that of another run (secant steps on the learning rate)."
+    """The supervised run whose update is as long as that of another run (secant steps on the
+    learning rate)."""
     wanted = update_norm(base, rl)
     for _ in range(tries):
         model = tune_adder(base, "sft", lr=lr, **hyperparameters)
         lr *= wanted / update_norm(base, model)
     return model
 
+
 def train_drift_pair(
-    folder: "str | Path" = "tokenscope/shipped",
+    folder: str | Path = "tokenscope/shipped",
     seed: int = 0,
 ) -> list[Path]:
     "Train and keep the three checkpoints of this page: base, rl and sft, in bfloat16."
     base = pretrain_adder(seed)
     rl = tune_adder(base, "rl", seed=seed)
     models = {"base": base, "rl": rl, "sft": matched_sft(base, rl, seed=seed)}
-    return [save_small(m, adder_tokenizer(), Path(folder) / f"rlvr_{name}.safetensors", dtype=torch.bfloat16, task="sums of three digits", method=name, seed=seed, accuracy=adder_accuracy(m)) for name, m in models.items()]
+    return [
+        save_small(
+            m,
+            adder_tokenizer(),
+            Path(folder) / f"rlvr_{name}.safetensors",
+            dtype=torch.bfloat16,
+            task="sums of three digits",
+            method=name,
+            seed=seed,
+            accuracy=adder_accuracy(m),
+        )
+        for name, m in models.items()
+    ]
+
 
 def drift_demo(which: str = "base") -> Path:  # a file of `small_models`
     "One of the three shipped checkpoints: base, rl or sft."

@@ -17,7 +17,10 @@ import numpy as np
 from ..text.names import ScopeError
 
 # %% ../../nbs/learn/walkers.ipynb #beb40944
-OBSERVED, FUTURE, FRAME = 8, 12, 0.4  # frames seen, frames to predict, seconds between two
+OBSERVED = 8
+FUTURE = 12
+FRAME = 0.4  # frames seen, frames to predict, seconds between two
+
 
 def simulate_walkers(
     n: int,  # scenes
@@ -25,18 +28,26 @@ def simulate_walkers(
     fork: bool = False,  # the first person of each scene turns left or right, by about 45 degrees
     people: int = 4,  # in a scene
 ) -> tuple:  # observed (scene, person, 8, 2) and future (scene, person, 12, 2), in metres
-    "Crowds by a small social-force model, all scenes at once (Helbing and Molnár 1995, simplified)."
+    """Crowds by a small social-force model, all scenes at once (Helbing and Molnár 1995,
+    simplified)."""
     if n < 1 or people < 1:
         raise ScopeError(f"Nobody walks: {n} scenes of {people} people; give at least one of each")
-    rng, step, frames, shape = np.random.default_rng(seed), 0.1, OBSERVED + FUTURE, (n, people)
-    speed = np.clip(rng.normal(1.3, 0.25, shape), 0.3, 2) * (rng.random(shape) > 0.08)  # a few people stand
+    rng = np.random.default_rng(seed)
+    step = 0.1
+    frames = OBSERVED + FUTURE
+    shape = (n, people)
+    speed = np.clip(rng.normal(1.3, 0.25, shape), 0.3, 2) * (
+        rng.random(shape) > 0.08
+    )  # a few people stand
     angle = rng.uniform(-np.pi, np.pi, shape)
     turn = rng.normal(0, 0.25, shape) * (rng.random(shape) < 0.4)  # radians a second
     where = rng.uniform(-5, 5, (*shape, 2))
     if fork:
         speed[:, 0], turn[:, 0] = np.clip(rng.normal(1.3, 0.15, n), 0.8, 1.8), 0
-    side, begin = rng.choice([-1, 1], n) * np.radians(rng.normal(45, 4, n)), (OBSERVED - 1) * FRAME + rng.uniform(0.1, 0.9, n)
-    moving, track = speed[..., None] * _heading(angle), []
+    side = rng.choice([-1, 1], n) * np.radians(rng.normal(45, 4, n))
+    begin = (OBSERVED - 1) * FRAME + rng.uniform(0.1, 0.9, n)
+    moving = speed[..., None] * _heading(angle)
+    track = []
     for k in range(frames * 4 - 3):
         if k % 4 == 0:
             track.append(where.copy())
@@ -44,16 +55,23 @@ def simulate_walkers(
         if fork:
             now[:, 0] += side * np.clip((k * step - begin) / 0.6, 0, 1)
         pull = (speed[..., None] * _heading(now) - moving) / 0.5
-        moving = moving + step * (pull + _push(where)) + 0.1 * np.sqrt(step) * rng.normal(size=where.shape)
+        moving = (
+            moving
+            + step * (pull + _push(where))
+            + 0.1 * np.sqrt(step) * rng.normal(size=where.shape)
+        )
         where = where + step * moving
     track = np.stack(track, 2)
     return track[:, :, :OBSERVED], track[:, :, OBSERVED:]
 
 # %% ../../nbs/learn/walkers.ipynb #2661e3a7
-def _heading(angle): return np.stack([np.cos(angle), np.sin(angle)], -1)
+def _heading(angle):
+    return np.stack([np.cos(angle), np.sin(angle)], -1)
+
 
 def _push(where):
-    "Acceleration away from the others, 2 m/s² at a distance of 0.6 m, e times less with each half metre more."
+    """Acceleration away from the others, 2 m/s² at a distance of 0.6 m, e times less with each half
+    metre more."""
     apart = where[:, :, None] - where[:, None]
     distance = np.linalg.norm(apart, axis=-1, keepdims=True) + 1e-9
     force = 2 * np.exp((0.6 - distance) / 0.5) * apart / distance
@@ -67,12 +85,20 @@ def checked_track(
     try:
         track = np.asarray(observed, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ScopeError(f"Not a track: {type(observed).__name__}; give numbers of shape (…, frame, 2)") from error
+        raise ScopeError(
+            f"Not a track: {type(observed).__name__}; give numbers of shape (…, frame, 2)"
+        ) from error
     if track.ndim < 2 or track.shape[-1] != 2 or track.shape[-2] < 2 or 0 in track.shape:
-        raise ScopeError(f"Not a track: shape {track.shape}; give positions (…, frame, 2) with at least 2 frames")
+        raise ScopeError(
+            f"Not a track: shape {track.shape}; give positions (…, frame, 2) with at least 2 frames"
+        )
     if not np.isfinite(track).all():
-        raise ScopeError("A position is not finite; leave out frames in which somebody was not seen, or fill the gap")
+        raise ScopeError(
+            "A position is not finite; leave out frames in which somebody was not seen, or fill "
+            "the gap"
+        )
     return track
+
 
 def constant_velocity(
     observed,  # (…, frame, 2)
@@ -85,7 +111,11 @@ def constant_velocity(
     track = checked_track(observed)
     error = np.random.default_rng(seed).normal(0, 1, (*track.shape[:-2], n, 2)) * noise
     velocity = (track[..., -1, :] - track[..., -2, :])[..., None, :] + error
-    return track[..., -1:, :][..., None, :, :] + np.arange(1, frames + 1)[:, None] * velocity[..., None, :]
+    return (
+        track[..., -1:, :][..., None, :, :]
+        + np.arange(1, frames + 1)[:, None] * velocity[..., None, :]
+    )
+
 
 def stand_still(
     observed,  # (…, frame, 2)
@@ -93,6 +123,7 @@ def stand_still(
 ) -> np.ndarray:  # (…, 1, frame, 2)
     "Stay at the last observed position."
     return np.repeat(checked_track(observed)[..., -1:, :], frames, -2)[..., None, :, :]
+
 
 def kalman_velocity(
     observed,  # (…, frame, 2)
@@ -102,29 +133,41 @@ def kalman_velocity(
 ) -> np.ndarray:  # (…, 1, frame, 2)
     "A Kalman filter with constant velocity, then straight on."
     track = checked_track(observed)
-    state = np.stack([track[..., 0, :], track[..., 1, :] - track[..., 0, :]], -2)  # position and velocity
-    ahead, spread = np.array([[1, 1], [0, 1.0]]), np.eye(2)
+    state = np.stack(
+        [track[..., 0, :], track[..., 1, :] - track[..., 0, :]], -2
+    )  # position and velocity
+    ahead = np.array([[1, 1], [0, 1.0]])
+    spread = np.eye(2)
     drift = accelerates**2 * np.array([[0.25, 0.5], [0.5, 1]])
     for k in range(1, track.shape[-2]):
-        state, spread = ahead @ state, ahead @ spread @ ahead.T + drift
+        state = ahead @ state
+        spread = ahead @ spread @ ahead.T + drift
         gain = spread[:, 0] / (spread[0, 0] + measured**2)
         state = state + gain[:, None] * (track[..., k, :] - state[..., 0, :])[..., None, :]
         spread = spread - np.outer(gain, spread[0])
-    return (state[..., :1, :] + np.arange(1, frames + 1)[:, None] * state[..., 1:, :])[..., None, :, :]
+    return (state[..., :1, :] + np.arange(1, frames + 1)[:, None] * state[..., 1:, :])[
+        ..., None, :, :
+    ]
 
 # %% ../../nbs/learn/walkers.ipynb #a8f7a0d7
 def ade_fde(
     pred,  # (…, guess, frame, 2)
     truth,  # (…, frame, 2)
-    best_of: bool = True,  # the best guess, for ADE and FDE separately; False: the mean over guesses
+    # the best guess, for ADE and FDE separately; False: the mean over guesses
+    best_of: bool = True,
 ) -> tuple:  # metres, both (…)
     "Average and final displacement error."
-    pred, truth = checked_track(pred), checked_track(truth)
+    pred = checked_track(pred)
+    truth = checked_track(truth)
     if pred.ndim != truth.ndim + 1 or pred.shape[-2:] != truth.shape[-2:]:
-        raise ScopeError(f"Paths do not fit: predicted {pred.shape}, true {truth.shape}; give (…, guess, frame, 2) and (…, frame, 2)")
+        raise ScopeError(
+            f"Paths do not fit: predicted {pred.shape}, true {truth.shape}; give (…, guess, frame, "
+            "2) and (…, frame, 2)"
+        )
     distance = np.linalg.norm(pred - truth[..., None, :, :], axis=-1)
     choose = np.min if best_of else np.mean
     return choose(distance.mean(-1), -1), choose(distance[..., -1], -1)
+
 
 def path_spread(
     paths,  # (…, guess, frame, 2); at least 2 guesses
@@ -135,6 +178,7 @@ def path_spread(
     apart = np.linalg.norm(paths[..., :, None, :, :] - paths[..., None, :, :, :], axis=-1).mean(-1)
     return apart.sum((-1, -2)) / max(n * (n - 1), 1)
 
+
 def cluster_paths(
     paths,  # (guess, frame, 2)
     k: int = 20,
@@ -144,8 +188,13 @@ def cluster_paths(
     paths = checked_track(paths)
     flat = paths.reshape(len(paths), -1)
     from sklearn.cluster import KMeans
+
     k = min(k, len(np.unique(flat, axis=0)))
-    return KMeans(k, n_init=1, random_state=seed).fit(flat).cluster_centers_.reshape(k, *paths.shape[1:])
+    return (
+        KMeans(k, n_init=1, random_state=seed)
+        .fit(flat)
+        .cluster_centers_.reshape(k, *paths.shape[1:])
+    )
 
 # %% ../../nbs/learn/walkers.ipynb #faa64be4
 def direction_of(
@@ -157,16 +206,29 @@ def direction_of(
         return "stop"
     (ax, ay), (bx, by) = path[OBSERVED - 1] - path[OBSERVED - 2], path[-1] - path[OBSERVED - 1]
     turn = np.degrees(np.arctan2(ax * by - ay * bx, ax * bx + ay * by))
-    return "backward" if abs(turn) > 90 else "left" if turn > 30 else "right" if turn < -30 else "forward"
+    return (
+        "backward"
+        if abs(turn) > 90
+        else "left"
+        if turn > 30
+        else "right"
+        if turn < -30
+        else "forward"
+    )
 
 # %% ../../nbs/learn/walkers.ipynb #de6ac5a5
 def walk_copies(
     walk,  # (person, frame, 2): observed and future frames together
     shifts: tuple = (-2, -1, 0, 1, 2),  # metres, for both axes
-) -> Iterator[np.ndarray]:  # 200 of the same shape, by default; the first is the walk shifted by the first shift twice
+) -> Iterator[
+    np.ndarray
+]:  # 200 of the same shape, by default; the first is the walk shifted by the first shift twice
     "Copies for training: shifts, mirror, axes swapped, time reversed (LMTraj)."
     walk = checked_track(walk)
-    mirror = lambda w: np.stack([w[..., 0].max() + w[..., 0].min() - w[..., 0], w[..., 1]], -1)
+
+    def mirror(w):
+        return np.stack([w[..., 0].max() + w[..., 0].min() - w[..., 0], w[..., 1]], -1)
+
     for shift in ([x, y] for x in shifts for y in shifts):
         for mirrored in (walk, mirror(walk)):
             for swapped in (mirrored, mirrored[..., ::-1]):
@@ -175,25 +237,39 @@ def walk_copies(
 
 # %% ../../nbs/learn/walkers.ipynb #a57eaf20
 def read_eth_ucy(
-    file: "str | Path",  # four columns, separated by white space or commas: frame, pedestrian, x, y
+    file: str | Path,  # four columns, separated by white space or commas: frame, pedestrian, x, y
     frame_step: int = 10,  # numbers between two frames 0.4 s apart
-) -> tuple:  # observed (window, 8, 2), future (window, 12, 2), and (window, 2): pedestrian and first frame
+    # observed (window, 8, 2), future (window, 12, 2), and (window, 2): pedestrian and first frame
+) -> tuple:
     "Windows of 8 + 12 frames from a file of the ETH/UCY form; a gap in a track ends a window."
     if not Path(file).is_file():
-        raise ScopeError(f"No such track file: {Path(file).name}; give a text file with the columns frame, pedestrian, x, y")
+        raise ScopeError(
+            f"No such track file: {Path(file).name}; give a text file with the columns frame, "
+            "pedestrian, x, y"
+        )
     tracks = {}
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(
+        Path(file).read_text(encoding="utf-8", errors="replace").splitlines(), 1
+    ):
         parts = line.replace(",", " ").split()
         if not parts:
             continue
         try:
             frame, person, x, y = map(float, parts)
         except ValueError as error:
-            raise ScopeError(f"Not a line of tracks: line {number} of {Path(file).name}, {line[:60]!r}; four numbers are needed: frame, pedestrian, x, y") from error
+            raise ScopeError(
+                f"Not a line of tracks: line {number} of {Path(file).name}, {line[:60]!r}; four "
+                "numbers are needed: frame, pedestrian, x, y"
+            ) from error
         if not np.isfinite([frame, person, x, y]).all() or frame in tracks.setdefault(person, {}):
-            raise ScopeError(f"Not a line of tracks: line {number} of {Path(file).name}, {line[:60]!r}; it is not finite, or says a second time where a pedestrian is")
+            raise ScopeError(
+                f"Not a line of tracks: line {number} of {Path(file).name}, {line[:60]!r}; it is "
+                "not finite, or says a second time where a pedestrian is"
+            )
         tracks[person][frame] = (x, y)
-    length, found, where = OBSERVED + FUTURE, [], []
+    length = OBSERVED + FUTURE
+    found = []
+    where = []
     for person, track in sorted(tracks.items()):
         for first in sorted(track):
             frames = [first + k * frame_step for k in range(length)]
@@ -201,6 +277,9 @@ def read_eth_ucy(
                 found.append([track[f] for f in frames])
                 where.append((person, first))
     if not found:
-        raise ScopeError(f"No window in {Path(file).name}: {len(tracks)} pedestrians, none seen in {length} frames that are {frame_step} apart; is frame_step right?")
+        raise ScopeError(
+            f"No window in {Path(file).name}: {len(tracks)} pedestrians, none seen in {length} "
+            f"frames that are {frame_step} apart; is frame_step right?"
+        )
     windows = np.array(found)
     return windows[:, :OBSERVED], windows[:, OBSERVED:], np.array(where)

@@ -35,7 +35,8 @@ from ..core.trace import unembed
 # %% ../../nbs/lenses/counting_readout.ipynb #5cdf9706
 technique = {
     "title": "Counting read-out",
-    "paper": "The Right Answer, the Wrong Direction: Why Transformers Fail at Counting and How to Fix It (Garcia 2026)",
+    "paper": "The Right Answer, the Wrong Direction: Why Transformers Fail at Counting and How to "
+    "Fix It (Garcia 2026)",
     "arxiv": "2605.03258",
     "family": "lenses",
     "returns": "Reading",
@@ -58,40 +59,54 @@ THINGS = "apple chair table lamp book stone tree river cloud clock door wall roa
 @dataclass(frozen=True)
 class CountPrompts:
     "Questions, the counts that answer them, and the word each is about."
+
     texts: list[str]
     counts: list[int]
     words: list[str]
 
-    def __len__(self): return len(self.texts)
+    def __len__(self):
+        return len(self.texts)
 
 # %% ../../nbs/lenses/counting_readout.ipynb #dd8940d2
 def count_prompts(
     n: int = 120,
     lo: int = 1,  # smallest count
     hi: int = 9,  # largest count; 1 to 9, each a single digit
-    pool: str = "other",  # the other words are things ("other"), or words that are counted elsewhere ("same")
-    length: "int | None" = None,  # words in all; None for 0 to 4 other words
+    # the other words are things ("other"), or words that are counted elsewhere ("same")
+    pool: str = "other",
+    length: int | None = None,  # words in all; None for 0 to 4 other words
     entities: Sequence[str] = ANIMALS,  # what is counted
     seed: int = 0,
 ) -> CountPrompts:
     "Questions whose answer is a count, every count equally often (Garcia 2026, word bag)."
     if pool not in ("other", "same"):
         raise ScopeError(f"No pool of words is called {pool!r}; there are: other, same")
-    if not (1 <= lo < hi <= 9 and n >= 1 and len(set(entities)) >= 1 + (pool == "same")) or (hi if length is None else length) < hi:
-        raise ScopeError(f"Counts do not fit: {n} questions on {len(set(entities))} words, {lo} to {hi} times in {length or 'any number of'} words; counts lie between 1 and 9, a length holds the largest, and the same pool has two words")
+    if (
+        not (1 <= lo < hi <= 9 and n >= 1 and len(set(entities)) >= 1 + (pool == "same"))
+        or (hi if length is None else length) < hi
+    ):
+        raise ScopeError(
+            f"Counts do not fit: {n} questions on {len(set(entities))} words, {lo} to {hi} times "
+            f"in {length or 'any number of'} words; counts lie between 1 and 9, a length holds the "
+            "largest, and the same pool has two words"
+        )
     rng = random.Random(seed)
     counts = [lo + i % (hi - lo + 1) for i in range(n)]
     rng.shuffle(counts)
-    words, texts = [rng.choice(entities) for _ in counts], []
+    words = [rng.choice(entities) for _ in counts]
+    texts = []
     for c, word in zip(counts, words):
         others = THINGS if pool == "other" else [w for w in entities if w != word]
-        bag = [word] * c + rng.choices(others, k=rng.randint(0, 4) if length is None else length - c)
+        bag = [word] * c + rng.choices(
+            others, k=rng.randint(0, 4) if length is None else length - c
+        )
         texts.append(f"{' '.join(rng.sample(bag, len(bag)))}. How many {word} are there? Answer:")
     return CountPrompts(texts, counts, words)
 
 # %% ../../nbs/lenses/counting_readout.ipynb #f04cbae4
 class DigitTokens(NamedTuple):
     "How a tokenizer writes 1 to 9 after `Answer:`."
+
     ids: Int[Tensor, " digit"]  # the nine digits
     lead: list[int]  # what comes before each of them, often a space
 
@@ -100,9 +115,16 @@ def digit_tokens(scope: Scope) -> DigitTokens:
     "The tokens of the nine digits, and their lead."
     bare, *full = rows_of(["Answer:", *(f"Answer: {k}" for k in range(1, 10))], scope.tokenizer)[0]
     n = len(bare)
-    if any(row[:n] != bare or row[:-1] != full[0][:-1] for row in full) or len({row[-1] for row in full}) < 9:
-        raise ScopeError(f"Digits are not single tokens: ' 1' is {full[0][n:]} and ' 9' is {full[8][n:]}; this page needs a tokenizer that writes each digit as one token")
+    if (
+        any(row[:n] != bare or row[:-1] != full[0][:-1] for row in full)
+        or len({row[-1] for row in full}) < 9
+    ):
+        raise ScopeError(
+            f"Digits are not single tokens: ' 1' is {full[0][n:]} and ' 9' is {full[8][n:]}; this "
+            "page needs a tokenizer that writes each digit as one token"
+        )
     return DigitTokens(torch.tensor([row[-1] for row in full]), full[0][n:-1])
+
 
 def question_rows(
     scope: Scope,
@@ -117,14 +139,19 @@ def question_rows(
 def running_counts(scope: Scope, prompts: CountPrompts) -> list[list[int]]:  # question x token
     "How often the word has occurred at each token; what follows the bag adds nothing."
     rows = [scope.encode([row]).tokens[0] for row in question_rows(scope, prompts.texts)]
-    return [[min("".join(map(str, row[:j + 1])).count(word), c) for j in range(len(row))] for row, word, c in zip(rows, prompts.words, prompts.counts)]
+    return [
+        [min("".join(map(str, row[: j + 1])).count(word), c) for j in range(len(row))]
+        for row, word, c in zip(rows, prompts.words, prompts.counts)
+    ]
 
 # %% ../../nbs/lenses/counting_readout.ipynb #31da291e
 def count_probes(
     scope: Scope,
-    prompts: "CountPrompts | None" = None,  # None for word bags from `count_prompts`
-    layers: "None | int | slice | Iterable[int]" = None,  # outputs of which layers; None for all
-    positions: slice = slice(None),  # tokens to fit at; slice(-1, None) for the last one, as the paper does
+    prompts: CountPrompts | None = None,  # None for word bags from `count_prompts`
+    layers: None | int | slice | Iterable[int] = None,  # outputs of which layers; None for all
+    positions: slice = slice(
+        None
+    ),  # tokens to fit at; slice(-1, None) for the last one, as the paper does
     n: int = 120,  # word bags, if no prompts are given
     seed: int = 0,  # of the word bags and of the split
     shuffled: bool = False,  # deal the counts out at random: the control
@@ -132,32 +159,68 @@ def count_probes(
     "Probes for the count, one for each layer (Garcia 2026)."
     prompts = prompts or count_prompts(n, seed=seed)
     layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
-    running, found = running_counts(scope, prompts), []
-    for some, states, real in state_batches(scope, question_rows(scope, prompts.texts), layers=layers, positions=positions):
+    running = running_counts(scope, prompts)
+    found = []
+    for some, states, real in state_batches(
+        scope, question_rows(scope, prompts.texts), layers=layers, positions=positions
+    ):
         found += [(h[m].cpu(), running[i][positions], i) for i, h, m in zip(some, states, real)]
     groups = [i for h, _, i in found for _ in h]
-    return layer_probes(torch.cat([h for h, _, _ in found]), [c for _, counts, _ in found for c in counts], layers, groups, seed=seed, shuffled=shuffled)
+    return layer_probes(
+        torch.cat([h for h, _, _ in found]),
+        [c for _, counts, _ in found for c in counts],
+        layers,
+        groups,
+        seed=seed,
+        shuffled=shuffled,
+    )
 
 # %% ../../nbs/lenses/counting_readout.ipynb #eea93212
 def readout_alignment(
     scope: Scope,
     directions: Mapping,  # name -> direction, a tensor (d_model,)
-    states: "Tensor | None" = None,  # as in `readout_rows`
+    states: Tensor | None = None,  # as in `readout_rows`
     n_random: int = 1000,  # random directions for the bands
     seed: int = 0,
 ):  # a pandas DataFrame, one row a direction
     "Cosines of directions with the digits' read-outs, beside the 95 % band of random directions."
     import pandas as pd
-    rows, steps = normalize(readout_rows(scope, digit_tokens(scope).ids, states), dim=1).cpu(), torch.arange(1.0, 10) - 5
+
+    rows = normalize(readout_rows(scope, digit_tokens(scope).ids, states), dim=1).cpu()
+    steps = torch.arange(1.0, 10) - 5
     if bad := [name for name, v in directions.items() if tuple(v.shape) != (scope.d_model,)]:
-        raise ScopeError(f"The direction does not fit the head: {bad[0]!r} has shape {tuple(directions[bad[0]].shape)}, and the model's states have {scope.d_model} numbers")
+        raise ScopeError(
+            f"The direction does not fit the head: {bad[0]!r} has shape "
+            f"{tuple(directions[bad[0]].shape)}, and the model's states have {scope.d_model} "
+            "numbers"
+        )
+
     def measured(v):
         cosines = normalize(v, dim=-1) @ rows.T
-        return torch.stack([cosines.abs().mean(-1), cosines.abs().amax(-1), cosines @ steps / steps.square().sum()], -1)
-    chance = measured(torch.randn(n_random, scope.d_model, generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(
+            [
+                cosines.abs().mean(-1),
+                cosines.abs().amax(-1),
+                cosines @ steps / steps.square().sum(),
+            ],
+            -1,
+        )
+
+    chance = measured(
+        torch.randn(n_random, scope.d_model, generator=torch.Generator().manual_seed(seed))
+    )
     low, high = chance[:, 0].quantile(torch.tensor([0.025, 0.975])).tolist()
-    table = pd.DataFrame({name: measured(v.float().cpu()).tolist() for name, v in directions.items()}, index=["mean |cos|", "max |cos|", "slope"]).T
-    return table.assign(**{"random low": low, "random high": high, "random |slope|": chance[:, 2].abs().quantile(0.95).item()})
+    table = pd.DataFrame(
+        {name: measured(v.float().cpu()).tolist() for name, v in directions.items()},
+        index=["mean |cos|", "max |cos|", "slope"],
+    ).T
+    return table.assign(
+        **{
+            "random low": low,
+            "random high": high,
+            "random |slope|": chance[:, 2].abs().quantile(0.95).item(),
+        }
+    )
 
 # %% ../../nbs/lenses/counting_readout.ipynb #b55c9397
 def count_scores(
@@ -168,71 +231,103 @@ def count_scores(
     batch_tokens: int = 1024,
 ) -> dict:  # shares of right answers
     "Constrained, unconstrained and generated accuracy of counts, apart."
-    ids, rows, y = digit_tokens(scope).ids, question_rows(scope, prompts.texts, lead), torch.tensor(prompts.counts)
-    found = {"among digits": 0.0, "among all tokens": 0.0} | ({"generated": 0.0} if new_tokens else {})
+    ids = digit_tokens(scope).ids
+    rows = question_rows(scope, prompts.texts, lead)
+    y = torch.tensor(prompts.counts)
+    found = {"among digits": 0.0, "among all tokens": 0.0} | (
+        {"generated": 0.0} if new_tokens else {}
+    )
     for some in batches_by_length([len(r) for r in rows], batch_tokens):
         logits = scope.logits([rows[i] for i in some], positions=-1)[:, 0].float().cpu()
         found["among digits"] += int((logits[:, ids].argmax(1) + 1 == y[some]).sum())
         found["among all tokens"] += int((logits.argmax(1) == ids[y[some] - 1]).sum())
         if new_tokens:
-            said = [re.search(r"\d+", text) for text in scope.generate([rows[i] for i in some], max_new_tokens=new_tokens)]
-            found["generated"] += sum(bool(s) and int(s[0]) == c for s, c in zip(said, y[some].tolist()))
+            said = [
+                re.search(r"\d+", text)
+                for text in scope.generate([rows[i] for i in some], max_new_tokens=new_tokens)
+            ]
+            found["generated"] += sum(
+                bool(s) and int(s[0]) == c for s, c in zip(said, y[some].tolist())
+            )
     return {name: hits / len(prompts) for name, hits in found.items()}
 
 # %% ../../nbs/lenses/counting_readout.ipynb #875260da
 class DigitRowEdit(RowEdit):
-    "New rows of the head for the nine digits, in force inside `applied()` (Garcia 2026, nine-row repair)."
+    """New rows of the head for the nine digits, in force inside `applied()` (Garcia 2026, nine-row
+    repair)."""
 
     def __init__(self, scope: Scope):
         super().__init__(scope, digit_tokens(scope).ids)
 
-    def fit(self, prompts: CountPrompts, shuffled: bool = False, seed: int = 0, **how) -> "DigitRowEdit":  # how: as in `fit_rows`
+    def fit(
+        self, prompts: CountPrompts, shuffled: bool = False, seed: int = 0, **how
+    ) -> "DigitRowEdit":  # how: as in `fit_rows`
         "Fit the rows to the final states of questions; shuffled counts are the control."
-        states, counts = last_states(self.scope, question_rows(self.scope, prompts.texts), layers=-1)[:, 0], torch.tensor(prompts.counts)
-        order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed)) if shuffled else slice(None)
+        states = last_states(self.scope, question_rows(self.scope, prompts.texts), layers=-1)[:, 0]
+        counts = torch.tensor(prompts.counts)
+        order = (
+            torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
+            if shuffled
+            else slice(None)
+        )
         fit_rows(self, states, counts[order] - 1, **how)
         return self
 
 # %% ../../nbs/lenses/counting_readout.ipynb #2ca0eba5
 def probe_bump(
     estimate: Float[Tensor, " *example"],  # counts, as the probe reads them
-    alpha: "int | float" = 5.0,  # height in logits
-    sigma: "int | float" = 0.5,  # width in counts
+    alpha: int | float = 5.0,  # height in logits
+    sigma: int | float = 0.5,  # width in counts
     hard: bool = False,  # 100 for the nearest digit and nothing for the others
 ) -> Float[Tensor, "*example digit"]:
     "What diagnostic probe steering adds to the nine digits' logits."
     if not (sigma > 0 and -torch.inf < alpha < torch.inf):
-        raise ScopeError(f"A bump needs a finite height and a width above 0; given: alpha={alpha}, sigma={sigma}")
+        raise ScopeError(
+            f"A bump needs a finite height and a width above 0; given: alpha={alpha}, sigma={sigma}"
+        )
     k = torch.arange(1.0, 10, device=estimate.device)
     near = estimate.float().round().clamp(1, 9)[..., None]
-    return 100 * (k == near).float() if hard else alpha * torch.exp(-(estimate.float()[..., None] - k).square() / (2 * sigma**2))
+    return (
+        100 * (k == near).float()
+        if hard
+        else alpha * torch.exp(-(estimate.float()[..., None] - k).square() / (2 * sigma**2))
+    )
 
 # %% ../../nbs/lenses/counting_readout.ipynb #2bb3499a
 def probe_steering(
     scope: Scope,
     probe: RidgeProbe,
     layer: int = 2,
-    alpha: "int | float" = 5.0,
-    sigma: "int | float" = 0.5,
+    alpha: int | float = 5.0,
+    sigma: int | float = 0.5,
     hard: bool = False,
 ) -> list[Edit]:
-    "Diagnostic probe steering (Garcia 2026): the count that a probe reads at one layer, added to the digits' logits."
-    ids, seen = digit_tokens(scope).ids.to(scope.device), {}
+    """Diagnostic probe steering (Garcia 2026): the count that a probe reads at one layer, added to
+    the digits' logits."""
+    ids = digit_tokens(scope).ids.to(scope.device)
+    seen = {}
     probe_bump(torch.zeros(1), alpha, sigma)  # refuse nonsense now and not in the forward
+
     def note(states):
         seen["count"] = states.float() @ probe.weights.to(states.device) + probe.bias
         return states
+
     def add(logits):
-        bump = probe_bump(seen["count"][:, -logits.shape[1]:], alpha, sigma, hard)
+        bump = probe_bump(seen["count"][:, -logits.shape[1] :], alpha, sigma, hard)
         return logits.index_add(-1, ids, bump.to(logits.dtype))
+
     if not alpha and not hard:
         return [Edit("logits", add=0.0)]
-    return [Edit("resid_post", layers=layer, fn=note, positions="all"), Edit("logits", fn=add, positions="last")]
+    return [
+        Edit("resid_post", layers=layer, fn=note, positions="all"),
+        Edit("logits", fn=add, positions="last"),
+    ]
 
 # %% ../../nbs/lenses/counting_readout.ipynb #b5abf904
 @dataclass
 class CountReading:
     "The count that a probe reads after each layer at each token of a text."
+
     tokens: list
     layers: list[int]
     values: Float[Tensor, "layer token"]
@@ -241,46 +336,94 @@ class CountReading:
 
     def scores(self) -> TokenScores:
         "The estimates as a strip with layer rows."
-        return TokenScores(self.tokens, self.values.numpy(), name="count read by a linear probe", layers=self.layers)
+        return TokenScores(
+            self.tokens,
+            self.values.numpy(),
+            name="count read by a linear probe",
+            layers=self.layers,
+        )
 
     def to_df(self):
         "One row for each layer and token."
         import pandas as pd
-        return pd.DataFrame([dict(layer=l, position=j, token=t, count=float(self.values[i, j]), r2=self.r2[i], says=self.says[i]) for i, l in enumerate(self.layers) for j, t in enumerate(self.tokens)])
+
+        return pd.DataFrame(
+            [
+                dict(
+                    layer=l,
+                    position=j,
+                    token=t,
+                    count=float(self.values[i, j]),
+                    r2=self.r2[i],
+                    says=self.says[i],
+                )
+                for i, l in enumerate(self.layers)
+                for j, t in enumerate(self.tokens)
+            ]
+        )
 
     def _repr_html_(self):
         grid = [[*row, float(d)] for row, d in zip(self.values.tolist(), self.says)]
         words = [[*(f"{v:.1f}" for v in row[:-1]), str(d)] for row, d in zip(grid, self.says)]
-        hints = [[f"probe after layer {l}: R² {r:.2f} on questions held out"] * len(row) for l, r, row in zip(self.layers, self.r2, grid)]
-        return layer_table([*self.tokens, "says"], self.layers, words, [[v / 9 for v in row] for row in grid], hints, "The count that a probe reads after each layer (white 0, blue 9); under 'says' the digit that the head reads at the last token")
+        hints = [
+            [f"probe after layer {l}: R² {r:.2f} on questions held out"] * len(row)
+            for l, r, row in zip(self.layers, self.r2, grid)
+        ]
+        return layer_table(
+            [*self.tokens, "says"],
+            self.layers,
+            words,
+            [[v / 9 for v in row] for row in grid],
+            hints,
+            "The count that a probe reads after each layer (white 0, blue 9); under 'says' the "
+            "digit that the head reads at the last token",
+        )
 
     def __repr__(self):
-        return "\n".join(f"{l:>3}  " + " ".join(f"{v:5.1f}" for v in row) + f"  says {d}" for l, row, d in reversed(list(zip(self.layers, self.values.tolist(), self.says))))
+        return "\n".join(
+            f"{l:>3}  " + " ".join(f"{v:5.1f}" for v in row) + f"  says {d}"
+            for l, row, d in reversed(list(zip(self.layers, self.values.tolist(), self.says)))
+        )
 
 # %% ../../nbs/lenses/counting_readout.ipynb #c2cbd1c4
 def counting_readout(
     scope: Scope,
     text,  # one text, as in `Scope.encode`
     *,
-    layers: "None | int | slice | Iterable[int]" = None,  # outputs of which layers; None for all, or for those of the probes
-    positions: "None | int | slice | str | Iterable[int]" = None,  # None for all
-    probes: "LayerProbes | None" = None,  # from `count_probes`; None to fit them on word bags
+    layers: None
+    | int
+    | slice
+    | Iterable[int] = None,  # outputs of which layers; None for all, or for those of the probes
+    positions: None | int | slice | str | Iterable[int] = None,  # None for all
+    probes: LayerProbes | None = None,  # from `count_probes`; None to fit them on word bags
     n: int = 120,  # word bags to fit the probes on
     seed: int = 0,
     shuffled: bool = False,  # probes fitted to shuffled counts
 ) -> CountReading:
-    "What a linear probe for counts reads from each state of a text, and what the head would say (Garcia 2026)."
+    """What a linear probe for counts reads from each state of a text, and what the head would say
+    (Garcia 2026)."""
     layers = probes.layers if layers is None and probes is not None else layers
     trace = scope.read(text, "resid_post", layers=layers, positions=positions)
     if len(trace.mask) != 1:
         raise ScopeError(f"counting_readout takes one text; given: {len(trace.mask)}")
     states = trace["resid_post"][0][:, trace.mask[0]]
     probes = probes or count_probes(scope, layers=trace.layers, n=n, seed=seed, shuffled=shuffled)
-    counts = torch.stack([torch.from_numpy(probes[l].predict(h)) for l, h in zip(trace.layers, states)]).float()
+    counts = torch.stack(
+        [torch.from_numpy(probes[l].predict(h)) for l, h in zip(trace.layers, states)]
+    ).float()
     with torch.no_grad():
         said = unembed(scope, states[:, -1])[:, digit_tokens(scope).ids].argmax(1) + 1
-    return CountReading([str(t) for t in trace.tokens[0]], trace.layers, counts, [probes.r2[probes.layers.index(l)] for l in trace.layers], said.tolist())
+    return CountReading(
+        [str(t) for t in trace.tokens[0]],
+        trace.layers,
+        counts,
+        [probes.r2[probes.layers.index(l)] for l in trace.layers],
+        said.tolist(),
+    )
 
-def shuffled_count_readout(scope: Scope, text, **hyperparameters) -> CountReading:  # as in `counting_readout`, without `probes`
+
+def shuffled_count_readout(
+    scope: Scope, text, **hyperparameters
+) -> CountReading:  # as in `counting_readout`, without `probes`
     "The same with probes that were fitted to shuffled counts."
     return counting_readout(scope, text, **hyperparameters, shuffled=True)

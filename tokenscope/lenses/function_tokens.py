@@ -39,7 +39,8 @@ from ..measure.units import FeatureSwitches, mlp_switches
 # %% ../../nbs/lenses/function_tokens.ipynb #08d492e4
 technique = {
     "title": "Function tokens",
-    "paper": "Memory Retrieval and Consolidation in Large Language Models through Function Tokens (Zhang, Lin, Li, 2025)",
+    "paper": "Memory Retrieval and Consolidation in Large Language Models through Function Tokens "
+    "(Zhang, Lin, Li, 2025)",
     "arxiv": "2510.08203",
     "family": "lenses",
     "returns": "Reading",
@@ -50,51 +51,82 @@ technique = {
     "example": {"q": 0.4},
     "builds_on": [],
     "extra": "data",
-    "cost": "one forward a text; thresholds of the hidden units from one forward over 1,700 tokens, once",
-    "picture": "the text coloured by class, underlined by loss, over a strip of features switched on",
+    "cost": "one forward a text; thresholds of the hidden units from one forward over 1,700 "
+    "tokens, once",
+    "picture": "the text coloured by class, underlined by loss, over a strip of features "
+    "switched on",
 }
 
 # %% ../../nbs/lenses/function_tokens.ipynb #5ceeb7e9
 def function_tokens(
-    counts: "TokenCounts | dict",  # or type -> count
-    q: "int | float" = 0.40,  # share of all tokens, 0 to 1
+    counts: TokenCounts | dict,  # or type -> count
+    q: int | float = 0.40,  # share of all tokens, 0 to 1
     *,
-    order: "Iterable | None" = None,  # types in another order; None: by frequency
+    order: Iterable | None = None,  # types in another order; None: by frequency
 ) -> list:  # types, the most frequent first
-    "The shortest prefix of the types, by frequency, whose counts sum to a share q of all tokens (section 3)."
+    """The shortest prefix of the types, by frequency, whose counts sum to a share q of all tokens
+    (section 3)."""
     if not 0 <= q <= 1:
         raise ScopeError(f"q must lie between 0 and 1, a share of all tokens; given: {q}")
     counts = dict(enumerate(counts.unigram.tolist())) if isinstance(counts, TokenCounts) else counts
-    chosen, held, total = [], 0, sum(counts.values())
-    for one in sorted((t for t in counts if counts[t]), key=lambda t: (-counts[t], t)) if order is None else order:
+    chosen = []
+    held = 0
+    total = sum(counts.values())
+    for one in (
+        sorted((t for t in counts if counts[t]), key=lambda t: (-counts[t], t))
+        if order is None
+        else order
+    ):
         if held >= q * total:
             break
         chosen.append(one)
         held += counts[one]
     return chosen
 
-def random_function_tokens(counts: "TokenCounts", q: "int | float" = 0.40, seed: int = 0) -> list:
+
+def random_function_tokens(counts: TokenCounts, q: int | float = 0.40, seed: int = 0) -> list:
     "The control: types in random order that fill the same share of all tokens."
     types = counts.unigram.nonzero()[:, 0]
-    return function_tokens(counts, q, order=types[torch.randperm(len(types), generator=torch.Generator().manual_seed(seed))].tolist())
+    return function_tokens(
+        counts,
+        q,
+        order=types[
+            torch.randperm(len(types), generator=torch.Generator().manual_seed(seed))
+        ].tolist(),
+    )
 
 # %% ../../nbs/lenses/function_tokens.ipynb #4efbabab
 GROUPS = ("f→f", "f→c", "c→f", "c→c")
 
+
 def transition_losses(
     table,  # a DataFrame with text, position, id, surprisal, as a corpus job gives
     types: Iterable,  # the function tokens
-    counts: "TokenCounts | None" = None,  # of other texts: adds the baselines
+    counts: TokenCounts | None = None,  # of other texts: adds the baselines
 ):  # a DataFrame, one row a group
-    "Mean loss of the four transitions between function and content tokens, and their shares of positions and of the whole loss."
+    """Mean loss of the four transitions between function and content tokens, and their shares of
+    positions and of the whole loss."""
     table = table.reset_index(drop=True)
     before = table.shift(1)
-    follows = (before["text"] == table["text"]) & (before["position"] + 1 == table["position"]) & table["surprisal"].notna()
-    found = table[follows].assign(previous=before["id"][follows].astype("int64"), mean=table["surprisal"])
-    name = lambda ids: np.where(ids.isin(list(types)), "f", "c").astype(object)
-    columns, pair = ["mean"], [torch.tensor(found[c].to_numpy()) for c in ("previous", "id")]
+    follows = (
+        (before["text"] == table["text"])
+        & (before["position"] + 1 == table["position"])
+        & table["surprisal"].notna()
+    )
+    found = table[follows].assign(
+        previous=before["id"][follows].astype("int64"), mean=table["surprisal"]
+    )
+
+    def name(ids):
+        return np.where(ids.isin(list(types)), "f", "c").astype(object)
+
+    columns = ["mean"]
+    pair = [torch.tensor(found[c].to_numpy()) for c in ("previous", "id")]
     if counts is not None:
-        found, columns = found.assign(unigram=ngram_surprisal(counts, *pair, 1), bigram=ngram_surprisal(counts, *pair)), ["mean", "unigram", "bigram"]
+        found = found.assign(
+            unigram=ngram_surprisal(counts, *pair, 1), bigram=ngram_surprisal(counts, *pair)
+        )
+        columns = ["mean", "unigram", "bigram"]
     by = found.groupby(name(found["previous"]) + "→" + name(found["id"]))
     shares = {"positions": by.size() / len(found), "loss": by["mean"].sum() / found["mean"].sum()}
     return by[columns].mean().assign(**shares).reindex(GROUPS).fillna({"positions": 0, "loss": 0})
@@ -104,7 +136,7 @@ def feature_graph(
     scope: Scope,
     texts,  # a list of texts or of lists of ids; with a folder anything that `run_corpus` takes
     switches: FeatureSwitches,
-    folder: "str | Path | None" = None,  # where the shards go; None: memory
+    folder: str | Path | None = None,  # where the shards go; None: memory
     *,
     skip: int = 8,  # first tokens of each text, which switch on everything
     losses: bool = True,  # note the surprisal too
@@ -112,9 +144,12 @@ def feature_graph(
 ):
     "Run a model over texts and note which features each token switches on."
     import pandas as pd
+
     if isinstance(texts, (list, tuple)) and not texts:
         raise ScopeError("Nothing for the graph: no text was given; give at least one")
-    asked = CorpusTask(("surprisal",) if losses else (), switches.site, switches.layers)  # without losses the forward stops at the last layer
+    asked = CorpusTask(
+        ("surprisal",) if losses else (), switches.site, switches.layers
+    )  # without losses the forward stops at the last layer
 
     def which_are_on(scope, batch):  # {name: (batch, token, …)}
         made = read_batch(scope, batch, asked)
@@ -124,25 +159,46 @@ def feature_graph(
     what = dict(reader=which_are_on, positions=slice(skip, None))
     if folder is None:
         table, tensors, _ = read_shard(scope, list(texts), CorpusTask(**what), batch_tokens)
-        table, blocks = pd.DataFrame(table), list(tensors.values())
+        table = pd.DataFrame(table)
+        blocks = list(tensors.values())
     else:
-        own = (switches.thresholds if switches.sae is None else switches.sae.W_enc).cpu().numpy().tobytes()
-        done = run_corpus(scope, texts, folder, batch_tokens=batch_tokens, label=f"{asked} {hashlib.sha256(own).hexdigest()[:16]}", **what)
-        table, blocks = done.to_df(), list(done.states("on"))
+        own = (
+            (switches.thresholds if switches.sae is None else switches.sae.W_enc)
+            .cpu()
+            .numpy()
+            .tobytes()
+        )
+        done = run_corpus(
+            scope,
+            texts,
+            folder,
+            batch_tokens=batch_tokens,
+            label=f"{asked} {hashlib.sha256(own).hexdigest()[:16]}",
+            **what,
+        )
+        table = done.to_df()
+        blocks = list(done.states("on"))
     if not len(table):
-        raise ScopeError(f"Nothing for the graph: no text has more than the {skip} tokens that are skipped; give longer texts, or a smaller skip")
+        raise ScopeError(
+            f"Nothing for the graph: no text has more than the {skip} tokens that are skipped; "
+            "give longer texts, or a smaller skip"
+        )
     return TokenFeatureGraph(table, blocks, switches.layers, switches.n_features, scope.tokenizer)
 
 # %% ../../nbs/lenses/function_tokens.ipynb #60035b07
 _ONES = np.array([i.bit_count() for i in range(256)], dtype=np.uint8)
 
+
 def _n_on(bits):  # (…, byte) -> (…)
     return _ONES[bits].sum(-1, dtype=np.int64)
+
 
 @dataclass(eq=False)
 class TokenFeatureGraph:
     "Which token types switch on which features, and at which occurrences."
-    table: object  # a DataFrame, one row an occurrence: text, position, id, and surprisal if it was noted
+
+    # a DataFrame, one row an occurrence: text, position, id, and surprisal if it was noted
+    table: object
     blocks: list  # tensors (row, layer, byte): the features on, eight to a byte
     layers: list[int]
     n_features: int
@@ -153,48 +209,70 @@ class TokenFeatureGraph:
         "The features that each type switches on at any of its occurrences."
         types, at = np.unique(self.table["id"].to_numpy(), return_inverse=True)
         bits = np.zeros((len(types), *self.blocks[0].shape[1:]), dtype=np.uint8)
-        for block, here in zip(self.blocks, np.split(at, np.cumsum([len(b) for b in self.blocks])[:-1])):
+        for block, here in zip(
+            self.blocks, np.split(at, np.cumsum([len(b) for b in self.blocks])[:-1])
+        ):
             order = here.argsort(kind="stable")
             first = np.flatnonzero(np.diff(here[order], prepend=-1))
             if len(here):
-                bits[here[order[first]]] |= np.bitwise_or.reduceat(block.numpy()[order], first, axis=0)
+                bits[here[order[first]]] |= np.bitwise_or.reduceat(
+                    block.numpy()[order], first, axis=0
+                )
         return types, bits
 
     @cached_property
-    def n_active(self) -> "np.ndarray":  # (layer,)
+    def n_active(self) -> np.ndarray:  # (layer,)
         "Features that are on anywhere."
         return _n_on(np.bitwise_or.reduce(self.edges[1], axis=0))
 
-    def n_on(self) -> "np.ndarray":  # (row, layer)
+    def n_on(self) -> np.ndarray:  # (row, layer)
         "Features on at each occurrence."
         return np.concatenate([_n_on(b.numpy()) for b in self.blocks])
 
     def __repr__(self):
-        return f"TokenFeatureGraph({len(self.table):,} tokens of {len(self.edges[0]):,} types; {self.n_features:,} features at layers {self.layers}, {'/'.join(f'{n:,}' for n in self.n_active)} on)"
+        return (
+            f"TokenFeatureGraph({len(self.table):,} tokens of {len(self.edges[0]):,} types; "
+            f"{self.n_features:,} features at layers {self.layers}, "
+            f"{'/'.join(f'{n:,}' for n in self.n_active)} on)"
+        )
 
 # %% ../../nbs/lenses/function_tokens.ipynb #d5d19d1f
 def degree_table(self: TokenFeatureGraph):  # a DataFrame, the most frequent type first
     "How many features each type switches on."
     import pandas as pd
+
     types, bits = self.edges
     seen = self.table.groupby("id")["text"].agg(["size", "nunique"])
     names = [self.tokenizer.decode([t]) if self.tokenizer else str(t) for t in types.tolist()]
-    found = pd.DataFrame({"id": types, "token": names, "count": seen["size"].to_numpy(), "texts": seen["nunique"].to_numpy(), **dict(zip((f"layer {i}" for i in self.layers), _n_on(bits).T))})
+    found = pd.DataFrame(
+        {
+            "id": types,
+            "token": names,
+            "count": seen["size"].to_numpy(),
+            "texts": seen["nunique"].to_numpy(),
+            **dict(zip((f"layer {i}" for i in self.layers), _n_on(bits).T)),
+        }
+    )
     return found.sort_values(["count", "id"], ascending=[False, True], ignore_index=True)
 
-def token_coverage(self: TokenFeatureGraph, types: Iterable[int]) -> Float[np.ndarray, "type layer"]:
+
+def token_coverage(
+    self: TokenFeatureGraph, types: Iterable[int]
+) -> Float[np.ndarray, "type layer"]:
     "Share of the active features that the first types of a list switch on together."
     known, bits = self.edges
     place = {int(t): i for i, t in enumerate(known)}
     rows = np.stack([bits[place[t]] if t in place else np.zeros_like(bits[0]) for t in types])
     return _n_on(np.bitwise_or.accumulate(rows, axis=0)) / self.n_active.clip(1)
 
-TokenFeatureGraph.degrees, TokenFeatureGraph.coverage = degree_table, token_coverage
+
+TokenFeatureGraph.degrees = degree_table
+TokenFeatureGraph.coverage = token_coverage
 
 # %% ../../nbs/lenses/function_tokens.ipynb #700c3328
 def matched_coverage(
     self: TokenFeatureGraph,
-    types: "Iterable[int] | None" = None,  # to draw from; None: positions at random
+    types: Iterable[int] | None = None,  # to draw from; None: positions at random
     *,
     n_types: int = 10,  # in a draw
     k: int = 20,  # occurrences of each
@@ -203,32 +281,57 @@ def matched_coverage(
 ) -> Float[np.ndarray, "draw layer"]:
     "Share of the active features that equally many occurrences of some types switch on."
     if min(n_types, k, n_draws) < 1:
-        raise ScopeError(f"k and n_types must be at least 1, and n_draws too; given: {k}, {n_types} and {n_draws}")
-    rng, ids = np.random.default_rng(seed), self.table["id"].to_numpy()
-    rows = {} if types is None else {t: at for t in dict.fromkeys(types) if len(at := np.flatnonzero(ids == t)) >= k}
+        raise ScopeError(
+            f"k and n_types must be at least 1, and n_draws too; given: {k}, {n_types} and "
+            f"{n_draws}"
+        )
+    rng = np.random.default_rng(seed)
+    ids = self.table["id"].to_numpy()
+    rows = (
+        {}
+        if types is None
+        else {t: at for t in dict.fromkeys(types) if len(at := np.flatnonzero(ids == t)) >= k}
+    )
     if n_types * k > len(ids) or types is not None and len(rows) < n_types:
-        raise ScopeError(f"Too few occurrences to match: {len(rows)} types with {k} occurrences, and {n_types} are drawn; give more text, or a smaller k or n_types")
+        raise ScopeError(
+            f"Too few occurrences to match: {len(rows)} types with {k} occurrences, and {n_types} "
+            "are drawn; give more text, or a smaller k or n_types"
+        )
     out = np.empty((n_draws, len(self.layers)))
     for d in range(n_draws):
         if types is None:
             chosen = rng.choice(len(ids), n_types * k, replace=False)
         else:
-            chosen = np.concatenate([_spread(self, rng.permutation(rows[t]), k) for t in rng.choice(list(rows), n_types, replace=False)])
+            chosen = np.concatenate(
+                [
+                    _spread(self, rng.permutation(rows[t]), k)
+                    for t in rng.choice(list(rows), n_types, replace=False)
+                ]
+            )
         out[d] = _n_on(np.bitwise_or.reduce(self.bits_at(chosen), axis=0))
     return out / self.n_active.clip(1)
+
 
 def _spread(graph, rows, k):
     "The first k of some occurrences, those in new texts before those in texts already drawn from."
     again = graph.table["text"].iloc[rows].reset_index(drop=True)
     return rows[again.groupby(again).cumcount().to_numpy().argsort(kind="stable")[:k]]
 
-def bits_at(self: TokenFeatureGraph, rows: Int[np.ndarray, " row"]) -> "np.ndarray":  # (row, layer, byte)
-    "The features on at some occurrences, in the order of the text."
-    rows, ends = np.sort(rows), np.cumsum([len(b) for b in self.blocks])
-    parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
-    return np.concatenate([b.numpy()[part - end + len(b)] for b, part, end in zip(self.blocks, parts, ends)])
 
-TokenFeatureGraph.matched_coverage, TokenFeatureGraph.bits_at = matched_coverage, bits_at
+def bits_at(
+    self: TokenFeatureGraph, rows: Int[np.ndarray, " row"]
+) -> np.ndarray:  # (row, layer, byte)
+    "The features on at some occurrences, in the order of the text."
+    rows = np.sort(rows)
+    ends = np.cumsum([len(b) for b in self.blocks])
+    parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+    return np.concatenate(
+        [b.numpy()[part - end + len(b)] for b, part, end in zip(self.blocks, parts, ends)]
+    )
+
+
+TokenFeatureGraph.matched_coverage = matched_coverage
+TokenFeatureGraph.bits_at = bits_at
 
 # %% ../../nbs/lenses/function_tokens.ipynb #a9a4699d
 def patch_position(
@@ -240,9 +343,13 @@ def patch_position(
     site: str = "resid_post",
 ) -> Float[Tensor, "pair vocab"]:
     "Next-token logits of prompts in which the state of one position is their donors'."
-    into, source = scope.encode(prompts), scope.encode(donors)
+    into = scope.encode(prompts)
+    source = scope.encode(donors)
     if into.lengths != source.lengths:
-        raise ScopeError(f"Prompts and donors differ in length: {into.lengths} and {source.lengths} tokens; a position must mean the same in both")
+        raise ScopeError(
+            f"Prompts and donors differ in length: {into.lengths} and {source.lengths} tokens; a "
+            "position must mean the same in both"
+        )
     state = scope.read(source, site, layers=layer, positions=position)[site][:, 0]
     with scope.edit(Edit(site, layers=layer, positions=position, set=state)):
         return scope.read(into, "logits", positions=-1)["logits"][:, 0]
@@ -251,6 +358,7 @@ def patch_position(
 @dataclass(eq=False)
 class FunctionReading:
     "Class, loss and features switched on, for each token of a text."
+
     tokens: list
     layers: list[int]
     counts: Int[np.ndarray, "layer token"]  # features on
@@ -261,28 +369,68 @@ class FunctionReading:
 
     def scores(self) -> TokenScores:
         "Features on, as a strip with layer rows."
-        return TokenScores(self.tokens, self.counts, name=f"features switched on ({self.what})", layers=self.layers)
+        return TokenScores(
+            self.tokens, self.counts, name=f"features switched on ({self.what})", layers=self.layers
+        )
 
     def to_df(self):
         "One row for each layer and token."
         import pandas as pd
+
         classes = np.where(self.function, "function", "content")
-        return pd.concat([pd.DataFrame({"layer": l, "position": range(len(self.tokens)), "token": [str(t) for t in self.tokens], "class": classes, "transition": self.groups, "surprisal": self.surprisal, "on": row})
-                          for l, row in zip(self.layers, self.counts)], ignore_index=True)
+        return pd.concat(
+            [
+                pd.DataFrame(
+                    {
+                        "layer": l,
+                        "position": range(len(self.tokens)),
+                        "token": [str(t) for t in self.tokens],
+                        "class": classes,
+                        "transition": self.groups,
+                        "surprisal": self.surprisal,
+                        "on": row,
+                    }
+                )
+                for l, row in zip(self.layers, self.counts)
+            ],
+            ignore_index=True,
+        )
 
     def class_html(self) -> Markup:
         "The text coloured by class, each token underlined by its surprisal."
-        mark = lambda t, f, s: f'<i class={"f" if f else "c"} style="border-bottom-width:{1 + round(min(np.nan_to_num(s), 12))}px" title="{"function" if f else "content"}, {s:.1f} nats">{escape(visible_text(t))}</i>'
-        return Markup(f'<style>{_SHEET}</style><div class=ts-fc>{"".join(map(mark, self.tokens, self.function, self.surprisal))}<p>Orange: function token. Blue: content token. Line: surprisal, a pixel a nat.</p></div>')
 
-    def _repr_html_(self): return self.class_html() + str(self.scores().html())
-    def __repr__(self): return repr(self.scores())
+        def mark(t, f, s):
+            return (
+                f"<i class={'f' if f else 'c'} "
+                f'style="border-bottom-width:{1 + round(min(np.nan_to_num(s), 12))}px" '
+                f'title="{"function" if f else "content"}, {s:.1f} '
+                f'nats">{escape(visible_text(t))}</i>'
+            )
 
-_SHEET = (".ts-fc{font:15px/2.4 system-ui,sans-serif}.ts-fc i{font-style:normal;padding:1px 3px;margin:0 1px;border-radius:3px 3px 0 0;border-bottom:solid #0000;white-space:pre}"
-          ".ts-fc .f{background:#E69F0066;border-color:#B26B00}.ts-fc .c{background:#56B4E94d;border-color:#0072B2}.ts-fc p{font-size:12px;line-height:1.4;margin:.6em 0;opacity:.8}")
+        return Markup(
+            f"<style>{_SHEET}</style><div "
+            f"class=ts-fc>{''.join(map(mark, self.tokens, self.function, self.surprisal))}<p>Orange: "
+            "function token. Blue: content token. Line: surprisal, a pixel a nat.</p></div>"
+        )
+
+    def _repr_html_(self):
+        return self.class_html() + str(self.scores().html())
+
+    def __repr__(self):
+        return repr(self.scores())
+
+
+_SHEET = (
+    ".ts-fc{font:15px/2.4 system-ui,sans-serif}.ts-fc i{font-style:normal;padding:1px 3px;margin:0 "
+    "1px;border-radius:3px 3px 0 0;border-bottom:solid #0000;white-space:pre}"
+    ".ts-fc .f{background:#E69F0066;border-color:#B26B00}.ts-fc "
+    ".c{background:#56B4E94d;border-color:#0072B2}.ts-fc "
+    "p{font-size:12px;line-height:1.4;margin:.6em 0;opacity:.8}"
+)
 
 # %% ../../nbs/lenses/function_tokens.ipynb #682093f9
 _declaration = WeakKeyDictionary()  # counts and switches of each scope, made when first asked for
+
 
 def _of_the_declaration(scope, make):  # make: `count_tokens` or `mlp_switches`
     made = _declaration.setdefault(scope, {})
@@ -290,39 +438,68 @@ def _of_the_declaration(scope, make):  # make: `count_tokens` or `mlp_switches`
         made[make] = make(scope, udhr("eng"))
     return made[make]
 
+
 def function_token_lens(
     scope: Scope,
     text,  # one text, as in `Scope.encode`
     *,
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all that the switches have
-    positions: "None | int | slice | str | Iterable[int]" = None,  # None for all
-    q: "int | float" = 0.40,  # share of all tokens that are function tokens
-    counts: "TokenCounts | None" = None,  # None: of the Declaration
-    switches: "FeatureSwitches | None" = None,  # None: hidden units, with thresholds from the Declaration
-    types: "Iterable[int] | None" = None,  # the function tokens, if not by frequency
+    layers: None | int | slice | Iterable[int] = None,  # None for all that the switches have
+    positions: None | int | slice | str | Iterable[int] = None,  # None for all
+    q: int | float = 0.40,  # share of all tokens that are function tokens
+    counts: TokenCounts | None = None,  # None: of the Declaration
+    switches: FeatureSwitches
+    | None = None,  # None: hidden units, with thresholds from the Declaration
+    types: Iterable[int] | None = None,  # the function tokens, if not by frequency
 ) -> FunctionReading:
     "Class, loss and features switched on, for each token of a text (Zhang et al. 2025)."
     batch = scope.encode(text)
     if len(batch) != 1:
         raise ScopeError(f"function_token_lens takes one text; given: {len(batch)}")
-    at, ids = choose_columns(positions, batch.attention_mask)[0][0], batch.input_ids[0]
+    at = choose_columns(positions, batch.attention_mask)[0][0]
+    ids = batch.input_ids[0]
     switches = (switches or _of_the_declaration(scope, mlp_switches)).at(layers, scope.n_layers)
-    is_function = torch.isin(ids, torch.tensor(list(function_tokens(counts or _of_the_declaration(scope, count_tokens), q) if types is None else types), dtype=ids.dtype, device=ids.device))
+    is_function = torch.isin(
+        ids,
+        torch.tensor(
+            list(
+                function_tokens(counts or _of_the_declaration(scope, count_tokens), q)
+                if types is None
+                else types
+            ),
+            dtype=ids.dtype,
+            device=ids.device,
+        ),
+    )
     made = read_batch(scope, batch, CorpusTask(("surprisal",), switches.site, switches.layers))
     n_on = switches.on(made[switches.site][0]).sum(-1).T[:, at].cpu().numpy()
-    real, name = batch.attention_mask[0].bool(), ["f" if f else "c" for f in is_function.tolist()]
+    real = batch.attention_mask[0].bool()
+    name = ["f" if f else "c" for f in is_function.tolist()]
     groups = ["" if not (j and real[j - 1]) else f"{name[j - 1]}→{name[j]}" for j in at.tolist()]
     tokens = [batch.tokens[0][j - int(real.nonzero()[0])] for j in at.tolist()]
-    return FunctionReading(tokens, switches.layers, n_on, is_function[at].cpu().numpy(), groups, made["surprisal"][0, at].cpu().numpy(), f"{switches.n_features:,} at {switches.site}")
+    return FunctionReading(
+        tokens,
+        switches.layers,
+        n_on,
+        is_function[at].cpu().numpy(),
+        groups,
+        made["surprisal"][0, at].cpu().numpy(),
+        f"{switches.n_features:,} at {switches.site}",
+    )
+
 
 def random_token_lens(
     scope: Scope,
     text,
     *,
-    q: "int | float" = 0.40,
-    counts: "TokenCounts | None" = None,
+    q: int | float = 0.40,
+    counts: TokenCounts | None = None,
     seed: int = 0,
     **hyperparameters,  # of `function_token_lens`
 ) -> FunctionReading:
     "The same with classes drawn at random that fill the same share of all tokens."
-    return function_token_lens(scope, text, types=random_function_tokens(counts or _of_the_declaration(scope, count_tokens), q, seed), **hyperparameters)
+    return function_token_lens(
+        scope,
+        text,
+        types=random_function_tokens(counts or _of_the_declaration(scope, count_tokens), q, seed),
+        **hyperparameters,
+    )

@@ -27,7 +27,8 @@ from ..core.states import token_states
 # %% ../../nbs/lenses/glot.ipynb #19de7198
 technique = {
     "title": "GLOT",
-    "paper": "Towards Improved Sentence Representations using Token Graphs (Mantri et al., ICLR 2026)",
+    "paper": "Towards Improved Sentence Representations using Token Graphs (Mantri et al., "
+    "ICLR 2026)",
     "arxiv": "2603.03389",
     "family": "lenses",
     "returns": "Reading",
@@ -39,21 +40,28 @@ technique = {
     "builds_on": [],
     "extra": "encoders",
     "cost": "one forward a text, once; a head is then trained on the stored states in seconds",
-    "picture": "the tokens of a sentence as a graph: arcs between those that resemble each other, a dot for each one's weight",
+    "picture": "the tokens of a sentence as a graph: arcs between those that resemble each other, "
+    "a dot for each one's weight",
 }
 
 # %% ../../nbs/lenses/glot.ipynb #7d1eff66
 def cosine_token_graph(
     X: Float[Tensor, "*batch token d_model"],
     mask: Bool[Tensor, "..."],  # (*batch, token): which tokens are real
-    tau: "int | float" = 0.6,  # a cosine above it makes an edge
-    mean: "Tensor | None" = None,  # taken from the states first
+    tau: int | float = 0.6,  # a cosine above it makes an edge
+    mean: Tensor | None = None,  # taken from the states first
 ) -> Bool[Tensor, "*batch token token"]:
-    "Tokens that resemble each other, as an adjacency matrix (section 3.2, token graph construction)."
+    """Tokens that resemble each other, as an adjacency matrix (section 3.2, token graph
+    construction)."""
     if X.shape[:-1] != mask.shape:
-        raise ScopeError(f"The mask does not fit the states: {tuple(mask.shape)} for {tuple(X.shape)}; give (…, token) for (…, token, d_model)")
+        raise ScopeError(
+            f"The mask does not fit the states: {tuple(mask.shape)} for {tuple(X.shape)}; give (…, "
+            "token) for (…, token, d_model)"
+        )
     if not X.isfinite().all():
-        raise ScopeError("The token states are not finite: NaN or infinity among them; try a wider number type")
+        raise ScopeError(
+            "The token states are not finite: NaN or infinity among them; try a wider number type"
+        )
     unit = F.normalize(X if mean is None else X - mean, dim=-1)
     cosine = (unit @ unit.mT).clamp(max=1)
     cosine = (cosine + cosine.mT) / 2  # exactly symmetric
@@ -69,38 +77,54 @@ def random_token_graph(
     "For each text as many edges as given, between tokens drawn at random; loops stay."
     n = edges.shape[-1]
     upper = torch.ones(n, n, dtype=torch.bool).triu(1) & mask[:, :, None] & mask[:, None, :]
-    keys = torch.rand(edges.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(~upper, 2)
+    keys = torch.rand(edges.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(
+        ~upper, 2
+    )
     rank = keys.flatten(1).argsort(1).argsort(1).view_as(edges)
     drawn = upper & (rank < (edges & upper).sum((1, 2))[:, None, None])
     return drawn | drawn.mT | (edges & torch.eye(n, dtype=torch.bool))
 
 # %% ../../nbs/lenses/glot.ipynb #268953d9
-def _with_loops(edges): return edges | torch.eye(edges.shape[-1], dtype=torch.bool, device=edges.device)
+def _with_loops(edges):
+    return edges | torch.eye(edges.shape[-1], dtype=torch.bool, device=edges.device)
 
 # %% ../../nbs/lenses/glot.ipynb #6b7269a5
 class GATLayer(nn.Module):
     "Graph attention with one head and edge weights of 1 (Velickovic et al. 2018)."
+
     def __init__(self, d_in: int, d_out: int):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.empty(d_out, d_in)), nn.Parameter(torch.zeros(d_out))
-        self.target, self.source, self.edge, self.edge_weight = (nn.Parameter(torch.empty(1, d_out)) for _ in range(4))
+        self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        self.bias = nn.Parameter(torch.zeros(d_out))
+        self.target, self.source, self.edge, self.edge_weight = (
+            nn.Parameter(torch.empty(1, d_out)) for _ in range(4)
+        )
         for p in (self.weight, self.target, self.source, self.edge, self.edge_weight):
             nn.init.xavier_uniform_(p)
 
-    def forward(self, H: Float[Tensor, "batch token d_in"], edges: Bool[Tensor, "batch token token"]) -> Float[Tensor, "batch token d_out"]:
+    def forward(
+        self, H: Float[Tensor, "batch token d_in"], edges: Bool[Tensor, "batch token token"]
+    ) -> Float[Tensor, "batch token d_out"]:
         WH = H @ self.weight.T
-        e = (WH @ self.target[0])[..., :, None] + (WH @ self.source[0])[..., None, :] + (self.edge * self.edge_weight).sum()
+        e = (
+            (WH @ self.target[0])[..., :, None]
+            + (WH @ self.source[0])[..., None, :]
+            + (self.edge * self.edge_weight).sum()
+        )
         alpha = F.leaky_relu(e, 0.2).masked_fill(~_with_loops(edges), -torch.inf).softmax(-1)
         return alpha @ WH + self.bias
 
 # %% ../../nbs/lenses/glot.ipynb #c199591b
 class GCNLayer(nn.Module):
     "Graph convolution, D^-1/2 A D^-1/2 H W (Kipf and Welling 2017)."
+
     def __init__(self, d_in: int, d_out: int):
         super().__init__()
         self.linear = nn.Linear(d_in, d_out)
 
-    def forward(self, H: Float[Tensor, "batch token d_in"], edges: Bool[Tensor, "batch token token"]) -> Float[Tensor, "batch token d_out"]:
+    def forward(
+        self, H: Float[Tensor, "batch token d_in"], edges: Bool[Tensor, "batch token token"]
+    ) -> Float[Tensor, "batch token d_out"]:
         A = _with_loops(edges).to(H.dtype)
         scale = A.sum(-1, keepdim=True).rsqrt()
         return F.linear(scale * (A @ (scale * H)), self.linear.weight, self.linear.bias)
@@ -108,11 +132,14 @@ class GCNLayer(nn.Module):
 # %% ../../nbs/lenses/glot.ipynb #ae166700
 class GINLayer(nn.Module):
     "Graph isomorphism layer, MLP(h_i + sum of the neighbours) (Xu et al. 2019, epsilon 0)."
+
     def __init__(self, d_in: int, d_out: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(d_in, d_out), nn.ReLU(), nn.Linear(d_out, d_out))
 
-    def forward(self, H: Float[Tensor, "batch token d_in"], edges: Bool[Tensor, "batch token token"]) -> Float[Tensor, "batch token d_out"]:
+    def forward(
+        self, H: Float[Tensor, "batch token d_in"], edges: Bool[Tensor, "batch token token"]
+    ) -> Float[Tensor, "batch token d_out"]:
         return self.mlp(H + edges.to(H.dtype) @ H)
 
 # %% ../../nbs/lenses/glot.ipynb #98b88233
@@ -120,24 +147,42 @@ CONVS = {"gat": GATLayer, "gcn": GCNLayer, "gin": GINLayer}
 
 # %% ../../nbs/lenses/glot.ipynb #c235b6f9
 class TokenGraphPool(nn.Module):
-    "Pool token states into one vector with a graph network on the token graph (GLOT, sections 3.2 to 3.4)."
-    def __init__(self,
+    """Pool token states into one vector with a graph network on the token graph (GLOT, sections 3.2
+    to 3.4)."""
+
+    def __init__(
+        self,
         d_model: int,
         hidden: int = 64,  # p: width of the graph layers
         layers: int = 4,  # K: graph layers; 0 for attention pooling
         conv: str = "gat",  # one of `CONVS`
         jumping: str = "cat",  # or "max", "mean" over the graph layers
-        tau: "int | float" = 0.6,  # threshold of the graph; from 1 on there is none
-        readout: "int | None" = None,  # width of the scorer; None for max(128, width / 2)
+        tau: int | float = 0.6,  # threshold of the graph; from 1 on there is none
+        readout: int | None = None,  # width of the scorer; None for max(128, width / 2)
     ):
         super().__init__()
-        if conv not in CONVS or jumping not in ("cat", "max", "mean") or layers < 0 or (not layers and jumping != "cat"):
-            raise ScopeError(f"Not a token graph pooler: conv={conv!r}, jumping={jumping!r}, layers={layers}; conv is one of {', '.join(CONVS)}, jumping one of cat, max, mean, and without layers only cat")
-        self.tau, self.jumping, self.d_model = tau, jumping, d_model
+        if (
+            conv not in CONVS
+            or jumping not in ("cat", "max", "mean")
+            or layers < 0
+            or (not layers and jumping != "cat")
+        ):
+            raise ScopeError(
+                f"Not a token graph pooler: conv={conv!r}, jumping={jumping!r}, layers={layers}; "
+                f"conv is one of {', '.join(CONVS)}, jumping one of cat, max, mean, and without "
+                "layers only cat"
+            )
+        self.tau = tau
+        self.jumping = jumping
+        self.d_model = d_model
         self.width = d_model + layers * hidden if jumping == "cat" else hidden
-        self.convs = nn.ModuleList(CONVS[conv](hidden if i else d_model, hidden) for i in range(layers))
+        self.convs = nn.ModuleList(
+            CONVS[conv](hidden if i else d_model, hidden) for i in range(layers)
+        )
         readout = readout or max(128, self.width // 2)
-        self.scorer = nn.Sequential(nn.Linear(self.width, readout), nn.Tanh(), nn.Linear(readout, 1))
+        self.scorer = nn.Sequential(
+            nn.Linear(self.width, readout), nn.Tanh(), nn.Linear(readout, 1)
+        )
 
     def refine(self, X, mask, edges):
         "U: the states and what the graph layers make of them."
@@ -157,25 +202,35 @@ class TokenGraphPool(nn.Module):
         pi = self.scorer(U)[..., 0].masked_fill(~mask, -torch.inf).softmax(-1)
         return (pi[..., None] * U).sum(-2), pi
 
-    def forward(self, X, mask, edges=None): return self.weigh(X, mask, edges)[0]
+    def forward(self, X, mask, edges=None):
+        return self.weigh(X, mask, edges)[0]
 
 # %% ../../nbs/lenses/glot.ipynb #25863cce
 def _check_states(pool, X, mask):
     "Refuse states that a pooler cannot take."
     if X.ndim != 3 or X.shape[:2] != mask.shape or X.shape[2] != pool.d_model:
-        raise ScopeError(f"The states do not fit the pooler: {tuple(X.shape)} with a mask {tuple(mask.shape)}; this one takes (text, token, {pool.d_model}) and (text, token)")
+        raise ScopeError(
+            f"The states do not fit the pooler: {tuple(X.shape)} with a mask {tuple(mask.shape)}; "
+            f"this one takes (text, token, {pool.d_model}) and (text, token)"
+        )
     if not mask.any(-1).all():
-        raise ScopeError(f"A text without tokens: number {int((~mask.any(-1)).nonzero()[0])}; a pooler needs at least one in each")
+        raise ScopeError(
+            f"A text without tokens: number {int((~mask.any(-1)).nonzero()[0])}; a pooler needs at "
+            "least one in each"
+        )
 
 # %% ../../nbs/lenses/glot.ipynb #6fc713b1
 class AttentionPool(TokenGraphPool):
     "Learned weights and no graph: GLOT without layers."
+
     def __init__(self, d_model: int, readout: int = 128):
         super().__init__(d_model, layers=0, readout=readout)
 
 # %% ../../nbs/lenses/glot.ipynb #94f0f9d9
 class PlainPool(nn.Module):
-    "Pooling with nothing to learn: the mean or the maximum of the tokens, the last token, or the first (`[CLS]`)."
+    """Pooling with nothing to learn: the mean or the maximum of the tokens, the last token, or the
+    first (`[CLS]`)."""
+
     def __init__(self, d_model: int, kind: str = "mean"):
         super().__init__()
         if kind not in ("mean", "max", "last", "first"):
@@ -195,6 +250,7 @@ class PlainPool(nn.Module):
 @dataclass
 class TrainedPooler:
     "A pooler, the linear head on its vector, and the loss of every step."
+
     pool: nn.Module
     head: nn.Module
     losses: list
@@ -203,7 +259,12 @@ class TrainedPooler:
         "What the head says of some texts' states."
         parts = [slice(i, i + 256) for i in range(0, len(X), 256)]
         with torch.no_grad():
-            return torch.cat([self.head(self.pool(X[p], mask[p], None if edges is None else edges[p])) for p in parts])
+            return torch.cat(
+                [
+                    self.head(self.pool(X[p], mask[p], None if edges is None else edges[p]))
+                    for p in parts
+                ]
+            )
 
     def accuracy(self, X, mask, labels, edges=None) -> float:
         "Share of the labels that the head gets right."
@@ -215,17 +276,22 @@ def train_pooler(
     X: Float[Tensor, "text token d_model"],
     mask: Bool[Tensor, "text token"],
     labels: Int[Tensor, " label"],  # one a text: 0, 1, …
-    lr: "int | float" = 2e-4,
+    lr: int | float = 2e-4,
     epochs: int = 3,
     batch: int = 32,
     seed: int = 0,  # of the head and the order of the texts
-    edges: "Tensor | None" = None,  # graphs made beforehand
+    edges: Tensor | None = None,  # graphs made beforehand
 ) -> TrainedPooler:
     "Train a pooler and a linear head on stored states (single-sentence setting of the paper)."
     if len(X) != len(labels) or len(set(labels.tolist())) < 2:
-        raise ScopeError(f"Nothing to learn from: {len(X)} texts, {len(labels)} labels of {len(set(labels.tolist()))} kinds; give one label a text, of two kinds at least")
+        raise ScopeError(
+            f"Nothing to learn from: {len(X)} texts, {len(labels)} labels of "
+            f"{len(set(labels.tolist()))} kinds; give one label a text, of two kinds at least"
+        )
     if not X.isfinite().all():
-        raise ScopeError("The token states are not finite: NaN or infinity among them; try a wider number type")
+        raise ScopeError(
+            "The token states are not finite: NaN or infinity among them; try a wider number type"
+        )
     losses = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -233,7 +299,10 @@ def train_pooler(
         optimiser = torch.optim.Adam([*pool.parameters(), *head.parameters()], lr=lr)
         for _ in tqdm(range(epochs), delay=2, desc="epochs", leave=False):
             for some in torch.randperm(len(X)).split(batch):
-                loss = F.cross_entropy(head(pool(X[some], mask[some], None if edges is None else edges[some])), labels[some])
+                loss = F.cross_entropy(
+                    head(pool(X[some], mask[some], None if edges is None else edges[some])),
+                    labels[some],
+                )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -244,64 +313,108 @@ def train_pooler(
 @dataclass
 class GraphReading:
     "The token graphs of one text and the readout weights on them."
+
     tokens: list  # all tokens of the text
     layers: list[int]
     cosine: Float[Tensor, "layer token token"]
     edges: Bool[Tensor, "layer token token"]
     weights: Float[Tensor, "layer token"]
-    tau: "int | float"
+    tau: int | float
     positions: list[int]  # the tokens reported by `scores` and `to_df`
 
     def scores(self) -> TokenScores:
         "Readout weight of each token, as a strip with layer rows."
-        return TokenScores([self.tokens[i] for i in self.positions], self.weights[:, self.positions].numpy(), name="weight in the sentence vector", layers=self.layers)
+        return TokenScores(
+            [self.tokens[i] for i in self.positions],
+            self.weights[:, self.positions].numpy(),
+            name="weight in the sentence vector",
+            layers=self.layers,
+        )
 
     def to_df(self):
         "One row for each layer and token, with the places of its neighbours."
         import pandas as pd
-        near = lambda i, j: " ".join(str(k) for k in self.edges[i, j].nonzero()[:, 0].tolist() if k != j)
-        return pd.DataFrame([dict(layer=l, position=j, token=str(self.tokens[j]), weight=float(self.weights[i, j]), neighbours=near(i, j)) for i, l in enumerate(self.layers) for j in self.positions])
 
-    def density(self) -> "dict[int, float]":
+        def near(i, j):
+            return " ".join(str(k) for k in self.edges[i, j].nonzero()[:, 0].tolist() if k != j)
+
+        return pd.DataFrame(
+            [
+                dict(
+                    layer=l,
+                    position=j,
+                    token=str(self.tokens[j]),
+                    weight=float(self.weights[i, j]),
+                    neighbours=near(i, j),
+                )
+                for i, l in enumerate(self.layers)
+                for j in self.positions
+            ]
+        )
+
+    def density(self) -> dict[int, float]:
         "Share of the pairs of different tokens that are joined, for each layer."
         n = len(self.tokens)
-        return {l: float(e.triu(1).sum()) / max(n * (n - 1) / 2, 1) for l, e in zip(self.layers, self.edges)}
+        return {
+            l: float(e.triu(1).sum()) / max(n * (n - 1) / 2, 1)
+            for l, e in zip(self.layers, self.edges)
+        }
 
     def _repr_html_(self):
         drawn = list(zip(self.layers, self.cosine, self.edges, self.weights))[-3:]
-        return "".join(token_arcs(self.tokens, c.abs() * e, w, f"layer {l}, cosine above {self.tau:g}") for l, c, e, w in drawn)
+        return "".join(
+            token_arcs(self.tokens, c.abs() * e, w, f"layer {l}, cosine above {self.tau:g}")
+            for l, c, e, w in drawn
+        )
 
     def __repr__(self):
-        return "\n".join(f"layer {l}: {share:.0%} of the pairs joined at tau {self.tau:g}; heaviest {str(self.tokens[int(w.argmax())])!r} {float(w.max()):.2f}" for (l, share), w in zip(self.density().items(), self.weights))
+        return "\n".join(
+            f"layer {l}: {share:.0%} of the pairs joined at tau {self.tau:g}; heaviest "
+            f"{str(self.tokens[int(w.argmax())])!r} {float(w.max()):.2f}"
+            for (l, share), w in zip(self.density().items(), self.weights)
+        )
 
 # %% ../../nbs/lenses/glot.ipynb #7968eabc
 def glot(
     scope,  # a `Scope`, or a pair (encoder, tokenizer)
     text,  # one text
     *,
-    layers: "None | int | slice | Iterable[int]" = None,  # outputs of which layers; None for all, -1 for the paper's
-    positions: "None | int | slice | str | Iterable[int]" = None,  # tokens to report; the graph has all of them
-    tau: "int | float" = 0.6,  # threshold of the graph
-    pooler: "TokenGraphPool | None" = None,  # a trained one; None for a fresh one of `seed`
-    centred: bool = False,  # take the text's mean state (without the first token) off before the cosines
+    layers: None
+    | int
+    | slice
+    | Iterable[int] = None,  # outputs of which layers; None for all, -1 for the paper's
+    positions: None
+    | int
+    | slice
+    | str
+    | Iterable[int] = None,  # tokens to report; the graph has all of them
+    tau: int | float = 0.6,  # threshold of the graph
+    pooler: TokenGraphPool | None = None,  # a trained one; None for a fresh one of `seed`
+    # take the text's mean state (without the first token) off before the cosines
+    centred: bool = False,
     seed: int = 0,
     graph: Callable = cosine_token_graph,  # (X, mask, tau, mean) -> edges
 ) -> GraphReading:
-    "Which tokens of a text resemble each other, and what each weighs in the sentence vector (Mantri et al. 2026)."
+    """Which tokens of a text resemble each other, and what each weighs in the sentence vector
+    (Mantri et al. 2026)."""
     read = token_states(scope, text, layers)
     if len(read.mask) != 1:
         raise ScopeError(f"glot takes one text; given: {len(read.mask)}")
-    X, mask = read.states[0], read.mask.expand(len(read.layers), -1)
+    X = read.states[0]
+    mask = read.mask.expand(len(read.layers), -1)
     columns, _ = choose_columns(positions, read.mask.long())
-    mean = X[:, min(1, X.shape[1] - 1):].mean(1, keepdim=True) if centred else None
+    mean = X[:, min(1, X.shape[1] - 1) :].mean(1, keepdim=True) if centred else None
     if pooler is None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             pooler = TokenGraphPool(X.shape[-1], tau=tau)
-    edges, unit = graph(X, mask, tau, mean), F.normalize(X if mean is None else X - mean, dim=-1)
+    edges = graph(X, mask, tau, mean)
+    unit = F.normalize(X if mean is None else X - mean, dim=-1)
     with torch.no_grad():
         weights = pooler.weigh(X, mask, edges)[1]
-    return GraphReading(list(read.tokens[0]), read.layers, unit @ unit.mT, edges, weights, tau, columns[0].tolist())
+    return GraphReading(
+        list(read.tokens[0]), read.layers, unit @ unit.mT, edges, weights, tau, columns[0].tolist()
+    )
 
 # %% ../../nbs/lenses/glot.ipynb #48c72810
 def random_graph_glot(
@@ -312,5 +425,8 @@ def random_graph_glot(
     **hyperparameters,  # of `glot`
 ) -> GraphReading:
     "The control: as many edges, drawn at random."
-    dealt = lambda X, mask, tau, mean: random_token_graph(cosine_token_graph(X, mask, tau, mean), mask, seed)
+
+    def dealt(X, mask, tau, mean):
+        return random_token_graph(cosine_token_graph(X, mask, tau, mean), mask, seed)
+
     return glot(scope, text, seed=seed, graph=dealt, **hyperparameters)

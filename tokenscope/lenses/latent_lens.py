@@ -26,7 +26,8 @@ from ..core.scores import over_logits
 # %% ../../nbs/lenses/latent_lens.ipynb #4aec55da
 technique = {
     "title": "LatentLens",
-    "paper": "LatentLens: Revealing Highly Interpretable Visual Tokens in LLMs (Krojer et al., ICML 2026)",
+    "paper": "LatentLens: Revealing Highly Interpretable Visual Tokens in LLMs (Krojer et al., "
+    "ICML 2026)",
     "arxiv": "2602.00462",
     "family": "lenses",
     "returns": "Reading",
@@ -48,13 +49,17 @@ LENSES = ("latent", "embedding", "logit")
 @dataclass
 class VectorWords:
     "The k best words of each vector."
+
     words: list  # (query, k) strings
     scores: Float[Tensor, "query k"]  # cosine, or probability for the logit lens
     hints: list  # (query, k) strings: where each comes from
 
 # %% ../../nbs/lenses/latent_lens.ipynb #47f9ce86
 def _decode(scope, ids):
-    return [[scope.tokenizer.decode([i]) if scope.tokenizer else str(i) for i in row] for row in ids.tolist()]
+    return [
+        [scope.tokenizer.decode([i]) if scope.tokenizer else str(i) for i in row]
+        for row in ids.tolist()
+    ]
 
 # %% ../../nbs/lenses/latent_lens.ipynb #419eaa23
 def embedding_lens(
@@ -68,7 +73,11 @@ def embedding_lens(
     lengths = table.norm(dim=1).clamp(min=1e-12)
     parts = [((part @ table.T) / lengths).topk(k) for part in unit.split(256)]
     words = _decode(scope, torch.cat([p.indices for p in parts]))
-    return VectorWords(words, torch.cat([p.values for p in parts]).float().cpu(), [[f"input embedding of {w!r}" for w in row] for row in words])
+    return VectorWords(
+        words,
+        torch.cat([p.values for p in parts]).float().cpu(),
+        [[f"input embedding of {w!r}" for w in row] for row in words],
+    )
 
 # %% ../../nbs/lenses/latent_lens.ipynb #e558259b
 def output_lens(
@@ -76,42 +85,64 @@ def output_lens(
     vectors: Float[Tensor, "query d_model"],  # states before the final norm
     k: int = 5,
 ) -> VectorWords:
-    "The logit lens of any vectors: most probable next tokens after the final norm and the unembedding."
-    best = over_logits(scope, vectors.to(scope.device, scope.dtype), lambda logp, at: torch.stack([t.double() for t in logp.topk(k)], -1), normed=False)
+    """The logit lens of any vectors: most probable next tokens after the final norm and the
+    unembedding."""
+    best = over_logits(
+        scope,
+        vectors.to(scope.device, scope.dtype),
+        lambda logp, at: torch.stack([t.double() for t in logp.topk(k)], -1),
+        normed=False,
+    )
     words = _decode(scope, best[..., 1].long())
-    return VectorWords(words, best[..., 0].exp().float().cpu(), [[f"would say {w!r}" for w in row] for row in words])
+    return VectorWords(
+        words,
+        best[..., 0].exp().float().cpu(),
+        [[f"would say {w!r}" for w in row] for row in words],
+    )
 
 # %% ../../nbs/lenses/latent_lens.ipynb #8d13cb60
 def vector_words(
     scope: Scope,
-    vectors: Float[Tensor, "query d_model"],  # from anywhere: text tokens, image tokens, soft prompts
+    vectors: Float[
+        Tensor, "query d_model"
+    ],  # from anywhere: text tokens, image tokens, soft prompts
     lens: str = "latent",  # one of `LENSES`
     k: int = 5,
-    bank: "VectorBank | None" = None,  # for the latent lens; None for the small one
+    bank: VectorBank | None = None,  # for the latent lens; None for the small one
 ) -> VectorWords:
     "What some vectors are nearest to, through one of the three lenses."
     if lens not in LENSES:
         raise ScopeError(f"Unknown lens {lens!r}; accepted: {', '.join(LENSES)}")
     if not 1 <= k <= scope.vocab_size:
-        raise ScopeError(f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}")
+        raise ScopeError(
+            f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}"
+        )
     if lens != "latent":
         with torch.no_grad():
             return (embedding_lens if lens == "embedding" else output_lens)(scope, vectors, k)
     found = (bank or small_bank(scope)).search(vectors, k)
     told = [[found.bank.describe(int(r)) for r in row] for row in found.row]
-    hints = [[f"{d['word']} {c:.2f}, layer {l}: {_around(d)}" for d, c, l in zip(*row)] for row in zip(told, found.cosine.tolist(), found.layer.tolist())]
+    hints = [
+        [f"{d['word']} {c:.2f}, layer {l}: {_around(d)}" for d, c, l in zip(*row)]
+        for row in zip(told, found.cosine.tolist(), found.layer.tolist())
+    ]
     return VectorWords([[d["word"] for d in row] for row in told], found.cosine, hints)
 
 # %% ../../nbs/lenses/latent_lens.ipynb #56148ea4
 def _around(place, most=40):
     "The word's neighbourhood in its text."
     (start, end), text = place["span"], place["text"]
-    return ("…" if start > most else "") + text[max(0, start - most):end + most] + ("…" if end + most < len(text) else "")
+    return (
+        ("…" if start > most else "")
+        + text[max(0, start - most) : end + most]
+        + ("…" if end + most < len(text) else "")
+    )
 
 # %% ../../nbs/lenses/latent_lens.ipynb #e5146eda
 @dataclass
 class LatentReading:
     "The nearest words of each layer and token of a text."
+
     tokens: list
     layers: list[int]
     words: list  # (layer, token) of lists of k words
@@ -121,31 +152,60 @@ class LatentReading:
 
     def scores(self) -> TokenScores:
         "Score of the nearest word, as a strip with layer rows."
-        return TokenScores(self.tokens, self.values[..., 0].numpy(), name=f"{self.lens} lens: score of the nearest word", layers=self.layers, limits=(0, 1))
+        return TokenScores(
+            self.tokens,
+            self.values[..., 0].numpy(),
+            name=f"{self.lens} lens: score of the nearest word",
+            layers=self.layers,
+            limits=(0, 1),
+        )
 
     def to_df(self):
         "One row for each layer and token."
         import pandas as pd
-        return pd.DataFrame([dict(layer=l, position=j, token=t, words=self.words[i][j], score=float(self.values[i, j, 0])) for i, l in enumerate(self.layers) for j, t in enumerate(self.tokens)])
+
+        return pd.DataFrame(
+            [
+                dict(
+                    layer=l,
+                    position=j,
+                    token=t,
+                    words=self.words[i][j],
+                    score=float(self.values[i, j, 0]),
+                )
+                for i, l in enumerate(self.layers)
+                for j, t in enumerate(self.tokens)
+            ]
+        )
 
     def _repr_html_(self):
         scale = "probability" if self.lens == "logit" else "cosine"
-        return layer_table(self.tokens, self.layers, [[w[0] for w in row] for row in self.words], self.values[..., 0].clamp(0, 1), [["\n".join(h) for h in row] for row in self.hints],
-                           f"{self.lens} lens: best word of the state before each layer, shaded by its {scale} (white 0, blue 1)")
+        return layer_table(
+            self.tokens,
+            self.layers,
+            [[w[0] for w in row] for row in self.words],
+            self.values[..., 0].clamp(0, 1),
+            [["\n".join(h) for h in row] for row in self.hints],
+            f"{self.lens} lens: best word of the state before each layer, shaded by its {scale} "
+            "(white 0, blue 1)",
+        )
 
     def __repr__(self):
-        return "\n".join(f"{l:>3}  " + " ".join(f"{w[0]!r:>12}" for w in self.words[i]) for i, l in reversed(list(enumerate(self.layers))))
+        return "\n".join(
+            f"{l:>3}  " + " ".join(f"{w[0]!r:>12}" for w in self.words[i])
+            for i, l in reversed(list(enumerate(self.layers)))
+        )
 
 # %% ../../nbs/lenses/latent_lens.ipynb #b08e0aa2
 def latent_lens(
     scope: Scope,
     text,  # one text, as in `Scope.encode`
     *,
-    layers: "None | int | slice | Iterable[int]" = None,  # inputs of which layers; None for all
-    positions: "None | int | slice | str | Iterable[int]" = None,  # None for all
+    layers: None | int | slice | Iterable[int] = None,  # inputs of which layers; None for all
+    positions: None | int | slice | str | Iterable[int] = None,  # None for all
     k: int = 5,  # words a vector
     lens: str = "latent",  # or "embedding", "logit": the baselines
-    bank: "VectorBank | None" = None,  # None for the small one
+    bank: VectorBank | None = None,  # None for the small one
 ) -> LatentReading:
     "Which word of which sentence each state of a text resembles most (Krojer et al. 2026)."
     trace = scope.read(text, "resid_pre", layers=layers, positions=positions)
@@ -155,19 +215,31 @@ def latent_lens(
     states = states[0][:, trace.mask[0]]
     n_layers, n = states.shape[:2]
     found = vector_words(scope, states.flatten(0, 1), lens, k, bank)
-    grid = lambda rows: [rows[i * n:(i + 1) * n] for i in range(n_layers)]
-    return LatentReading([str(t) for t in trace.tokens[0]], trace.layers, grid(found.words), found.scores.view(n_layers, n, -1), grid(found.hints), lens)
+
+    def grid(rows):
+        return [rows[i * n : (i + 1) * n] for i in range(n_layers)]
+
+    return LatentReading(
+        [str(t) for t in trace.tokens[0]],
+        trace.layers,
+        grid(found.words),
+        found.scores.view(n_layers, n, -1),
+        grid(found.hints),
+        lens,
+    )
 
 # %% ../../nbs/lenses/latent_lens.ipynb #382435ad
 def shuffled_bank_lens(
     scope: Scope,
     text,
     *,
-    bank: "VectorBank | None" = None,
+    bank: VectorBank | None = None,
     seed: int = 0,
     **hyperparameters,  # of `latent_lens`
 ) -> LatentReading:
     "The lens with the descriptions of its bank dealt out at random."
     bank = bank or small_bank(scope)
     order = torch.randperm(len(bank.places), generator=torch.Generator().manual_seed(seed))
-    return latent_lens(scope, text, bank=replace(bank, places=bank.places[order]), **hyperparameters)
+    return latent_lens(
+        scope, text, bank=replace(bank, places=bank.places[order]), **hyperparameters
+    )

@@ -27,7 +27,8 @@ from ..core.scope import Scope
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #4bec336f
 technique = {
     "title": "Mixing mechanisms",
-    "paper": "Mixing Mechanisms: How Language Models Retrieve Bound Entities In-Context (Gur-Arieh et al., ICLR 2026)",
+    "paper": "Mixing Mechanisms: How Language Models Retrieve Bound Entities In-Context (Gur-Arieh "
+    "et al., ICLR 2026)",
     "arxiv": "2510.06182",
     "family": "lenses",
     "returns": "MechanismShares",
@@ -35,7 +36,14 @@ technique = {
     "front": "mixing_mechanisms",
     "control": "shuffled_mechanisms",
     "neutral": {},
-    "example": {"names": [5, 6, 7, 8, 9, 10, 11], "objects": [20, 21, 22, 23, 24, 25, 26], "fact": ["{a}", 40, "{b}", 41], "question": [42, "{b}", 43], "n": 5, "samples": 12},
+    "example": {
+        "names": [5, 6, 7, 8, 9, 10, 11],
+        "objects": [20, 21, 22, 23, 24, 25, 26],
+        "fact": ["{a}", 40, "{b}", 41],
+        "question": [42, "{b}", 43],
+        "n": 5,
+        "samples": 12,
+    },
     "builds_on": [],
     "extra": "",
     "cost": "one forward for every layer, over the lists and their counterfactuals",
@@ -45,9 +53,11 @@ technique = {
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #44783989
 ROLES = ("positional", "lexical", "reflexive", "none")
 
+
 @dataclass(frozen=True, eq=False)
 class SeparatingPairs:
     "Lists and their counterfactuals, and the fact that each mechanism would answer with."
+
     original: Int[Tensor, "pair token"]
     counterfactual: Int[Tensor, "pair token"]
     candidates: Int[Tensor, "pair n"]  # answers in the original, fact by fact
@@ -59,15 +69,22 @@ def separating_pairs(
     n: int = 8,  # facts in a list, 4 or more
     samples: int = 200,
     seed: int = 0,
-    absent: "str | None" = None,  # "key" or "answer": does not occur in the original
+    absent: str | None = None,  # "key" or "answer": does not occur in the original
 ) -> SeparatingPairs:
-    "Originals and counterfactuals in which position, key and answer point to different facts (Gur-Arieh et al. 2025)."
+    """Originals and counterfactuals in which position, key and answer point to different facts
+    (Gur-Arieh et al. 2025)."""
     if n < 4 or samples < 1 or absent not in (None, "key", "answer"):
-        raise ScopeError(f"No separating pairs: they need lists of 4 facts or more, at least one sample, and absent=None, 'key' or 'answer'; given: n={n}, samples={samples}, absent={absent!r}")
-    draw, i = torch.Generator().manual_seed(seed), torch.arange(n)
+        raise ScopeError(
+            "No separating pairs: they need lists of 4 facts or more, at least one sample, and "
+            f"absent=None, 'key' or 'answer'; given: n={n}, samples={samples}, absent={absent!r}"
+        )
+    draw = torch.Generator().manual_seed(seed)
+    i = torch.arange(n)
     every = torch.cartesian_prod(i, i, i, i)
     every = every[(every.sort(1).values.diff(dim=1) > 0).all(1)]
-    order = torch.cat([torch.randperm(len(every), generator=draw) for _ in range(-(-samples // len(every)))])[:samples]
+    order = torch.cat(
+        [torch.randperm(len(every), generator=draw) for _ in range(-(-samples // len(every)))]
+    )[:samples]
     p, t, s, q = every[order].unbind(1)
     groups = task.sample(n + bool(absent), samples, seed)
     groups, stranger, row = groups[:, :n], groups[:, -1], torch.arange(samples)
@@ -77,34 +94,53 @@ def separating_pairs(
         if absent != what:
             twin[row, other, side] = groups[row, p, side]
     nowhere = torch.full_like(p, -1)
-    facts = torch.stack([p, nowhere if absent == "key" else t, nowhere if absent == "answer" else s, q], 1)
-    prompt = lambda g, asked: torch.cat([task.facts(g), task.ask(g, asked)], 1)
+    facts = torch.stack(
+        [p, nowhere if absent == "key" else t, nowhere if absent == "answer" else s, q], 1
+    )
+
+    def prompt(g, asked):
+        return torch.cat([task.facts(g), task.ask(g, asked)], 1)
+
     return SeparatingPairs(prompt(groups, q), prompt(twin, p), groups[..., task.side], facts)
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #7ab0c0eb
 def interchange(
     scope: Scope,
     pairs: SeparatingPairs,
-    layers: "None | int | slice | list" = None,  # None for all
+    layers: None | int | slice | list = None,  # None for all
     site: str = "resid_pre",
     batch_tokens: int = 8192,  # tokens in a batch
 ) -> Float[Tensor, "layer pair n"]:  # nats
-    "Log-probability of the original's candidates when the last state comes from the counterfactual run (Gur-Arieh et al. 2025)."
+    """Log-probability of the original's candidates when the last state comes from the
+    counterfactual run (Gur-Arieh et al. 2025)."""
     layers = resolve_layers(layers, scope.n_layers)
-    rows, out = max(1, batch_tokens // pairs.original.shape[1]), []
+    rows = max(1, batch_tokens // pairs.original.shape[1])
+    out = []
     for some in tqdm(torch.arange(len(pairs.original)).split(rows), desc="interchange", delay=2):
-        states = scope.read(checked_rows(scope, pairs.counterfactual[some]), site, layers=layers, positions=-1)[site]
+        states = scope.read(
+            checked_rows(scope, pairs.counterfactual[some]), site, layers=layers, positions=-1
+        )[site]
         for place, layer in enumerate(layers):
             with scope.edit(Edit(site, layers=layer, positions=-1, set=states[:, place])):
-                out.append(candidate_logprobs(scope, pairs.original[some], pairs.candidates[some], batch_tokens))
-    return torch.cat([torch.stack(out[i:i + len(layers)]) for i in range(0, len(out), len(layers))], 1)
+                out.append(
+                    candidate_logprobs(
+                        scope, pairs.original[some], pairs.candidates[some], batch_tokens
+                    )
+                )
+    return torch.cat(
+        [torch.stack(out[i : i + len(layers)]) for i in range(0, len(out), len(layers))], 1
+    )
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #39fd4f2d
-COLOURS = dict(positional="#0072B2", lexical="#D55E00", reflexive="#009E73", none="#BBBBBB", other="#CC79A7")
+COLOURS = dict(
+    positional="#0072B2", lexical="#D55E00", reflexive="#009E73", none="#BBBBBB", other="#CC79A7"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class MechanismShares:
     "What patched runs answer, layer by layer."
+
     pairs: SeparatingPairs
     layers: list
     logprobs: Float[Tensor, "layer pair n"]
@@ -123,11 +159,22 @@ class MechanismShares:
     def to_df(self, by_position: bool = False):
         "Shares of each layer, or of each layer and position p; they sum to 1."
         import pandas as pd
+
         p = self.pairs.facts[:, 0]
-        some = [(i, k) for i in range(len(self.layers)) for k in (p.unique().tolist() if by_position else [None])]
-        row = lambda i, k: (self.followed[i] if k is None else self.followed[i, p == k]).mean(0).tolist()
+        some = [
+            (i, k)
+            for i in range(len(self.layers))
+            for k in (p.unique().tolist() if by_position else [None])
+        ]
+
+        def row(i, k):
+            return (self.followed[i] if k is None else self.followed[i, p == k]).mean(0).tolist()
+
         table = pd.DataFrame([row(i, k) for i, k in some], columns=list(COLOURS))
-        table["coverage"] = [self.logprobs[i].exp().sum(-1)[slice(None) if k is None else p == k].mean().item() for i, k in some]
+        table["coverage"] = [
+            self.logprobs[i].exp().sum(-1)[slice(None) if k is None else p == k].mean().item()
+            for i, k in some
+        ]
         table.insert(0, "layer", [self.layers[i] for i, _ in some])
         return table.assign(position=[k for _, k in some]) if by_position else table
 
@@ -136,16 +183,35 @@ class MechanismShares:
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #2d9727f2
 def share_bars(
-    named: "dict[str, MechanismShares]",  # title -> shares
+    named: dict[str, MechanismShares],  # title -> shares
 ) -> Markup:
     "A bar for each layer, the last on top; colours are mechanisms, widths are shares."
     span = "display:inline-block;height:1.1em;width"
-    key = " ".join(f'<span style="border-left:1em solid {c};padding-left:.3em;margin-right:.8em">{name}</span>' for name, c in COLOURS.items())
-    bar = lambda row: "".join(f'<i title="{name} {row[name]:.2f}" style="{span}:{100 * row[name]:.2f}%;background:{c}"></i>' for name, c in COLOURS.items() if row[name] > 0)
-    told = lambda row: ", ".join(f"{name} {row[name]:.2f}" for name in COLOURS if row[name] > 0)
-    line = lambda row: f'<div style="display:flex;margin:2px 0"><span style="width:4.6em">layer {int(row["layer"])}</span><span role=img aria-label="{told(row)}" style="flex:1;max-width:26em;line-height:0;white-space:nowrap">{bar(row)}</span></div>'
-    part = lambda title, s: f"<div style=margin-top:.6em><b>{escape(title)}</b>{''.join(line(row) for _, row in s.to_df().iloc[::-1].iterrows())}</div>"
-    return Markup(f'<div style="font:14px/1.4 system-ui,sans-serif">{key}{"".join(part(*both) for both in named.items())}</div>')
+    key = " ".join(
+        f'<span style="border-left:1em solid {c};padding-left:.3em;margin-right:.8em">{name}</span>'
+        for name, c in COLOURS.items()
+    )
+
+    def bar(row):
+        return "".join(
+            f'<i title="{name} {row[name]:.2f}" style="{span}:{100 * row[name]:.2f}%;background:{c}"></i>'
+            for name, c in COLOURS.items()
+            if row[name] > 0
+        )
+
+    def told(row):
+        return ", ".join(f"{name} {row[name]:.2f}" for name in COLOURS if row[name] > 0)
+
+    def line(row):
+        return f'<div style="display:flex;margin:2px 0"><span style="width:4.6em">layer {int(row["layer"])}</span><span role=img aria-label="{told(row)}" style="flex:1;max-width:26em;line-height:0;white-space:nowrap">{bar(row)}</span></div>'
+
+    def part(title, s):
+        return f"<div style=margin-top:.6em><b>{escape(title)}</b>{''.join(line(row) for _, row in s.to_df().iloc[::-1].iterrows())}</div>"
+
+    return Markup(
+        f'<div style="font:14px/1.4 system-ui,sans-serif">{key}{"".join(part(*both) for both in named.items())}</div>'
+    )
+
 
 MechanismShares._repr_html_ = lambda self: str(share_bars({"": self}))
 
@@ -155,18 +221,24 @@ def mixing_mechanisms(
     *,
     n: int = 8,  # facts in a list
     samples: int = 200,
-    layers: "None | int | slice | list" = None,  # None for all
+    layers: None | int | slice | list = None,  # None for all
     site: str = "resid_pre",
-    absent: "str | None" = None,  # "key" or "answer"
+    absent: str | None = None,  # "key" or "answer"
     seed: int = 0,
     shuffled: bool = False,  # see `shuffled_mechanisms`
     batch_tokens: int = 8192,
     **task,  # of `binding_task`: question, fact, names, objects, …
 ) -> MechanismShares:
-    "Does a model retrieve a bound entity by position, by word, or by pointer? (Gur-Arieh et al. 2025)"
+    """Does a model retrieve a bound entity by position, by word, or by pointer? (Gur-Arieh et al.
+    2025)"""
     pairs = separating_pairs(binding_task(scope, **task), n, samples, seed, absent)
     given = replace(pairs, counterfactual=pairs.counterfactual.roll(1, 0)) if shuffled else pairs
-    return MechanismShares(pairs, list(resolve_layers(layers, scope.n_layers)), interchange(scope, given, layers, site, batch_tokens))
+    return MechanismShares(
+        pairs,
+        list(resolve_layers(layers, scope.n_layers)),
+        interchange(scope, given, layers, site, batch_tokens),
+    )
+
 
 def shuffled_mechanisms(
     scope: Scope,
@@ -179,21 +251,30 @@ def shuffled_mechanisms(
 class MixtureOfMechanisms(nn.Module):
     "Predicts the answer of a patched run from its three pointers (Gur-Arieh et al. 2025)."
 
-    def __init__(self, n: int, parts: "tuple[str, ...]" = ("bump", "lexical", "reflexive")):
+    def __init__(self, n: int, parts: tuple[str, ...] = ("bump", "lexical", "reflexive")):
         super().__init__()
-        self.n, self.parts = n, parts
-        self.w_pos, self.c = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor([0.0, 0.0, 3.0]))
-        self.w_lex, self.w_ref = nn.Parameter(torch.zeros(n)), nn.Parameter(torch.zeros(n))
+        self.n = n
+        self.parts = parts
+        self.w_pos = nn.Parameter(torch.tensor(1.0))
+        self.c = nn.Parameter(torch.tensor([0.0, 0.0, 3.0]))
+        self.w_lex = nn.Parameter(torch.zeros(n))
+        self.w_ref = nn.Parameter(torch.zeros(n))
 
     def width(self, p: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1"]:
         "Of the bump, in facts."
         return (self.c[0] * (p / self.n) ** 2 + self.c[1] * p / self.n + self.c[2]).clamp(min=0.1)
 
-    def logits(self, facts: Int[Tensor, "row k"]) -> Float[Tensor, "row n"]:  # k is 3 or more: position, word, pointer
+    def logits(
+        self, facts: Int[Tensor, "row k"]
+    ) -> Float[Tensor, "row n"]:  # k is 3 or more: position, word, pointer
         "Y."
         place, (p, word, pointer) = torch.arange(self.n), facts[:, :3, None].unbind(1)
-        terms = {"peak": lambda: self.w_pos * (place == p), "bump": lambda: self.w_pos * torch.exp(-((place - p) ** 2) / (2 * self.width(p) ** 2)),
-                 "lexical": lambda: self.w_lex[word] * (place == word), "reflexive": lambda: self.w_ref[pointer] * (place == pointer)}
+        terms = {
+            "peak": lambda: self.w_pos * (place == p),
+            "bump": lambda: self.w_pos * torch.exp(-((place - p) ** 2) / (2 * self.width(p) ** 2)),
+            "lexical": lambda: self.w_lex[word] * (place == word),
+            "reflexive": lambda: self.w_ref[pointer] * (place == pointer),
+        }
         return sum((terms[part]() for part in self.parts), torch.zeros(len(facts), self.n))
 
     def forward(self, facts: Int[Tensor, "row k"]) -> Float[Tensor, "row n"]:
@@ -207,8 +288,12 @@ def similarity(
 ) -> Float[Tensor, " row"]:  # 0 to 1
     "One minus the Jensen-Shannon divergence in bits."
     middle = (p + q) / 2
-    divergence = lambda x: (torch.xlogy(x, x) - torch.xlogy(x, middle)).sum(-1)
+
+    def divergence(x):
+        return (torch.xlogy(x, x) - torch.xlogy(x, middle)).sum(-1)
+
     return 1 - (divergence(p) + divergence(q)) / (2 * torch.log(torch.tensor(2.0)))
+
 
 def triple_means(
     facts: Int[Tensor, "pair k"],
@@ -216,24 +301,42 @@ def triple_means(
 ) -> tuple[Int[Tensor, "triple 3"], Float[Tensor, "triple n"]]:
     "The mean distribution for every triple of position, word and pointer."
     triples, which, counts = facts[:, :3].unique(dim=0, return_inverse=True, return_counts=True)
-    return triples, torch.zeros(len(triples), probabilities.shape[1]).index_add(0, which, probabilities) / counts[:, None]
+    return triples, torch.zeros(len(triples), probabilities.shape[1]).index_add(
+        0, which, probabilities
+    ) / counts[:, None]
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #79ebcb74
 def fit_mixture(
     facts: Int[Tensor, "triple 3"],  # of `triple_means`
     target: Float[Tensor, "triple n"],
-    parts: "tuple[str, ...]" = ("bump", "lexical", "reflexive"),  # () for the uniform distribution; "peak" for a bump without width
+    parts: tuple[str, ...] = (
+        "bump",
+        "lexical",
+        "reflexive",
+    ),  # () for the uniform distribution; "peak" for a bump without width
     lr: float = 0.05,
     epochs: int = 5000,
     patience: int = 500,  # epochs without progress on the second part
     seed: int = 0,  # of the split: 70, 15, 15 %
-) -> tuple[MixtureOfMechanisms, dict]:  # and the similarity on "train", "validation" and "test" triples
+) -> tuple[
+    MixtureOfMechanisms, dict
+]:  # and the similarity on "train", "validation" and "test" triples
     "Fit the mixture to measured distributions (Gur-Arieh et al. 2025)."
-    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed)).tensor_split([round(0.7 * len(target)), round(0.85 * len(target))])
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed)).tensor_split(
+        [round(0.7 * len(target)), round(0.85 * len(target))]
+    )
     if not all(map(len, order)) or not target.isfinite().all():
-        raise ScopeError(f"Nothing to fit: a mixture needs finite distributions for at least 4 triples; given: {len(target)}")
-    model, best, since = MixtureOfMechanisms(target.shape[1], tuple(parts)), (-1.0, None), 0
-    on = lambda some: similarity(target[some], model(facts[some])).mean()
+        raise ScopeError(
+            "Nothing to fit: a mixture needs finite distributions for at least 4 triples; given: "
+            f"{len(target)}"
+        )
+    model = MixtureOfMechanisms(target.shape[1], tuple(parts))
+    best = (-1.0, None)
+    since = 0
+
+    def on(some):
+        return similarity(target[some], model(facts[some])).mean()
+
     adam = torch.optim.Adam(model.parameters(), lr=lr)
     for _ in range(epochs if parts else 1):
         with torch.no_grad():
@@ -247,4 +350,6 @@ def fit_mixture(
         adam.step()
     model.load_state_dict(best[1])
     with torch.no_grad():
-        return model, {name: on(some).item() for name, some in zip(("train", "validation", "test"), order)}
+        return model, {
+            name: on(some).item() for name, some in zip(("train", "validation", "test"), order)
+        }

@@ -22,17 +22,32 @@ from tqdm.auto import tqdm
 from ..text.batch import batches_by_length, rows_of
 from ..data.cuts import token_counts
 from ..show.display import TokenScores
-from ..data.haystacks import PLANTERS, SYLLABLES, NeedleTask, make_haystack, multi_thread, score_answer
+from tokenscope.data.haystacks import (
+    PLANTERS,
+    SYLLABLES,
+    NeedleTask,
+    make_haystack,
+    multi_thread,
+    score_answer,
+)
 from ..text.names import ScopeError, resolve_indices
 from ..core.scope import Scope
 from ..core.scores import over_logits
-from ..learn.small_models import load_small, save_small, shift_embeddings, small_llama, train_lm, word_tokenizer
+from tokenscope.learn.small_models import (
+    load_small,
+    save_small,
+    shift_embeddings,
+    small_llama,
+    train_lm,
+    word_tokenizer,
+)
 from ..core.trace import final_hidden
 
 # %% ../../nbs/lenses/needle_threading.ipynb #9db29323
 technique = {
     "title": "Needle threading",
-    "paper": "Needle Threading: Can LLMs Follow Threads through Near-Million-Scale Haystacks? (Roberts, Han and Albanie, ICLR 2025)",
+    "paper": "Needle Threading: Can LLMs Follow Threads through Near-Million-Scale Haystacks? "
+    "(Roberts, Han and Albanie, ICLR 2025)",
     "arxiv": "2411.05000",
     "family": "lenses",
     "returns": "table",
@@ -51,10 +66,16 @@ technique = {
 def task_ids(
     scope: Scope,
     task: NeedleTask,
-) -> tuple:  # token ids of prompt and right answer; (thread, hop, start, end) of each part that has to be said
+    # token ids of prompt and right answer; (thread, hop, start, end) of each part that has to be
+    # said
+) -> tuple:
     "A task with its answer in the model's tokens; refused if it does not fit into the context."
-    encode = lambda text: scope.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    ids, where = list(rows_of(task.prompt, scope.tokenizer)[0][0]), []
+
+    def encode(text):
+        return scope.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    ids = list(rows_of(task.prompt, scope.tokenizer)[0][0])
+    where = []
     for t, h, given, said in task.pieces():
         ids += encode(given)
         start = len(ids)
@@ -62,115 +83,208 @@ def task_ids(
         where.append((t, h, start, len(ids)))
     limit = scope.structure.max_tokens
     if limit and len(ids) > limit:
-        raise ScopeError(f"The haystack is longer than the context: {len(task.haystack.text):,} characters are {len(ids):,} tokens with question and answer, and the model's context is {limit:,} tokens; "
-                         "make a smaller one, nothing is cut")
+        raise ScopeError(
+            f"The haystack is longer than the context: {len(task.haystack.text):,} characters are "
+            f"{len(ids):,} tokens with question and answer, and the model's context is {limit:,} "
+            "tokens; "
+            "make a smaller one, nothing is cut"
+        )
     return ids, where
 
 # %% ../../nbs/lenses/needle_threading.ipynb #2e0e0763
 def teacher_forced(
     scope: Scope,
-    tasks: "list[NeedleTask]",
+    tasks: list[NeedleTask],
     batch_tokens: int = 2048,  # tokens in a batch, padding included
-):  # a pandas DataFrame: task, thread, hop, tokens, logprob (nats a token), right (every token is the argmax)
-    "How likely each value is, given what stands before it; tasks of similar length share a forward."
+    # a pandas DataFrame: task, thread, hop, tokens, logprob (nats a token), right (every token is
+    # the argmax)
+):
+    """How likely each value is, given what stands before it; tasks of similar length share a
+    forward."""
     import pandas as pd
-    rows, out = [task_ids(scope, task) for task in tasks], []
-    for some in tqdm(batches_by_length([len(ids) for ids, _ in rows], batch_tokens), desc="needles", delay=2):
+
+    rows = [task_ids(scope, task) for task in tasks]
+    out = []
+    for some in tqdm(
+        batches_by_length([len(ids) for ids, _ in rows], batch_tokens), desc="needles", delay=2
+    ):
         batch = scope.encode([rows[i][0] for i in some])
         parts = [(r, i, *part) for r, i in enumerate(some) for part in rows[i][1]]
-        row, column = torch.tensor([(r, c) for r, *_, start, end in parts for c in range(start, end)], device=scope.device).T
+        row, column = torch.tensor(
+            [(r, c) for r, *_, start, end in parts for c in range(start, end)], device=scope.device
+        ).T
         ids = batch.input_ids[row, column]
         with torch.no_grad():
-            found = over_logits(scope, final_hidden(scope, batch)[row, column - 1], lambda logp, at: torch.stack([logp.gather(1, ids[at, None])[:, 0], logp.argmax(-1) == ids[at]], -1))
-        for (_, i, t, h, start, end), value in zip(parts, found.split([end - start for *_, start, end in parts])):
-            out.append(dict(task=i, thread=t, hop=h, tokens=len(rows[i][0]), logprob=float(value[:, 0].mean()), right=float(value[:, 1].all())))
+            found = over_logits(
+                scope,
+                final_hidden(scope, batch)[row, column - 1],
+                lambda logp, at: torch.stack(
+                    [logp.gather(1, ids[at, None])[:, 0], logp.argmax(-1) == ids[at]], -1
+                ),
+            )
+        for (_, i, t, h, start, end), value in zip(
+            parts, found.split([end - start for *_, start, end in parts])
+        ):
+            out.append(
+                dict(
+                    task=i,
+                    thread=t,
+                    hop=h,
+                    tokens=len(rows[i][0]),
+                    logprob=float(value[:, 0].mean()),
+                    right=float(value[:, 1].all()),
+                )
+            )
     return pd.DataFrame(out).sort_values(["task", "thread", "hop"], ignore_index=True)
 
 # %% ../../nbs/lenses/needle_threading.ipynb #e9d45825
 def score_tasks(
-    model: "Scope | Callable",  # a scope, or any function from a task to a written answer, such as a call of a remote model with `task.prompt`
-    tasks: "list[NeedleTask]",
+    model: Scope
+    # a scope, or any function from a task to a written answer, such as a call of a remote model
+    # with `task.prompt`
+    | Callable,
+    tasks: list[NeedleTask],
     mode: str = "argmax",  # teacher-forced; or "generate"
     batch_tokens: int = 2048,
-):  # a pandas DataFrame, a row for each task: right (share of its values), tokens and logprob if teacher-forced, format_failure if written
+    # a pandas DataFrame, a row for each task: right (share of its values), tokens and logprob if
+    # teacher-forced, format_failure if written
+):
     "Score tasks by one forward or by what a model writes."
     import pandas as pd
+
     if mode not in ("argmax", "generate") or not tasks:
-        raise ScopeError(f"Nothing to score with: {len(tasks)} tasks, mode {mode!r}; give at least one task, and the mode 'argmax' or 'generate'")
+        raise ScopeError(
+            f"Nothing to score with: {len(tasks)} tasks, mode {mode!r}; give at least one task, "
+            "and the mode 'argmax' or 'generate'"
+        )
     if isinstance(model, Scope) and mode == "argmax":
-        return teacher_forced(model, tasks, batch_tokens).groupby("task")[["tokens", "logprob", "right"]].mean()
+        return (
+            teacher_forced(model, tasks, batch_tokens)
+            .groupby("task")[["tokens", "logprob", "right"]]
+            .mean()
+        )
     texts = [model(task) for task in tasks] if not isinstance(model, Scope) else [None] * len(tasks)
     rows = [task_ids(model, task) for task in tasks] if isinstance(model, Scope) else []
     for some in batches_by_length([len(ids) for ids, _ in rows], batch_tokens):
-        new = max(len(rows[i][0]) - rows[i][1][0][2] for i in some) + 8  # what the answer takes in these tokens, and a little
-        for i, text in zip(some, model.generate([tasks[i].prompt for i in some], max_new_tokens=new)):
+        new = (
+            max(len(rows[i][0]) - rows[i][1][0][2] for i in some) + 8
+        )  # what the answer takes in these tokens, and a little
+        for i, text in zip(
+            some, model.generate([tasks[i].prompt for i in some], max_new_tokens=new)
+        ):
             texts[i] = text
     return pd.DataFrame([score_answer(task, text) for task, text in zip(tasks, texts)])
 
 # %% ../../nbs/lenses/needle_threading.ipynb #16087c82
 def needle_sweep(
-    scope: "Scope | Callable",  # as in `score_tasks`
+    scope: Scope | Callable,  # as in `score_tasks`
     *,
     task: str = "single",  # one of `PLANTERS`
-    lengths: "Iterable[int]" = (2000,),  # characters of the haystack; the paper: 12 from 2,000 to about a million
-    depths: "Iterable[int | float]" = tuple(d / 10 for d in range(11)),  # for single needles
+    lengths: Iterable[int] = (
+        2000,
+    ),  # characters of the haystack; the paper: 12 from 2,000 to about a million
+    depths: Iterable[int | float] = tuple(d / 10 for d in range(11)),  # for single needles
     repeats: int = 5,  # haystacks for each length and depth
     kind: str = "uuid",  # of haystack
     mode: str = "argmax",
-    change: "Callable | None" = None,  # (task, seed) -> task, for controls
+    change: Callable | None = None,  # (task, seed) -> task, for controls
     seed: int = 0,
     **planting,  # of the planter: n_threads, hops, direction, placement, …
 ):  # a pandas DataFrame: chars, depth, repeat, and the columns of `score_tasks`
     "Accuracy against length and depth (Roberts, Han and Albanie 2024)."
     import pandas as pd
+
     if task not in PLANTERS:
         raise ScopeError(f"Unknown task {task!r}; accepted: {', '.join(PLANTERS)}")
-    places, tasks = [(c, d, r) for c in lengths for d in (depths if task == "single" else [None]) for r in range(repeats)], []
+    places = [
+        (c, d, r)
+        for c in lengths
+        for d in (depths if task == "single" else [None])
+        for r in range(repeats)
+    ]
+    tasks = []
     for chars, depth, repeat in places:
         one = f"{seed} {chars} {depth} {repeat}"  # every prompt has its own haystack
-        made = PLANTERS[task](make_haystack(chars=chars, kind=kind, seed=one), **planting, **({"depth": depth} if task == "single" else {"seed": one}))
+        made = PLANTERS[task](
+            make_haystack(chars=chars, kind=kind, seed=one),
+            **planting,
+            **({"depth": depth} if task == "single" else {"seed": one}),
+        )
         tasks.append(change(made, one) if change else made)
     scores = score_tasks(scope, tasks, mode)
-    return pd.concat([pd.DataFrame(places, columns=["chars", "depth", "repeat"]).astype({"depth": float}), scores.reset_index(drop=True)], axis=1)
+    return pd.concat(
+        [
+            pd.DataFrame(places, columns=["chars", "depth", "repeat"]).astype({"depth": float}),
+            scores.reset_index(drop=True),
+        ],
+        axis=1,
+    )
 
 # %% ../../nbs/lenses/needle_threading.ipynb #ea76b093
-def random_haystack_sweep(scope: "Scope | Callable", **hyperparameters):
+def random_haystack_sweep(scope: Scope | Callable, **hyperparameters):
     "The control: every question is asked behind another random haystack of the same size."
-    other = lambda task, seed: replace(task, haystack=make_haystack(len(task.haystack.pairs), kind=task.haystack.kind, seed=f"other {seed}"))
+
+    def other(task, seed):
+        return replace(
+            task,
+            haystack=make_haystack(
+                len(task.haystack.pairs), kind=task.haystack.kind, seed=f"other {seed}"
+            ),
+        )
+
     return needle_sweep(scope, **{"change": other, **hyperparameters})
 
 # %% ../../nbs/lenses/needle_threading.ipynb #7d07ce92
 def effective_length(
     table,  # from `needle_sweep`
-    threshold: "int | float" = 0.75,  # share of values that must be right
+    threshold: int | float = 0.75,  # share of values that must be right
     worst: bool = False,  # at the worst depth, instead of the mean over depths
     draws: int = 200,  # bootstrap samples
     seed: int = 0,
-) -> tuple:  # characters, and the 95 % interval's ends; 0 if the shortest haystack is too long already
+    # characters, and the 95 % interval's ends; 0 if the shortest haystack is too long already
+) -> tuple:
     "The largest tested length up to which accuracy reaches a threshold."
     if not len(table) or table.right.isna().any():
-        raise ScopeError(f"No scores, or the table holds NaN: {len(table)} rows; give a table of needle_sweep")
-    cells = [(int(chars), [cell.right.to_numpy() for _, cell in part.groupby("depth", dropna=False)]) for chars, part in table.groupby("chars")]
+        raise ScopeError(
+            f"No scores, or the table holds NaN: {len(table)} rows; give a table of needle_sweep"
+        )
+    cells = [
+        (int(chars), [cell.right.to_numpy() for _, cell in part.groupby("depth", dropna=False)])
+        for chars, part in table.groupby("chars")
+    ]
+
     def reached(pick):
         best = 0
         for chars, depths in cells:
             drawn = [pick(d) for d in depths]
-            if (min(d.mean() for d in drawn) if worst else np.concatenate(drawn).mean()) < threshold:
+            if (
+                min(d.mean() for d in drawn) if worst else np.concatenate(drawn).mean()
+            ) < threshold:
                 break
             best = chars
         return best
+
     rng = np.random.default_rng(seed)
     again = sorted(reached(lambda d: rng.choice(d, len(d))) for _ in range(draws))
     return reached(lambda d: d), again[int(0.025 * draws)], again[int(0.975 * draws)]
 
 # %% ../../nbs/lenses/needle_threading.ipynb #2ed43ed1
 def tokens_per_char(
-    texts: "dict[str, str]",  # name -> text
-    tokenizers: "Iterable | Mapping | None" = None,  # as in `token_counts`; None for the whole catalogue
+    texts: dict[str, str],  # name -> text
+    tokenizers: Iterable
+    | Mapping
+    | None = None,  # as in `token_counts`; None for the whole catalogue
 ):  # a pandas DataFrame, a row for each tokenizer, a column for each text
     "How many tokens a character of each text takes."
     import pandas as pd
-    return pd.DataFrame({name: token_counts(text, tokenizers)["tokens per character"] for name, text in texts.items()})
+
+    return pd.DataFrame(
+        {
+            name: token_counts(text, tokenizers)["tokens per character"]
+            for name, text in texts.items()
+        }
+    )
+
 
 def advertised_in_chars(
     limit: int,  # tokens
@@ -185,34 +299,63 @@ def thread_attention(
     scope: Scope,
     task: NeedleTask,
     thread: int = 0,  # which thread
-    hop: "int | None" = None,  # which value of its chain; None for the last
-    layers: "None | int | slice | Iterable[int]" = None,
-    heads: "None | int | slice | Iterable[int]" = None,  # None for the mean of all
+    hop: int | None = None,  # which value of its chain; None for the last
+    layers: None | int | slice | Iterable[int] = None,
+    heads: None | int | slice | Iterable[int] = None,  # None for the mean of all
 ) -> TokenScores:  # (layer, token)
     "Attention to each token from the token that has to say a value of the thread."
     ids, where = task_ids(scope, task)
     starts = {(t, h): start for t, h, start, _ in where}
-    asked = thread, len(task.chains[thread]) - 1 if hop is None and thread < len(task.chains) else hop
+    asked = (
+        thread,
+        len(task.chains[thread]) - 1 if hop is None and thread < len(task.chains) else hop,
+    )
     if asked not in starts:
-        raise ScopeError(f"The answer does not say hop {asked[1]} of thread {asked[0]}; it says (thread, hop) {', '.join(map(str, starts))}")
-    trace = scope.read([ids[:starts[asked]]], "pattern", layers, positions=-1)
+        raise ScopeError(
+            f"The answer does not say hop {asked[1]} of thread {asked[0]}; it says (thread, hop) "
+            f"{', '.join(map(str, starts))}"
+        )
+    trace = scope.read([ids[: starts[asked]]], "pattern", layers, positions=-1)
     heads = resolve_indices(heads, scope.n_heads, "head")
-    return TokenScores(trace.batch.tokens[0], trace["pattern"][0, :, heads, 0].mean(1).float().cpu().numpy(), name="attention of the token that has to say the value", layers=trace.layers, limits="all")
+    return TokenScores(
+        trace.batch.tokens[0],
+        trace["pattern"][0, :, heads, 0].mean(1).float().cpu().numpy(),
+        name="attention of the token that has to say the value",
+        layers=trace.layers,
+        limits="all",
+    )
 
 # %% ../../nbs/lenses/needle_threading.ipynb #701de7ef
 def pair_attention(
     scope: Scope,
     task: NeedleTask,
     **where,  # of `thread_attention`
-):  # a pandas DataFrame, a row for each layer and pair: layer, pair, thread and hop (missing for distractors), attention
+    # a pandas DataFrame, a row for each layer and pair: layer, pair, thread and hop (missing for
+    # distractors), attention
+):
     "The same, summed over the tokens of each pair of the haystack."
     import pandas as pd
+
     scores = thread_attention(scope, task, **where)
     starts = [start for start, _ in scope.encode(task.prompt).tokens[0].offsets]
     place = {i: (t, h) for t, places in enumerate(task.threads) for h, i in enumerate(places)}
-    inside = [[j for j, start in enumerate(starts) if first <= start < last] for first, last in task.haystack.spans]  # not the first token, on which idle attention rests
-    return pd.DataFrame([dict(layer=layer, pair=i, thread=place.get(i, (None, None))[0], hop=place.get(i, (None, None))[1], attention=float(row[tokens].sum()))
-                         for layer, row in zip(scores.layers, scores.values) for i, tokens in enumerate(inside)])
+    inside = [
+        [j for j, start in enumerate(starts) if first <= start < last]
+        for first, last in task.haystack.spans
+    ]  # not the first token, on which idle attention rests
+    return pd.DataFrame(
+        [
+            dict(
+                layer=layer,
+                pair=i,
+                thread=place.get(i, (None, None))[0],
+                hop=place.get(i, (None, None))[1],
+                attention=float(row[tokens].sum()),
+            )
+            for layer, row in zip(scores.layers, scores.values)
+            for i, tokens in enumerate(inside)
+        ]
+    )
 
 # %% ../../nbs/lenses/needle_threading.ipynb #e004d1fe
 def thread_batch(
@@ -230,11 +373,24 @@ def thread_batch(
     q, h = rng.choice([(q, h) for q in (1, 2, 4) for h in (1, 2, 3) if q * h <= n])
     rows = []
     for _ in range(size):
-        task = multi_thread(make_haystack(n, kind="word", seed=rng.random()), q, h, direction, rng.random() < 0.5, rng.random())
+        task = multi_thread(
+            make_haystack(n, kind="word", seed=rng.random()),
+            q,
+            h,
+            direction,
+            rng.random() < 0.5,
+            rng.random(),
+        )
         rows.append([tokenizer(text)["input_ids"] for text in (task.prompt, task.answer_text)])
     width = max(len(a + b) for a, b in rows)
-    pad = lambda row, fill: row + [fill] * (width - len(row))
-    return torch.tensor([pad(a + b, 0) for a, b in rows]), torch.tensor([pad([-100] * len(a) + b, -100) for a, b in rows])
+
+    def pad(row, fill):
+        return row + [fill] * (width - len(row))
+
+    return torch.tensor([pad(a + b, 0) for a, b in rows]), torch.tensor(
+        [pad([-100] * len(a) + b, -100) for a, b in rows]
+    )
+
 
 def train_thread_toy(
     file,  # the safetensors file to write
@@ -244,9 +400,37 @@ def train_thread_toy(
 ) -> Scope:
     "Train the small model again: two and a half minutes on one core."
     tokenizer = word_tokenizer([*SYLLABLES, *";?!:"])
-    model = shift_embeddings(small_llama(len(tokenizer), n_layers=2, d_model=64, n_heads=4, max_position_embeddings=256, seed=seed), seed=seed)
-    losses = train_lm(model, lambda step: thread_batch(tokenizer, step, direction=direction, seed=seed), steps, lr=3e-3, warmup=100)
-    return load_small(save_small(model, tokenizer, file, losses, made_by="train_thread_toy", steps=steps, direction=direction, seed=seed))
+    model = shift_embeddings(
+        small_llama(
+            len(tokenizer),
+            n_layers=2,
+            d_model=64,
+            n_heads=4,
+            max_position_embeddings=256,
+            seed=seed,
+        ),
+        seed=seed,
+    )
+    losses = train_lm(
+        model,
+        lambda step: thread_batch(tokenizer, step, direction=direction, seed=seed),
+        steps,
+        lr=3e-3,
+        warmup=100,
+    )
+    return load_small(
+        save_small(
+            model,
+            tokenizer,
+            file,
+            losses,
+            made_by="train_thread_toy",
+            steps=steps,
+            direction=direction,
+            seed=seed,
+        )
+    )
+
 
 def thread_toy() -> Scope:
     "The shipped small model."

@@ -24,7 +24,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..corpus.checkpoints import Checkpoint, layer_matrices, open_checkpoint, paired_matrices
+from tokenscope.corpus.checkpoints import (
+    Checkpoint,
+    layer_matrices,
+    open_checkpoint,
+    paired_matrices,
+)
 from ..text.names import ScopeError
 from ..show.pictures import figure_html
 from ..measure.spectra import Principal, principal_angles, principal_factors
@@ -43,7 +48,8 @@ technique = {
     "example": {"k": 0.2, "alpha": 0.25},
     "builds_on": [],
     "extra": "",
-    "cost": "no forward: three eigenvalue problems of the shorter side for each matrix, one pair of tensors in memory at a time",
+    "cost": "no forward: three eigenvalue problems of the shorter side for each matrix, one pair "
+    "of tensors in memory at a time",
     "picture": "matrices by measures, the update beside a random one and the random level",
 }
 
@@ -51,12 +57,15 @@ technique = {
 def visible_update(
     W0: Float[Tensor, "m n"],  # before
     W1: Float[Tensor, "m n"],  # after
-    eta: "int | float" = 1e-3,  # relative; without rounding give 0
-    dtype: torch.dtype = torch.bfloat16,  # both are rounded to it first; torch.float32 rounds nothing
+    eta: int | float = 1e-3,  # relative; without rounding give 0
+    # both are rounded to it first; torch.float32 rounds nothing
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Bool[Tensor, "m n"]:
     "The weights that changed as far as the stored format can show (Zhu et al. 2025)."
     rows = max(1, 2**20 // W0.shape[1])  # a block of rows at a time
-    pairs = ((a.to(dtype).float(), b.to(dtype).float()) for a, b in zip(W0.split(rows), W1.split(rows)))
+    pairs = (
+        (a.to(dtype).float(), b.to(dtype).float()) for a, b in zip(W0.split(rows), W1.split(rows))
+    )
     return torch.cat([(a - b).abs_() > torch.maximum(a.abs(), b.abs()).mul_(eta) for a, b in pairs])
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #37348016
@@ -67,23 +76,29 @@ def spectral_shift(
     "NSS: how far the singular values moved, relative to their length."
     return float((s1 - s0).norm() / s0.norm())
 
+
 def squared_norm(dW: Float[Tensor, "m n"]) -> float:
     "The squared Frobenius norm, in double precision."
     return sum(float(block.double().square().sum()) for block in dW.flatten().split(2**18))
 
+
 def principal_energy(
     dW: Float[Tensor, "m n"],
     top: Principal,  # of the matrix before
-) -> tuple[float, float, float]:  # in the block, in the rows' subspace U, in the columns' subspace V
+) -> tuple[
+    float, float, float
+]:  # in the block, in the rows' subspace U, in the columns' subspace V
     "Which share of an update lies in the top directions; nan if there is no update."
-    U, V, whole = top.U.float(), top.V.float(), squared_norm(dW) or math.nan
+    U = top.U.float()
+    V = top.V.float()
+    whole = squared_norm(dW) or math.nan
     left = U.T @ dW
     return tuple(squared_norm(part) / whole for part in (left @ V, left, dW @ V))
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #fd19846c
 def extreme_mask(
     size: Float[Tensor, "m n"],
-    alpha: "int | float",  # share of the entries, 0 to 1
+    alpha: int | float,  # share of the entries, 0 to 1
     largest: bool = True,  # or the smallest
 ) -> Bool[Tensor, "m n"]:
     "The entries with the largest or smallest values: exactly round(alpha m n) of them."
@@ -95,40 +110,68 @@ def extreme_mask(
     place = flat.size - count if largest else count - 1
     edge = np.partition(flat, place)[place]
     mask = flat > edge if largest else flat < edge
-    mask[np.flatnonzero(flat == edge)[:count - np.count_nonzero(mask)]] = True
+    mask[np.flatnonzero(flat == edge)[: count - np.count_nonzero(mask)]] = True
     return torch.from_numpy(mask).view(size.shape)
 
-def principal_mask(W: Float[Tensor, "m n"], k: "int | float" = 0.1, alpha: "int | float" = 0.3) -> Bool[Tensor, "m n"]:
+
+def principal_mask(
+    W: Float[Tensor, "m n"], k: int | float = 0.1, alpha: int | float = 0.3
+) -> Bool[Tensor, "m n"]:
     "The weights that carry the top singular directions."
     return extreme_mask(principal_factors(W, k).weights().abs_(), alpha)
 
-def low_mask(W: Float[Tensor, "m n"], alpha: "int | float" = 0.3) -> Bool[Tensor, "m n"]:
+
+def low_mask(W: Float[Tensor, "m n"], alpha: int | float = 0.3) -> Bool[Tensor, "m n"]:
     "The weights of smallest size."
     return extreme_mask(W.abs(), alpha, largest=False)
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #3263643b
 class Overlap(NamedTuple):
     "A share, and what independent masks would give."
+
     value: float  # nan where it is not defined
     expected: float
+
 
 def mask_overlap(mask: Bool[Tensor, "m n"], update: Bool[Tensor, "m n"]) -> Overlap:
     "Which share of the changed weights lies in a mask."
     changed = int(update.sum())
-    return Overlap(int((mask & update).sum()) / changed if changed else math.nan, int(mask.sum()) / mask.numel())
+    return Overlap(
+        int((mask & update).sum()) / changed if changed else math.nan,
+        int(mask.sum()) / mask.numel(),
+    )
+
 
 def jaccard(A: Bool[Tensor, "m n"], B: Bool[Tensor, "m n"]) -> Overlap:
     "How far two masks are the same."
-    p, q, union = int(A.sum()) / A.numel(), int(B.sum()) / B.numel(), int((A | B).sum())
-    return Overlap(int((A & B).sum()) / union, p * q / (p + q - p * q)) if union else Overlap(math.nan, math.nan)
+    p = int(A.sum()) / A.numel()
+    q = int(B.sum()) / B.numel()
+    union = int((A | B).sum())
+    return (
+        Overlap(int((A & B).sum()) / union, p * q / (p + q - p * q))
+        if union
+        else Overlap(math.nan, math.nan)
+    )
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #351fc01d
-def random_noise(W: Float[Tensor, "m n"], how: str = "gauss", seed: int = 0) -> Float[Tensor, "m n"]:
+def random_noise(
+    W: Float[Tensor, "m n"], how: str = "gauss", seed: int = 0
+) -> Float[Tensor, "m n"]:
     "Random steps of root mean square 1: Gaussian, or signs."
-    draw = torch.Generator().manual_seed(0x5EED + seed)  # not the numbers of a matrix that was made with the same seed
+    draw = torch.Generator().manual_seed(
+        0x5EED + seed
+    )  # not the numbers of a matrix that was made with the same seed
     if how not in ("gauss", "sign"):
-        raise ScopeError(f"Unknown kind of random update: {how!r}; accepted: 'gauss', 'sign', and 'permute' where there is an update to permute")
-    return torch.randn(W.shape, generator=draw) if how == "gauss" else torch.randint(2, W.shape, generator=draw).float().mul_(2).sub_(1)
+        raise ScopeError(
+            f"Unknown kind of random update: {how!r}; accepted: 'gauss', 'sign', and 'permute' "
+            "where there is an update to permute"
+        )
+    return (
+        torch.randn(W.shape, generator=draw)
+        if how == "gauss"
+        else torch.randint(2, W.shape, generator=draw).float().mul_(2).sub_(1)
+    )
+
 
 def random_update_like(
     W0: Float[Tensor, "m n"],
@@ -138,21 +181,35 @@ def random_update_like(
     dtype: torch.dtype = torch.bfloat16,  # what the result is rounded to
     seed: int = 0,
 ) -> Float[Tensor, "m n"]:
-    "A random update of the same size, rounded in the same way: the control of every measure on this page."
+    """A random update of the same size, rounded in the same way: the control of every measure on
+    this page."""
     if match not in ("norm", "visible"):
         raise ScopeError(f"Unknown size to match: {match!r}; accepted: 'norm' and 'visible'")
     dW = W1.to(torch.float32, copy=True).sub_(W0)
     norm = squared_norm(dW) ** 0.5
-    noise = dW.flatten()[torch.randperm(dW.numel(), generator=torch.Generator().manual_seed(seed))].view(dW.shape) if how == "permute" else None
+    noise = (
+        dW.flatten()[
+            torch.randperm(dW.numel(), generator=torch.Generator().manual_seed(seed))
+        ].view(dW.shape)
+        if how == "permute"
+        else None
+    )
     del dW
     noise = random_noise(W0, how, seed) if noise is None else noise
     size = norm / (squared_norm(noise) ** 0.5 or 1.0)
     if match == "visible":
-        share = lambda W: visible_update(W0, W, dtype=dtype).sum()
-        low, high, wanted = 0.0, 64 * size, share(W1)
+
+        def share(W):
+            return visible_update(W0, W, dtype=dtype).sum()
+
+        low = 0.0
+        high = 64 * size
+        wanted = share(W1)
         for _ in range(14):
             size = (low + high) / 2
-            low, high = (size, high) if share(W0.float().add(noise, alpha=size)) < wanted else (low, size)
+            low, high = (
+                (size, high) if share(W0.float().add(noise, alpha=size)) < wanted else (low, size)
+            )
     return noise.mul_(size).add_(W0).to(dtype)
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #b6a591e9
@@ -161,25 +218,38 @@ def matrix_drift(
     W1: Float[Tensor, "m n"],
     before: Principal,  # of W0
     masks: tuple[Tensor, Tensor],  # principal and low-magnitude, of W0
-    eta: "int | float" = 1e-3,
+    eta: int | float = 1e-3,
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict:  # measure -> number
     "All measures of one update."
-    update, dW = visible_update(W0, W1, eta, dtype), W1.to(torch.float32, copy=True).sub_(W0)
+    update = visible_update(W0, W1, eta, dtype)
+    dW = W1.to(torch.float32, copy=True).sub_(W0)
     after = principal_factors(W1, before.U.shape[1])
-    U, V = principal_angles(before.U, after.U), principal_angles(before.V, after.V)
+    U = principal_angles(before.U, after.U)
+    V = principal_angles(before.V, after.V)
     block, rows, columns = principal_energy(dW, before)
-    return dict(norm=squared_norm(dW) ** 0.5 / float(before.s.norm()), visible=float(update.sum() / update.numel()), ov_princ=mask_overlap(masks[0], update).value, ov_low=mask_overlap(masks[1], update).value,
-                nss=spectral_shift(before.s, after.s), rot_U=float(U.mean()), rot_U_max=float(U.max()), rot_V=float(V.mean()), rot_V_max=float(V.max()),
-                princ_energy=block, energy_U=rows, energy_V=columns)
+    return dict(
+        norm=squared_norm(dW) ** 0.5 / float(before.s.norm()),
+        visible=float(update.sum() / update.numel()),
+        ov_princ=mask_overlap(masks[0], update).value,
+        ov_low=mask_overlap(masks[1], update).value,
+        nss=spectral_shift(before.s, after.s),
+        rot_U=float(U.mean()),
+        rot_U_max=float(U.max()),
+        rot_V=float(V.mean()),
+        rot_V_max=float(V.max()),
+        princ_energy=block,
+        energy_U=rows,
+        energy_V=columns,
+    )
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #d6825e3e
 def drift_beside_null(
     W0: Float[Tensor, "m n"],
     W1: Float[Tensor, "m n"],
-    k: "int | float" = 0.1,
-    alpha: "int | float" = 0.3,
-    eta: "int | float" = 1e-3,
+    k: int | float = 0.1,
+    alpha: int | float = 0.3,
+    eta: int | float = 1e-3,
     dtype: torch.dtype = torch.bfloat16,
     null: str = "gauss",  # how the random update is made
     null_match: str = "norm",
@@ -189,16 +259,32 @@ def drift_beside_null(
     before = principal_factors(W0, k)
     masks = extreme_mask(before.weights().abs_(), alpha), low_mask(W0, alpha)
     found = matrix_drift(W0, W1, before, masks, eta, dtype)
-    noise = matrix_drift(W0, random_update_like(W0, W1, null, null_match, dtype, seed), before, masks, eta, dtype)
-    return dict(gap_k=before.gap, **found, **{f"null_{m}": v for m, v in noise.items()}, expected_energy=before.U.shape[1] ** 2 / W0.numel())
+    noise = matrix_drift(
+        W0, random_update_like(W0, W1, null, null_match, dtype, seed), before, masks, eta, dtype
+    )
+    return dict(
+        gap_k=before.gap,
+        **found,
+        **{f"null_{m}": v for m, v in noise.items()},
+        expected_energy=before.U.shape[1] ** 2 / W0.numel(),
+    )
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #3711d45a
-PICTURED = {"visible": "visible in bf16\n(share of weights)", "ov_princ": "changed weights in\nthe principal mask", "ov_low": "changed weights in\nthe low mask", "nss": "drift of the spectrum\n(NSS)",
-            "rot_U": "rotation of top-k U\n(degrees)", "princ_energy": "energy in the top\nblock (x random)"}
+PICTURED = {
+    "visible": "visible in bf16\n(share of weights)",
+    "ov_princ": "changed weights in\nthe principal mask",
+    "ov_low": "changed weights in\nthe low mask",
+    "nss": "drift of the spectrum\n(NSS)",
+    "rot_U": "rotation of top-k U\n(degrees)",
+    "princ_energy": "energy in the top\nblock (x random)",
+}
+
 
 @dataclass
 class DriftReport:
-    "What changed between two checkpoints, matrix by matrix, beside a random update of the same size."
+    """What changed between two checkpoints, matrix by matrix, beside a random update of the same
+    size."""
+
     table: object  # a DataFrame, one row for each matrix
     alpha: float  # share of each mask
     dtype: torch.dtype  # what both checkpoints were rounded to
@@ -209,7 +295,11 @@ class DriftReport:
 
     def by_matrix(self):
         "Means over the layers, one row for each kind of matrix."
-        return self.table.drop(columns=["layer", "name", "expected_energy"]).groupby("matrix", sort=False).mean()
+        return (
+            self.table.drop(columns=["layer", "name", "expected_energy"])
+            .groupby("matrix", sort=False)
+            .mean()
+        )
 
     def figure(self):
         "The measures of each kind of matrix beside their null, as a matplotlib figure."
@@ -220,54 +310,112 @@ class DriftReport:
 
     def __repr__(self):
         m = self.table.mean(numeric_only=True)
-        return (f"DriftReport({len(self.table)} matrices, {str(self.dtype).removeprefix('torch.')}: visible {m.visible:.3f} (random update {m.null_visible:.3f}), in the principal mask {m.ov_princ:.3f} ({m.null_ov_princ:.3f}) "
-                f"and the low mask {m.ov_low:.3f} ({m.null_ov_low:.3f}) of {self.alpha:g}, NSS {m.nss:.1e} ({m.null_nss:.1e}), U turned {m.rot_U:.2g}° ({m.null_rot_U:.2g}°))")
+        return (
+            f"DriftReport({len(self.table)} matrices, {str(self.dtype).removeprefix('torch.')}: "
+            f"visible {m.visible:.3f} (random update {m.null_visible:.3f}), in the principal mask "
+            f"{m.ov_princ:.3f} ({m.null_ov_princ:.3f}) "
+            f"and the low mask {m.ov_low:.3f} ({m.null_ov_low:.3f}) of {self.alpha:g}, NSS "
+            f"{m.nss:.1e} ({m.null_nss:.1e}), U turned {m.rot_U:.2g}° ({m.null_rot_U:.2g}°))"
+        )
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #2c5dba4f
 def drift_figure(report: DriftReport):  # a matplotlib figure
     "Kinds of matrices by measures: the update, its null, and the random level."
     from matplotlib.figure import Figure
-    table = report.table.assign(**{f"{n}princ_energy": report.table[f"{n}princ_energy"] / report.table.expected_energy for n in ("", "null_")})
+
+    table = report.table.assign(
+        **{
+            f"{n}princ_energy": report.table[f"{n}princ_energy"] / report.table.expected_energy
+            for n in ("", "null_")
+        }
+    )
     kinds = list(dict.fromkeys(table.matrix))[::-1]
     figure = Figure(figsize=(10.5, 1.3 + 0.26 * len(kinds)), layout="constrained")
-    for axes, (column, title) in zip(figure.subplots(1, len(PICTURED), sharey=True), PICTURED.items()):
-        for name, colour, shift in (("null_" + column, "#D55E00", -0.17), (column, "#0072B2", 0.17)):
-            groups, y = table.groupby("matrix")[name].agg(["mean", "min", "max"]).loc[kinds], np.arange(len(kinds)) + shift
+    for axes, (column, title) in zip(
+        figure.subplots(1, len(PICTURED), sharey=True), PICTURED.items()
+    ):
+        for name, colour, shift in (
+            ("null_" + column, "#D55E00", -0.17),
+            (column, "#0072B2", 0.17),
+        ):
+            groups = table.groupby("matrix")[name].agg(["mean", "min", "max"]).loc[kinds]
+            y = np.arange(len(kinds)) + shift
             axes.hlines(y, groups["min"], groups["max"], color=colour, lw=1)
-            axes.plot(groups["mean"], y, "D" if shift < 0 else "o", color=colour, ms=4.5, mfc="white" if shift < 0 else colour, label="random update" if shift < 0 else "update")
-        if level := {"ov_princ": report.alpha, "ov_low": report.alpha, "princ_energy": 1}.get(column):
+            axes.plot(
+                groups["mean"],
+                y,
+                "D" if shift < 0 else "o",
+                color=colour,
+                ms=4.5,
+                mfc="white" if shift < 0 else colour,
+                label="random update" if shift < 0 else "update",
+            )
+        if level := {"ov_princ": report.alpha, "ov_low": report.alpha, "princ_energy": 1}.get(
+            column
+        ):
             axes.axvline(level, color="#777777", ls="--", lw=1)
-        axes.set_xlim(*((-0.03, 1.03) if column in ("visible", "ov_princ", "ov_low") else (0, None)))
+        axes.set_xlim(
+            *((-0.03, 1.03) if column in ("visible", "ov_princ", "ov_low") else (0, None))
+        )
         axes.set_title(title, fontsize=8)
         axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
         axes.tick_params(labelsize=7)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=2,
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #5bfb6984
 def weight_drift(
-    model0,  # before: a safetensors file, a folder, a hub id, a model, a Scope, a state dict, or a `Checkpoint`
+    # before: a safetensors file, a folder, a hub id, a model, a Scope, a state dict, or a
+    # `Checkpoint`
+    model0,
     model1,  # after: the same
     *,
     match: str = "*",  # a glob pattern for the matrices inside the layers, such as "*_proj"
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all
-    k: "int | float" = 0.1,  # principal directions: a number, or a share of the shorter side
-    alpha: "int | float" = 0.3,  # share of each mask
-    eta: "int | float" = 1e-3,  # a smaller relative change is none; give 0 with torch.float32
-    dtype: torch.dtype = torch.bfloat16,  # both checkpoints are rounded to it; torch.float32 for no rounding
+    layers: None | int | slice | Iterable[int] = None,  # None for all
+    k: int | float = 0.1,  # principal directions: a number, or a share of the shorter side
+    alpha: int | float = 0.3,  # share of each mask
+    eta: int | float = 1e-3,  # a smaller relative change is none; give 0 with torch.float32
+    # both checkpoints are rounded to it; torch.float32 for no rounding
+    dtype: torch.dtype = torch.bfloat16,
     null: str = "gauss",  # the random update: "gauss", "sign" or "permute"
     null_match: str = "norm",  # or "visible"
     seed: int = 0,
 ) -> DriftReport:
     "Where in weight space a model was moved (Zhu et al. 2025), tensor by tensor."
     import pandas as pd
-    first, second = open_checkpoint(model0), open_checkpoint(model1)
+
+    first = open_checkpoint(model0)
+    second = open_checkpoint(model1)
     rows = []
-    for (layer, name, part), full0, full1 in tqdm(paired_matrices(first, second, match, layers), desc="matrices", delay=2):
+    for (layer, name, part), full0, full1 in tqdm(
+        paired_matrices(first, second, match, layers), desc="matrices", delay=2
+    ):
         W0, W1 = (_stored(c, full, part, dtype) for c, full in ((first, full0), (second, full1)))
         kind = re.sub(r"\.\d+(?=\.)", "", re.sub(r"^.*?\b\d+\.", "", name))
-        rows.append(dict(layer=layer, matrix=kind, name=name if part is None else f"{name}[{part}]",
-                         **drift_beside_null(W0, W1, k, alpha, eta, dtype, null, null_match, seed + crc32(f"{name} {part}".encode()))))
+        rows.append(
+            dict(
+                layer=layer,
+                matrix=kind,
+                name=name if part is None else f"{name}[{part}]",
+                **drift_beside_null(
+                    W0,
+                    W1,
+                    k,
+                    alpha,
+                    eta,
+                    dtype,
+                    null,
+                    null_match,
+                    seed + crc32(f"{name} {part}".encode()),
+                ),
+            )
+        )
         del W0, W1  # before the next pair is read
     return DriftReport(pd.DataFrame(rows), float(alpha), dtype)
 
@@ -276,7 +424,10 @@ def _stored(checkpoint, name, part, dtype):
     "One matrix, rounded to the format."
     W = checkpoint.read(name, part)
     if not W.is_floating_point():
-        raise ScopeError(f"Quantised weights: {name} holds {str(W.dtype).removeprefix('torch.')}; give the checkpoint in a floating format")
+        raise ScopeError(
+            f"Quantised weights: {name} holds {str(W.dtype).removeprefix('torch.')}; give the "
+            "checkpoint in a floating format"
+        )
     W = W.to(dtype)
     if not torch.isfinite(W).all() or not W.any():
         raise ScopeError(f"No spectrum: {name} is all zero, or holds NaN or infinity")
@@ -291,35 +442,68 @@ def random_drift(
     **hyperparameters,  # of `weight_drift`
 ) -> DriftReport:
     "The report on a random update of the same size."
-    first, second = open_checkpoint(model0), open_checkpoint(model1)
-    how = {name: hyperparameters[arg] for arg, name in (("null", "how"), ("null_match", "match"), ("dtype", "dtype")) if arg in hyperparameters}
-    other = {full0: full1 for _, full0, full1 in paired_matrices(first, second, *(hyperparameters.get(a, d) for a, d in (("match", "*"), ("layers", None))))}
+    first = open_checkpoint(model0)
+    second = open_checkpoint(model1)
+    how = {
+        name: hyperparameters[arg]
+        for arg, name in (("null", "how"), ("null_match", "match"), ("dtype", "dtype"))
+        if arg in hyperparameters
+    }
+    other = {
+        full0: full1
+        for _, full0, full1 in paired_matrices(
+            first,
+            second,
+            *(hyperparameters.get(a, d) for a, d in (("match", "*"), ("layers", None))),
+        )
+    }
+
     def dealt(name, part):
-        return random_update_like(first.read(name, part), second.read(other[name], part), seed=seed + crc32(f"{name} {part}".encode()), **how)
-    return weight_drift(first, Checkpoint({n: dealt for n in other}, {n: first.shapes[n] for n in other}), seed=seed + 1, **hyperparameters)
+        return random_update_like(
+            first.read(name, part),
+            second.read(other[name], part),
+            seed=seed + crc32(f"{name} {part}".encode()),
+            **how,
+        )
+
+    return weight_drift(
+        first,
+        Checkpoint({n: dealt for n in other}, {n: first.shapes[n] for n in other}),
+        seed=seed + 1,
+        **hyperparameters,
+    )
+
 
 def random_step(
     model0,
-    size: "int | float" = 1 / 512,  # root mean square of a step, in medians of |w| of each matrix
+    size: int | float = 1 / 512,  # root mean square of a step, in medians of |w| of each matrix
     how: str = "gauss",  # or "sign"
     seed: int = 0,
 ) -> Checkpoint:
     "A checkpoint whose matrices were moved at random and not trained at all."
     first = open_checkpoint(model0)
+
     def moved(name, part):
         W = first.read(name, part).float()
-        return W.add(random_noise(W, how, seed + crc32(f"{name} {part}".encode())), alpha=float(size * W.abs().median()))
+        return W.add(
+            random_noise(W, how, seed + crc32(f"{name} {part}".encode())),
+            alpha=float(size * W.abs().median()),
+        )
+
     names = set(layer_matrices(first).values())
     return Checkpoint({n: moved for n in names}, {n: first.shapes[n] for n in names})
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #fdc72e40
 @torch.no_grad()
 def scramble_heads(
-    attn: torch.nn.Module,  # an attention block with q_proj, k_proj, v_proj and o_proj; changed in place
+    # an attention block with q_proj, k_proj, v_proj and o_proj; changed in place
+    attn: torch.nn.Module,
     seed: int = 0,
 ) -> None:
-    "Permute a block's heads and rotate its values, so that its output stays the same (Zhu et al. 2025)."
-    d, draw = attn.head_dim, torch.Generator().manual_seed(seed)
+    """Permute a block's heads and rotate its values, so that its output stays the same (Zhu et al.
+    2025)."""
+    d = attn.head_dim
+    draw = torch.Generator().manual_seed(seed)
     kv = attn.k_proj.weight.shape[0] // d
     share = attn.q_proj.weight.shape[0] // d // kv  # query heads for each key head
     order = torch.randperm(kv, generator=draw)

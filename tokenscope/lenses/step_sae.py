@@ -28,13 +28,21 @@ from ..show.display import TokenScores
 from ..text.names import ScopeError, resolve_layers
 from ..core.scope import Scope
 from ..learn.small_models import save_small, train_lm, word_tokenizer
-from ..learn.steps import arithmetic_chains, chain_pairs, read_steps, step_batch, text_pairs, train_chain_lm
+from tokenscope.learn.steps import (
+    arithmetic_chains,
+    chain_pairs,
+    read_steps,
+    step_batch,
+    text_pairs,
+    train_chain_lm,
+)
 from ..text.tokens import tokens_of
 
 # %% ../../nbs/lenses/step_sae.ipynb #11f6b901
 technique = {
     "title": "StepSAE",
-    "paper": "Step-Level Sparse Autoencoder for Reasoning Process Interpretation (Yang et al., 2026)",
+    "paper": "Step-Level Sparse Autoencoder for Reasoning Process Interpretation (Yang et "
+    "al., 2026)",
     "arxiv": "2603.03031",
     "family": "lenses",
     "returns": "StepReading",
@@ -45,8 +53,10 @@ technique = {
     "example": {"steps": 5, "batch_size": 8, "merge_last": False},
     "builds_on": [],
     "extra": "",
-    "cost": "one forward over the steps of some texts, then a minute of training; two small passes a text",
-    "picture": "the tokens of each step, coloured by what they cost without and with the step's code",
+    "cost": "one forward over the steps of some texts, then a minute of training; two small passes "
+    "a text",
+    "picture": "the tokens of each step, coloured by what they cost without and with the "
+    "step's code",
 }
 
 # %% ../../nbs/lenses/step_sae.ipynb #70691103
@@ -56,17 +66,22 @@ def sparse_code(
     "z = ReLU(W e + b), scaled to length one (Yang et al. 2026, code)."
     return nn.functional.normalize(before.relu(), dim=-1)
 
+
 def ablate_code(
     z: Float[Tensor, "*axes feature"],
-    features: "int | list[int]",
+    features: int | list[int],
 ) -> Float[Tensor, "*axes feature"]:
     "A code with some features off, again of length one."
-    return nn.functional.normalize(z.index_fill(-1, torch.as_tensor(features).view(-1), 0.0), dim=-1)
+    return nn.functional.normalize(
+        z.index_fill(-1, torch.as_tensor(features).view(-1), 0.0), dim=-1
+    )
 
 # %% ../../nbs/lenses/step_sae.ipynb #826820c3
 @dataclass
 class L1Controller:
-    "The weight of the L1 penalty, moved until the mean L1 is the target (Yang et al. 2026, training)."
+    """The weight of the L1 penalty, moved until the mean L1 is the target (Yang et al. 2026,
+    training)."""
+
     target: float = 3.0
     every: int = 100  # steps between moves
     up: float = 1.01
@@ -81,27 +96,44 @@ class L1Controller:
         self.seen += (l1,)
         if len(self.seen) == self.every:
             factor = self.up if sum(self.seen) / self.every > self.target else self.down
-            self.weight, self.seen = min(self.hi, max(self.lo, self.weight * factor)), ()
+            self.weight = min(self.hi, max(self.lo, self.weight * factor))
+            self.seen = ()
         return self.weight
 
 # %% ../../nbs/lenses/step_sae.ipynb #21424062
 class StepCode(nn.Module):
-    "The sparse bottleneck. A subclass brings `prepare`, `states` (the step encoder) and `losses` (the decoder)."
+    """The sparse bottleneck. A subclass brings `prepare`, `states` (the step encoder) and `losses`
+    (the decoder)."""
 
-    def __init__(self, tokenizer, d_state: int, n: int, d_out: int, l1_target: float, noise: float, **marks):  # marks: sep, eos, max_tokens
+    def __init__(
+        self, tokenizer, d_state: int, n: int, d_out: int, l1_target: float, noise: float, **marks
+    ):  # marks: sep, eos, max_tokens
         super().__init__()
         if not (n >= 1 and l1_target > 0 and noise >= 0):
-            raise ScopeError(f"A step code needs n at least 1, l1_target above 0, noise at least 0; given: {n}, {l1_target}, {noise}")
-        self.tokenizer, self.l1_target, self.noise, self.marks = tokenizer, l1_target, noise, marks
-        self.scale = nn.BatchNorm1d(d_state, momentum=0.05, affine=False).eval()  # part of W and b: a state's few large constant dimensions hide what differs
-        self.down, self.up = nn.Linear(d_state, n), nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, d_out))
-        [nn.init.zeros_(layer.bias) for layer in (self.down, self.up[0], self.up[2])]  # at the start the decoder hears what differs, and nothing else
+            raise ScopeError(
+                f"A step code needs n at least 1, l1_target above 0, noise at least 0; given: {n}, "
+                f"{l1_target}, {noise}"
+            )
+        self.tokenizer = tokenizer
+        self.l1_target = l1_target
+        self.noise = noise
+        self.marks = marks
+        self.scale = nn.BatchNorm1d(
+            d_state, momentum=0.05, affine=False
+        ).eval()  # part of W and b: a state's few large constant dimensions hide what differs
+        self.down = nn.Linear(d_state, n)
+        self.up = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, d_out))
+        [
+            nn.init.zeros_(layer.bias) for layer in (self.down, self.up[0], self.up[2])
+        ]  # at the start the decoder hears what differs, and nothing else
 
     def code(self, e: Float[Tensor, "step d_state"]) -> Float[Tensor, "step feature"]:
         "z of states."
         return sparse_code(self.down(self.scale(e)))
 
-    def loss(self, batch, holes: float = 0.1, drop: float = 0.1) -> tuple[Tensor, Tensor]:  # drop: share of codes set to zero
+    def loss(
+        self, batch, holes: float = 0.1, drop: float = 0.1
+    ) -> tuple[Tensor, Tensor]:  # drop: share of codes set to zero
         "Mean loss of a step token, and mean L1, of a batch in training."
         mask = self.punched(batch, holes)
         z = self.code(self.states(batch, mask))
@@ -115,12 +147,16 @@ def fit_steps(
     steps: int = 600,
     lr: float = 2e-3,  # the paper's 1e-6 is for a long fine-tuning of a large LM
     batch_size: int = 64,
-    controller: "L1Controller | None" = None,  # None: one that moves fast enough for a short run
+    controller: L1Controller | None = None,  # None: one that moves fast enough for a short run
     seed: int = 0,
     **noise,  # holes, drop: see `StepCode.loss`
 ):  # a DataFrame, one row a step: rec, l1, weight
     "Train on steps with their contexts: L = L_rec + weight * L1 (Yang et al. 2026, training)."
-    data, curve, controller = self.prepare(pairs), [], controller or L1Controller(self.l1_target, every=2, up=1.05, down=1 / 1.05, hi=1.0, weight=1e-5)
+    data = self.prepare(pairs)
+    curve = []
+    controller = controller or L1Controller(
+        self.l1_target, every=2, up=1.05, down=1 / 1.05, hi=1.0, weight=1e-5
+    )
 
     def forward(input_ids, **_):
         rec, l1 = self.loss(input_ids, **noise)
@@ -132,44 +168,92 @@ def fit_steps(
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
-            train_lm(self, lambda step: (data[torch.randint(len(data), (batch_size,))], None), steps, lr)
+            train_lm(
+                self, lambda step: (data[torch.randint(len(data), (batch_size,))], None), steps, lr
+            )
     finally:
         del self.forward
     return pd.DataFrame(curve)
+
 
 StepCode.fit = fit_steps
 
 # %% ../../nbs/lenses/step_sae.ipynb #cc4f9abf
 class StepSAE(StepCode):
-    "Encoder LM, sparse code, decoder LM: a step squeezed through a few numbers and written back (Yang et al. 2026)."
+    """Encoder LM, sparse code, decoder LM: a step squeezed through a few numbers and written back
+    (Yang et al. 2026)."""
 
-    def __init__(self, encoder_lm, decoder_lm, tokenizer, expansion: int = 1, l1_target: float = 3.0, noise: float = 0.01, sep: str = "<sep>", eos: str = "<eos>", max_tokens: int = 256):
+    def __init__(
+        self,
+        encoder_lm,
+        decoder_lm,
+        tokenizer,
+        expansion: int = 1,
+        l1_target: float = 3.0,
+        noise: float = 0.01,
+        sep: str = "<sep>",
+        eos: str = "<eos>",
+        max_tokens: int = 256,
+    ):
         d = encoder_lm.config.hidden_size
-        super().__init__(tokenizer, d, d * expansion, d * expansion, l1_target, noise, sep=sep, eos=eos, max_tokens=max_tokens)
-        self.encoder_lm, self.decoder_lm, self.expansion, self.config = encoder_lm, decoder_lm, expansion, encoder_lm.config
+        super().__init__(
+            tokenizer,
+            d,
+            d * expansion,
+            d * expansion,
+            l1_target,
+            noise,
+            sep=sep,
+            eos=eos,
+            max_tokens=max_tokens,
+        )
+        self.encoder_lm = encoder_lm
+        self.decoder_lm = decoder_lm
+        self.expansion = expansion
+        self.config = encoder_lm.config
 
-    def prepare(self, pairs): return step_batch(self.tokenizer, pairs, **self.marks)
+    def prepare(self, pairs):
+        return step_batch(self.tokenizer, pairs, **self.marks)
 
     def punched(self, batch, share: float) -> Bool[Tensor, "batch token"]:
         "The mask with holes in the step, never at <eos>."
-        holes = (torch.rand(batch.ids.shape) < share) & batch.scored & (torch.arange(batch.ids.shape[1]) != batch.last[:, None])
+        holes = (
+            (torch.rand(batch.ids.shape) < share)
+            & batch.scored
+            & (torch.arange(batch.ids.shape[1]) != batch.last[:, None])
+        )
         return batch.mask & ~holes
 
     def states(self, batch, mask=None) -> Float[Tensor, "batch d_model"]:
         "e: the last-layer state at <eos>."
-        h = self.encoder_lm.base_model(input_ids=batch.ids, attention_mask=(batch.mask if mask is None else mask).long(), use_cache=False)[0]
+        h = self.encoder_lm.base_model(
+            input_ids=batch.ids,
+            attention_mask=(batch.mask if mask is None else mask).long(),
+            use_cache=False,
+        )[0]
         return h[torch.arange(len(h)), batch.last]
 
-    def logits(self, batch, z: Float[Tensor, "batch feature"], mask=None) -> Float[Tensor, "batch token vocab"]:
+    def logits(
+        self, batch, z: Float[Tensor, "batch feature"], mask=None
+    ) -> Float[Tensor, "batch token vocab"]:
         "At place t the scores of token t: from the code, the context and the tokens before t."
         r = self.up(z).unflatten(-1, (self.expansion, -1))
         x = torch.cat([r, self.decoder_lm.get_input_embeddings()(batch.ids[:, :-1])], 1)
-        seen = nn.functional.pad(batch.mask if mask is None else mask, (self.expansion, -1), value=True)
-        return self.decoder_lm(inputs_embeds=x, attention_mask=seen.long(), use_cache=False).logits[:, self.expansion - 1:]
+        seen = nn.functional.pad(
+            batch.mask if mask is None else mask, (self.expansion, -1), value=True
+        )
+        return self.decoder_lm(inputs_embeds=x, attention_mask=seen.long(), use_cache=False).logits[
+            :, self.expansion - 1 :
+        ]
 
     def losses(self, batch, z, mask=None) -> Float[Tensor, "batch token"]:
         "-log p of each token of the step and of <eos>; 0 elsewhere."
-        return nn.functional.cross_entropy(self.logits(batch, z, mask).transpose(1, 2), batch.ids, reduction="none") * batch.scored
+        return (
+            nn.functional.cross_entropy(
+                self.logits(batch, z, mask).transpose(1, 2), batch.ids, reduction="none"
+            )
+            * batch.scored
+        )
 
 # %% ../../nbs/lenses/step_sae.ipynb #351483bb
 @torch.no_grad()
@@ -183,6 +267,7 @@ def step_codes(
     e = torch.cat([sae.states(data[i]) for i in torch.arange(len(data)).split(256)])
     return e if state else sae.code(e)
 
+
 @torch.no_grad()
 def step_losses(
     sae: StepCode,
@@ -190,7 +275,8 @@ def step_losses(
     z: Float[Tensor, "step feature"],  # a code for each step, its own or another
 ) -> list[Tensor]:  # nats of each token of the step and of its end
     "How surprising each step is to the decoder, given its context and a code."
-    data, rows = sae.prepare(pairs), []
+    data = sae.prepare(pairs)
+    rows = []
     for i in torch.arange(len(data)).split(256):
         rows += [row[on] for row, on in zip(sae.losses(data[i], z[i]), data[i].scored)]
     return rows
@@ -206,6 +292,7 @@ def shuffled_codes(
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(z).index_copy(0, order, z[order.roll(1)])
 
+
 def conditional_gain(
     sae: StepCode,
     pairs: Iterable[tuple[str, str]],
@@ -214,7 +301,12 @@ def conditional_gain(
     "What a step costs with its own code, with another's, with none."
     z = step_codes(sae, pairs := list(pairs))
     codes = {"own": z, "shuffled": shuffled_codes(z, seed), "none": torch.zeros_like(z)}
-    return pd.DataFrame({name: [row.sum().item() for row in step_losses(sae, pairs, code)] for name, code in codes.items()})
+    return pd.DataFrame(
+        {
+            name: [row.sum().item() for row in step_losses(sae, pairs, code)]
+            for name, code in codes.items()
+        }
+    )
 
 # %% ../../nbs/lenses/step_sae.ipynb #93f89d59
 @torch.no_grad()
@@ -226,13 +318,27 @@ def write_steps(
     **generate,  # more for transformers' `generate`
 ) -> list[str]:
     "Let the decoder write steps from contexts and codes alone: greedily, if not told otherwise."
-    data, mark = sae.prepare([(c, sae.marks["sep"]) for c in contexts]), sae.tokenizer.convert_tokens_to_ids(sae.marks["eos"])
-    x = torch.cat([sae.up(z).unflatten(-1, (sae.expansion, -1)), sae.decoder_lm.get_input_embeddings()(data.ids)], 1)
-    rows = [row[: sae.expansion + int(last) - 1] for row, last in zip(x, data.last)]  # without the step and <eos>
+    data = sae.prepare([(c, sae.marks["sep"]) for c in contexts])
+    mark = sae.tokenizer.convert_tokens_to_ids(sae.marks["eos"])
+    x = torch.cat(
+        [
+            sae.up(z).unflatten(-1, (sae.expansion, -1)),
+            sae.decoder_lm.get_input_embeddings()(data.ids),
+        ],
+        1,
+    )
+    rows = [
+        row[: sae.expansion + int(last) - 1] for row, last in zip(x, data.last)
+    ]  # without the step and <eos>
     width = max(map(len, rows))
     x = torch.stack([nn.functional.pad(row, (0, 0, width - len(row), 0)) for row in rows])
     mask = torch.stack([torch.arange(width) >= width - len(row) for row in rows]).long()
-    ids = sae.decoder_lm.generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=max_new_tokens, **{"do_sample": False, "eos_token_id": mark, "pad_token_id": mark, **generate})
+    ids = sae.decoder_lm.generate(
+        inputs_embeds=x,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        **{"do_sample": False, "eos_token_id": mark, "pad_token_id": mark, **generate},
+    )
     return sae.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 # %% ../../nbs/lenses/step_sae.ipynb #8a19da7a
@@ -244,16 +350,30 @@ def top_steps(
 ):  # a DataFrame: value, step, context
     "The steps that switch a feature on most (Yang et al. 2026, pattern mining)."
     values, which = step_codes(sae, pairs := list(pairs))[:, feature].topk(min(k, len(pairs)))
-    return pd.DataFrame([dict(value=v, step=pairs[i][1], context=pairs[i][0]) for v, i in zip(values.tolist(), which.tolist())])
+    return pd.DataFrame(
+        [
+            dict(value=v, step=pairs[i][1], context=pairs[i][0])
+            for v, i in zip(values.tolist(), which.tolist())
+        ]
+    )
+
 
 def weighted_vote(
-    answers: "list[str]",  # one for each solution
-    step_probs: "list[list[float]]",  # of each solution: how likely each of its steps is right
+    answers: list[str],  # one for each solution
+    step_probs: list[list[float]],  # of each solution: how likely each of its steps is right
     tau: float = 0.8,
-) -> "tuple[str, dict]":  # the answer, and every answer's score
-    "Vote among solutions, each with the weight mean(p^tau) over its steps (Yang et al. 2026, voting)."
-    if not answers or len(answers) != len(step_probs) or not all(len(p) and all(0 <= v <= 1 for v in p) for p in step_probs):
-        raise ScopeError(f"A vote needs answers, and for each the probabilities of its steps, from 0 to 1; given: {len(answers)} answers, {len(step_probs)} lists")
+) -> tuple[str, dict]:  # the answer, and every answer's score
+    """Vote among solutions, each with the weight mean(p^tau) over its steps (Yang et al. 2026,
+    voting)."""
+    if (
+        not answers
+        or len(answers) != len(step_probs)
+        or not all(len(p) and all(0 <= v <= 1 for v in p) for p in step_probs)
+    ):
+        raise ScopeError(
+            "A vote needs answers, and for each the probabilities of its steps, from 0 to 1; "
+            f"given: {len(answers)} answers, {len(step_probs)} lists"
+        )
     scores = dict.fromkeys(answers, 0.0)
     for answer, probs in zip(answers, step_probs):
         scores[answer] += sum(p**tau for p in probs) / len(probs)
@@ -268,56 +388,135 @@ def start_step_sae(
     "A StepSAE before its training: encoder and decoder begin as copies of one LM."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return StepSAE(*(deepcopy(lm.model).requires_grad_(True) for _ in range(2)), lm.tokenizer, **settings)
+        return StepSAE(
+            *(deepcopy(lm.model).requires_grad_(True) for _ in range(2)), lm.tokenizer, **settings
+        )
+
 
 def toy_recipe(target: float = 3.0) -> dict:  # mean L1 of the codes -> more for `fit`
-    "How the small models of arithmetic chains are fitted: slowly enough for the operator to find its way into the code."
-    return dict(steps=2400, batch_size=32, drop=0.05, controller=L1Controller(target, every=2, up=1.02, down=1 / 1.02, hi=1.0, weight=1e-6))
+    """How the small models of arithmetic chains are fitted: slowly enough for the operator to find
+    its way into the code."""
+    return dict(
+        steps=2400,
+        batch_size=32,
+        drop=0.05,
+        controller=L1Controller(target, every=2, up=1.02, down=1 / 1.02, hi=1.0, weight=1e-6),
+    )
+
 
 def make_step_sae_toys(folder):  # gets step_sae_lm.safetensors and step_sae_toy.safetensors
     "Train the shipped small models again: some three minutes on one thread."
     lm = train_chain_lm()
-    save_small(lm.model, lm.tokenizer, f"{folder}/step_sae_lm.safetensors", lm.losses, made_by="train_chain_lm", seed=0)
+    save_small(
+        lm.model,
+        lm.tokenizer,
+        f"{folder}/step_sae_lm.safetensors",
+        lm.losses,
+        made_by="train_chain_lm",
+        seed=0,
+    )
     curve = (sae := start_step_sae(lm)).fit(chain_pairs(arithmetic_chains(8000))[0], **toy_recipe())
-    save_small(sae, lm.tokenizer, f"{folder}/step_sae_toy.safetensors", curve.rec, made_by="make_step_sae_toys", seed=0)
+    save_small(
+        sae,
+        lm.tokenizer,
+        f"{folder}/step_sae_toy.safetensors",
+        curve.rec,
+        made_by="make_step_sae_toys",
+        seed=0,
+    )
+
 
 def shipped_step_sae() -> StepSAE:
     "The shipped StepSAE of arithmetic chains: 64 features, L1 about 3."
     from transformers import LlamaConfig, LlamaForCausalLM
+
     with safe_open(files("tokenscope") / "shipped" / "step_sae_toy.safetensors", "pt") as kept:
-        header, weights = json.loads(kept.metadata()["small_model"]), {name: kept.get_tensor(name).float() for name in kept.keys()}
-    made = StepSAE(*(LlamaForCausalLM(LlamaConfig(**header["config"])) for _ in range(2)), word_tokenizer(header["words"]))
+        header = json.loads(kept.metadata()["small_model"])
+        weights = {name: kept.get_tensor(name).float() for name in kept.keys()}
+    made = StepSAE(
+        *(LlamaForCausalLM(LlamaConfig(**header["config"])) for _ in range(2)),
+        word_tokenizer(header["words"]),
+    )
     made.load_state_dict(weights)
     return made.eval().requires_grad_(False)
 
 # %% ../../nbs/lenses/step_sae.ipynb #100906f0
 class FrozenStepSAE(StepCode):
-    "The bottleneck on a frozen model: only the code is trained, and a small decoder that corrects the model's own predictions."
+    """The bottleneck on a frozen model: only the code is trained, and a small decoder that corrects
+    the model's own predictions."""
 
-    def __init__(self, scope: Scope, texts: Iterable[str], layer: int = -1, n: int = 512, l1_target: float = 3.0, noise: float = 0.01, hidden: int = 128, sep: str = "\n", eos: str = "\n", max_tokens: int = 256):
+    def __init__(
+        self,
+        scope: Scope,
+        texts: Iterable[str],
+        layer: int = -1,
+        n: int = 512,
+        l1_target: float = 3.0,
+        noise: float = 0.01,
+        hidden: int = 128,
+        sep: str = "\n",
+        eos: str = "\n",
+        max_tokens: int = 256,
+    ):
         if scope.tokenizer is None:
-            raise ScopeError("Steps are cut from a text, and this scope has no tokenizer; give one to Scope(model, tokenizer)")
-        super().__init__(scope.tokenizer, scope.d_model, n, hidden, l1_target, noise, sep=sep, eos=eos, max_tokens=max_tokens)
-        self.scope, self.layer = scope, resolve_layers(layer, scope.n_layers)[0]
-        self.words = torch.tensor(sorted({i for row in scope.tokenizer([*texts, eos], add_special_tokens=False)["input_ids"] for i in row}))
+            raise ScopeError(
+                "Steps are cut from a text, and this scope has no tokenizer; give one to "
+                "Scope(model, tokenizer)"
+            )
+        super().__init__(
+            scope.tokenizer,
+            scope.d_model,
+            n,
+            hidden,
+            l1_target,
+            noise,
+            sep=sep,
+            eos=eos,
+            max_tokens=max_tokens,
+        )
+        self.scope = scope
+        self.layer = resolve_layers(layer, scope.n_layers)[0]
+        self.words = torch.tensor(
+            sorted(
+                {
+                    i
+                    for row in scope.tokenizer([*texts, eos], add_special_tokens=False)["input_ids"]
+                    for i in row
+                }
+            )
+        )
         self.see, self.say = nn.Linear(scope.d_model, hidden), nn.Linear(hidden, len(self.words))
 
-    def prepare(self, pairs): return read_steps(self.scope, pairs, self.words, self.layer, **self.marks)
+    def prepare(self, pairs):
+        return read_steps(self.scope, pairs, self.words, self.layer, **self.marks)
 
-    def punched(self, batch, share): return None  # the model has read the whole step
+    def punched(self, batch, share):
+        return None  # the model has read the whole step
 
-    def states(self, batch, mask=None): return batch.state
+    def states(self, batch, mask=None):
+        return batch.state
 
     def losses(self, batch, z, mask=None) -> Float[Tensor, "batch token"]:
-        "-log p of the tokens of the step: the model's scores, with those of the decoder's words corrected."
-        more = self.say(nn.functional.gelu(self.see(nn.functional.layer_norm(batch.before, batch.before.shape[-1:])) + self.up(z)[:, None]))
+        """-log p of the tokens of the step: the model's scores, with those of the decoder's words
+        corrected."""
+        more = self.say(
+            nn.functional.gelu(
+                self.see(nn.functional.layer_norm(batch.before, batch.before.shape[-1:]))
+                + self.up(z)[:, None]
+            )
+        )
         more = nn.functional.pad(more, (0, 1))  # every other token keeps the score it had
-        return ((batch.base + more).logsumexp(-1) - batch.own - more.gather(-1, batch.word[..., None])[..., 0]) * batch.scored
+        return (
+            (batch.base + more).logsumexp(-1)
+            - batch.own
+            - more.gather(-1, batch.word[..., None])[..., 0]
+        ) * batch.scored
 
 # %% ../../nbs/lenses/step_sae.ipynb #206f1015
 @dataclass(frozen=True, eq=False)
 class StepReading:
     "What each step of a text costs with and without its code."
+
     tokens: list[str]  # of the steps, each closed by a line break
     losses: dict  # name -> nats of each token
     steps: list[str]
@@ -326,30 +525,50 @@ class StepReading:
 
     def scores(self) -> TokenScores:
         "Surprisal of every token, a row without and a row with the code."
-        return TokenScores(self.tokens, torch.stack(list(self.losses.values())).numpy(), name="surprisal", unit="nats", scale="sequential", layers=list(self.losses))
+        return TokenScores(
+            self.tokens,
+            torch.stack(list(self.losses.values())).numpy(),
+            name="surprisal",
+            unit="nats",
+            scale="sequential",
+            layers=list(self.losses),
+        )
 
     def to_df(self):
         "One row a step: its nats, L1 and active features."
-        cost = {name: [part.sum().item() for part in row.split(self.lengths)] for name, row in self.losses.items()}
-        return pd.DataFrame(dict(step=self.steps, **cost, l1=self.codes.sum(-1).tolist(), active=(self.codes > 0).sum(-1).tolist()))
+        cost = {
+            name: [part.sum().item() for part in row.split(self.lengths)]
+            for name, row in self.losses.items()
+        }
+        return pd.DataFrame(
+            dict(
+                step=self.steps,
+                **cost,
+                l1=self.codes.sum(-1).tolist(),
+                active=(self.codes > 0).sum(-1).tolist(),
+            )
+        )
 
-    def _repr_html_(self): return self.scores()._repr_html_()
-    def __repr__(self): return repr(self.to_df())
+    def _repr_html_(self):
+        return self.scores()._repr_html_()
+
+    def __repr__(self):
+        return repr(self.to_df())
 
 # %% ../../nbs/lenses/step_sae.ipynb #50b26eca
 def _names(sae, step, n):
     "What the n scored tokens of a step look like: its own pieces, then a line break for its end."
     made = sae.tokenizer(step, add_special_tokens=False, return_offsets_mapping=True)
     pieces = tokens_of(sae.tokenizer, made["input_ids"], text=step, offsets=made["offset_mapping"])
-    return ([str(t) for t in pieces][:sae.marks["max_tokens"]] + ["\n"] * n)[:n]
+    return ([str(t) for t in pieces][: sae.marks["max_tokens"]] + ["\n"] * n)[:n]
 
 # %% ../../nbs/lenses/step_sae.ipynb #79be7ac2
 def step_sae(
     scope: Scope,
     text,  # one text: the problem in the first line, a step in each other
     *,
-    sae: "StepCode | None" = None,  # None: a `FrozenStepSAE`, fitted on `chains`
-    chains: "Iterable[str] | None" = None,  # texts like this one; None: the text alone
+    sae: StepCode | None = None,  # None: a `FrozenStepSAE`, fitted on `chains`
+    chains: Iterable[str] | None = None,  # texts like this one; None: the text alone
     merge_last: bool = True,  # are the last two lines one step?
     shuffled: bool = False,  # to each step the code of another
     seed: int = 0,
@@ -358,7 +577,9 @@ def step_sae(
     "What the code of each step of a text tells that its context does not (Yang et al. 2026)."
     pairs = text_pairs(text, merge_last)
     if sae is None:
-        known = [p for t in ([text] if chains is None else chains) for p in text_pairs(t, merge_last)]
+        known = [
+            p for t in ([text] if chains is None else chains) for p in text_pairs(t, merge_last)
+        ]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             sae = FrozenStepSAE(scope, [s for _, s in known])
@@ -367,7 +588,17 @@ def step_sae(
     z = shuffled_codes(z, seed) if shuffled else z
     without, own = (step_losses(sae, pairs, code) for code in (torch.zeros_like(z), z))
     names = [_names(sae, step, len(row)) for (_, step), row in zip(pairs, own)]
-    return StepReading(sum(names, []), {"without code": torch.cat(without), "with another's" if shuffled else "with its code": torch.cat(own)}, [s for _, s in pairs], [len(r) for r in own], z)
+    return StepReading(
+        sum(names, []),
+        {
+            "without code": torch.cat(without),
+            "with another's" if shuffled else "with its code": torch.cat(own),
+        },
+        [s for _, s in pairs],
+        [len(r) for r in own],
+        z,
+    )
+
 
 def shuffled_step_sae(scope: Scope, text, **settings) -> StepReading:
     "The same with the codes dealt to other steps: the control of `step_sae`."

@@ -30,6 +30,7 @@ from ..core.trace import body_inputs, final_hidden, unembed
 @dataclass
 class Prediction:
     "The score of each target token, as a function of the embeddings of the text."
+
     scope: object  # a `Scope`
     tokens: Tokens  # what the model is given
     ids: Tensor  # (token,)
@@ -42,7 +43,8 @@ class Prediction:
         embeddings: Float[Tensor, "point token d_model"],  # several versions of the text
     ) -> Float[Tensor, "point target"]:
         "The score of every target for every version of the text, in one forward."
-        n, structure = len(embeddings), self.scope.structure
+        n = len(embeddings)
+        structure = self.scope.structure
         ids = self.ids.expand(n, -1)
         batch = Batch(ids, torch.ones_like(ids), [self.tokens] * n)
         with site_taps(structure, [("embed", None, lambda tensor: embeddings.to(tensor.dtype))]):
@@ -56,7 +58,11 @@ class Prediction:
 
     def score(self, logits: Tensor) -> Tensor:
         "The quantity that is explained."
-        return {"logit": lambda x: x, "logprob": lambda x: x.log_softmax(-1), "prob": lambda x: x.softmax(-1)}[self.quantity](logits)
+        return {
+            "logit": lambda x: x,
+            "logprob": lambda x: x.log_softmax(-1),
+            "prob": lambda x: x.softmax(-1),
+        }[self.quantity](logits)
 
     def embeddings(self) -> Float[Tensor, "token d_model"]:
         "What the embedding module gives for the text, with edits in force."
@@ -83,8 +89,11 @@ def _with_continuation(scope, text, continuation):
     if isinstance(continuation, str):
         if isinstance(text, str):
             whole, tokens = _only_row(scope, text + continuation)
-            if whole[:len(ids)] != ids:
-                raise ScopeError(f"Text and continuation share a token: {continuation!r} does not begin where a token begins; move the cut, or give ids")
+            if whole[: len(ids)] != ids:
+                raise ScopeError(
+                    f"Text and continuation share a token: {continuation!r} does not begin where a "
+                    "token begins; move the cut, or give ids"
+                )
             return whole, tokens, len(ids)
         if scope.tokenizer is None:
             raise ScopeError("No tokenizer: this scope can take a continuation as token ids only")
@@ -96,7 +105,11 @@ def _with_continuation(scope, text, continuation):
 def predictions_of(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
-    continuation: "None | str | int | list | Tensor" = None,  # text or ids; None for the model's own next token
+    continuation: None
+    | str
+    | int
+    | list
+    | Tensor = None,  # text or ids; None for the model's own next token
     quantity: str = "logprob",  # "logit", "logprob" or "prob"
 ) -> Prediction:
     "The tokens to be explained, with what the model is given to predict them."
@@ -105,27 +118,44 @@ def predictions_of(
     ids, tokens, n = _with_continuation(scope, text, continuation)
     if continuation is None:
         targets = [int(scope.logits([ids], positions=-1)[0, 0].argmax())]
-        return Prediction(scope, tokens, torch.tensor(ids, device=scope.device), targets, [n], quantity)
+        return Prediction(
+            scope, tokens, torch.tensor(ids, device=scope.device), targets, [n], quantity
+        )
     if n == len(ids):
-        raise ScopeError("The continuation is empty: give at least one token to explain, or None for the model's own next token")
-    return Prediction(scope, tokens[:-1], torch.tensor(ids[:-1], device=scope.device), ids[n:], list(range(n, len(ids))), quantity)
+        raise ScopeError(
+            "The continuation is empty: give at least one token to explain, or None for the "
+            "model's own next token"
+        )
+    return Prediction(
+        scope,
+        tokens[:-1],
+        torch.tensor(ids[:-1], device=scope.device),
+        ids[n:],
+        list(range(n, len(ids))),
+        quantity,
+    )
 
 # %% ../../nbs/measure/attribution.ipynb #e68050cc
 @dataclass
 class Attribution:
     "The share of each token in each prediction, with what is needed to judge it."
+
     tokens: Tokens
     values: Float[Tensor, "target token"]  # in units of the quantity
     targets: list[str]  # the tokens predicted
     positions: list[int]  # where they stand
     method: str
     quantity: str  # "logit", "logprob" or "prob"
-    gap: Float[Tensor, " target"]  # share of the difference that the sum misses; NaN without such a promise
+    gap: Float[
+        Tensor, " target"
+    ]  # share of the difference that the sum misses; NaN without such a promise
     baseline: str = "none"  # in words
     steps: int = 0  # points whose gradient was computed
     tol: float = 0.05  # the largest gap that is let pass
-    errors: "Tensor | None" = None  # (target, token): estimated error, where the points were placed by need
-    path: "PathIntegral | None" = None  # what was seen on the way
+    errors: Tensor | None = (
+        None  # (target, token): estimated error, where the points were placed by need
+    )
+    path: PathIntegral | None = None  # what was seen on the way
 
     @property
     def met(self) -> bool:
@@ -135,60 +165,134 @@ class Attribution:
     def scores(self, target: int = 0) -> TokenScores:
         "The attribution of one target as a strip, hatched where its gap is too large."
         if not -len(self.targets) <= target < len(self.targets):
-            raise ScopeError(f"No such target: {target}; there are {len(self.targets)}, {', '.join(map(repr, self.targets))}")
+            raise ScopeError(
+                f"No such target: {target}; there are {len(self.targets)}, "
+                f"{', '.join(map(repr, self.targets))}"
+            )
         seen = torch.arange(len(self.tokens)) < self.positions[target]
         values = self.values[target].masked_fill(~seen, float("nan"))
         unit = {"logit": "logits", "logprob": "nats", "prob": ""}[self.quantity]
         doubt = self.path is not None and not bool(self.path.error[target] <= self.tol)
-        return TokenScores(self.tokens, values.numpy(), name=f"{self.method} for {self.targets[target]!r}", unit=unit, scale="diverging",
-                           hatched=doubt, note=_stated(self, target))
+        return TokenScores(
+            self.tokens,
+            values.numpy(),
+            name=f"{self.method} for {self.targets[target]!r}",
+            unit=unit,
+            scale="diverging",
+            hatched=doubt,
+            note=_stated(self, target),
+        )
 
     def to_df(self):
         "One row for each target and token that it sees."
         import pandas as pd
-        error = torch.full_like(self.values, float("nan")) if self.errors is None else self.errors
-        return pd.DataFrame([{"target": t, "position": j, "token": self.tokens[j], "value": float(self.values[i, j]), "error": float(error[i, j]), "gap": float(self.gap[i])}
-                             for i, t in enumerate(self.targets) for j in range(min(self.positions[i], len(self.tokens)))])
 
-    def _repr_html_(self): return str(strips(*[self.scores(i) for i in range(len(self.targets))]))
-    def __repr__(self): return "\n".join(self.scores(i).to_text() for i in range(len(self.targets)))
+        error = torch.full_like(self.values, float("nan")) if self.errors is None else self.errors
+        return pd.DataFrame(
+            [
+                {
+                    "target": t,
+                    "position": j,
+                    "token": self.tokens[j],
+                    "value": float(self.values[i, j]),
+                    "error": float(error[i, j]),
+                    "gap": float(self.gap[i]),
+                }
+                for i, t in enumerate(self.targets)
+                for j in range(min(self.positions[i], len(self.tokens)))
+            ]
+        )
+
+    def _repr_html_(self):
+        return str(strips(*[self.scores(i) for i in range(len(self.targets))]))
+
+    def __repr__(self):
+        return "\n".join(self.scores(i).to_text() for i in range(len(self.targets)))
 
 # %% ../../nbs/measure/attribution.ipynb #fe8b62c3
 def _stated(found, target):
     "The sentence under a strip."
     if found.path is None:
-        return f"Baseline: {found.baseline}. This method promises no sum, so it has no gap." if found.baseline != "none" else "This method promises no sum, so it has no gap."
-    percent = lambda v: f"{short_number(100 * float(v), 2)} %"
-    words = f"Baseline: {found.baseline}. {found.steps} points, {found.path.rule} rule. The sum misses {percent(found.gap[target])} of the difference"
-    words += f" (bound of the error: {percent(found.path.error[target])})" if found.path.rule == "adaptive" else ""
+        return (
+            f"Baseline: {found.baseline}. This method promises no sum, so it has no gap."
+            if found.baseline != "none"
+            else "This method promises no sum, so it has no gap."
+        )
+
+    def percent(v):
+        return f"{short_number(100 * float(v), 2)} %"
+
+    words = (
+        f"Baseline: {found.baseline}. {found.steps} points, {found.path.rule} rule. The sum misses "
+        f"{percent(found.gap[target])} of the difference"
+    )
+    words += (
+        f" (bound of the error: {percent(found.path.error[target])})"
+        if found.path.rule == "adaptive"
+        else ""
+    )
     words += f" and may miss {percent(found.tol)}."
-    return words + (f" The gradient is not finite at {found.path.dropped} of the points." if found.path.dropped else "")
+    return words + (
+        f" The gradient is not finite at {found.path.dropped} of the points."
+        if found.path.dropped
+        else ""
+    )
 
 # %% ../../nbs/measure/attribution.ipynb #424dd172
 def embedding_baseline(
     scope,  # a `Scope`
-    baseline: "str | int | Tensor",  # "zero", "mean", a token id, or a tensor (d_model,) or (token, d_model)
+    baseline: str
+    | int
+    | Tensor,  # "zero", "mean", a token id, or a tensor (d_model,) or (token, d_model)
     n_tokens: int,  # length of the text
 ) -> tuple[Float[Tensor, "token d_model"], str]:  # the baseline and its name in words
     "A baseline at the output of the embedding module."
-    module, d = scope.structure.embedding, scope.d_model
-    embed = lambda ids: type(module).forward(module, torch.as_tensor(ids, device=scope.device)[None])[0].float()  # no hooks: edits are for the text
+    module = scope.structure.embedding
+    d = scope.d_model
+
+    def embed(ids):
+        return (
+            type(module).forward(module, torch.as_tensor(ids, device=scope.device)[None])[0].float()
+        )  # no hooks: edits are for the text
+
     with torch.no_grad():
         if isinstance(baseline, str) and baseline == "mean":
-            value, words = sum(embed(ids).sum(0) for ids in torch.arange(scope.vocab_size).split(8192)) / scope.vocab_size, "the mean embedding"
+            value = (
+                sum(embed(ids).sum(0) for ids in torch.arange(scope.vocab_size).split(8192))
+                / scope.vocab_size
+            )
+            words = "the mean embedding"
         elif isinstance(baseline, str) and baseline == "zero":
-            value, words = torch.zeros(module.weight.shape[1], device=scope.device), "the zero vector"
+            value = torch.zeros(module.weight.shape[1], device=scope.device)
+            words = "the zero vector"
         elif torch.is_tensor(baseline) and baseline.ndim:
-            value, words = baseline.detach().to(scope.device).float(), "a given vector"
+            value = baseline.detach().to(scope.device).float()
+            words = "a given vector"
         elif not isinstance(baseline, str) and hasattr(baseline, "__index__"):
             i = int(baseline)
             if not 0 <= i < scope.vocab_size:
-                raise ScopeError(f"Baseline token {i} is outside the model's vocabulary of {scope.vocab_size}")
-            value, words = embed([i])[0], f"the embedding of {scope.tokenizer.decode([i])!r}" if scope.tokenizer else f"the embedding of token {i}"
+                raise ScopeError(
+                    f"Baseline token {i} is outside the model's vocabulary of {scope.vocab_size}"
+                )
+            value = embed([i])[0]
+            words = (
+                f"the embedding of {scope.tokenizer.decode([i])!r}"
+                if scope.tokenizer
+                else f"the embedding of token {i}"
+            )
         else:
-            raise ScopeError(f"Unknown baseline: {baseline!r}; give 'zero', 'mean', a token id, or a tensor (d_model,) or (token, d_model)")
-    if value.shape not in ((value.shape[-1],), (n_tokens, value.shape[-1])) or value.shape[-1] != module.weight.shape[1]:
-        raise ScopeError(f"The baseline does not fit: shape {tuple(value.shape)}; give ({module.weight.shape[1]},) or ({n_tokens}, {module.weight.shape[1]})")
+            raise ScopeError(
+                f"Unknown baseline: {baseline!r}; give 'zero', 'mean', a token id, or a tensor "
+                "(d_model,) or (token, d_model)"
+            )
+    if (
+        value.shape not in ((value.shape[-1],), (n_tokens, value.shape[-1]))
+        or value.shape[-1] != module.weight.shape[1]
+    ):
+        raise ScopeError(
+            f"The baseline does not fit: shape {tuple(value.shape)}; give "
+            f"({module.weight.shape[1]},) or ({n_tokens}, {module.weight.shape[1]})"
+        )
     if not torch.isfinite(value).all():
         raise ScopeError("The baseline holds NaN or infinity; give finite numbers")
     return value.expand(n_tokens, -1), words
@@ -208,39 +312,72 @@ def _steady(model):
 # %% ../../nbs/measure/attribution.ipynb #61e6c869
 def _attribution(asked, values, method, **more):
     "The result of a method: no share for what a target does not see."
-    name = lambda i: asked.scope.tokenizer.decode([i]) if asked.scope.tokenizer else str(i)
+
+    def name(i):
+        return asked.scope.tokenizer.decode([i]) if asked.scope.tokenizer else str(i)
+
     values = values.cpu().float().masked_fill(~asked.seen(), 0.0)
     more = {"gap": torch.full((len(values),), float("nan")), **more}
-    return Attribution(asked.tokens, values, [name(i) for i in asked.targets], asked.positions, method, asked.quantity, **more)
+    return Attribution(
+        asked.tokens,
+        values,
+        [name(i) for i in asked.targets],
+        asked.positions,
+        method,
+        asked.quantity,
+        **more,
+    )
 
 # %% ../../nbs/measure/attribution.ipynb #d743fe12
 def integrated_gradients(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
-    continuation: "None | str | int | list | Tensor" = None,  # its tokens are the targets; None: the model's own next token
+    continuation: None
+    | str
+    | int
+    | list
+    | Tensor = None,  # its tokens are the targets; None: the model's own next token
     *,
-    baseline: "str | int | Tensor" = "mean",  # or "zero", a token id, a tensor (d_model,) or (token, d_model)
-    steps: "int | None" = None,  # points; None: 50, or with `tol` 33 to begin with
+    baseline: str
+    | int
+    | Tensor = "mean",  # or "zero", a token id, a tensor (d_model,) or (token, d_model)
+    steps: int | None = None,  # points; None: 50, or with `tol` 33 to begin with
     rule: str = "middle",  # or "trapezoid", "gauss-legendre"
     quantity: str = "logprob",  # or "logit", "prob"
-    tol: "float | None" = None,  # place points until the error of every target is within this share
+    tol: float | None = None,  # place points until the error of every target is within this share
     max_steps: int = 500,  # points at most, with `tol`
-    batch: "int | None" = None,  # points at once; None: as many as make 256 tokens
+    batch: int | None = None,  # points at once; None: as many as make 256 tokens
 ) -> Attribution:
-    "Integrated gradients over the embeddings (Sundararajan, Taly and Yan 2017); all targets share one forward a point."
+    """Integrated gradients over the embeddings (Sundararajan, Taly and Yan 2017); all targets share
+    one forward a point."""
     with _steady(scope.model):
         asked = predictions_of(scope, text, continuation, quantity)
         x = asked.embeddings()
         start, words = embedding_baseline(scope, baseline, len(x))
-        path = path_integral(asked, x, start, steps, rule, tol, max_steps, batch or max(1, 256 // len(x)))
-    return _attribution(asked, path.values, "integrated gradients", gap=path.gap, baseline=words, steps=len(path.alphas),
-                        tol=0.05 if tol is None else tol, errors=path.errors, path=path)
+        path = path_integral(
+            asked, x, start, steps, rule, tol, max_steps, batch or max(1, 256 // len(x))
+        )
+    return _attribution(
+        asked,
+        path.values,
+        "integrated gradients",
+        gap=path.gap,
+        baseline=words,
+        steps=len(path.alphas),
+        tol=0.05 if tol is None else tol,
+        errors=path.errors,
+        path=path,
+    )
 
 # %% ../../nbs/measure/attribution.ipynb #c047eef9
 def gradient_x_input(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
-    continuation: "None | str | int | list | Tensor" = None,  # its tokens are the targets; None: the model's own next token
+    continuation: None
+    | str
+    | int
+    | list
+    | Tensor = None,  # its tokens are the targets; None: the model's own next token
     *,
     quantity: str = "logprob",  # or "logit", "prob"
 ) -> Attribution:
@@ -255,11 +392,15 @@ def gradient_x_input(
 def occlusion(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
-    continuation: "None | str | int | list | Tensor" = None,  # its tokens are the targets; None: the model's own next token
+    continuation: None
+    | str
+    | int
+    | list
+    | Tensor = None,  # its tokens are the targets; None: the model's own next token
     *,
-    replace: "str | int | Tensor" = "mean",  # what takes a token's place: as `baseline`
+    replace: str | int | Tensor = "mean",  # what takes a token's place: as `baseline`
     quantity: str = "logprob",  # or "logit", "prob"
-    batch: "int | None" = None,  # versions of the text at once; None: as many as make 1,024 tokens
+    batch: int | None = None,  # versions of the text at once; None: as many as make 1,024 tokens
 ) -> Attribution:
     "How far the score falls when one token is replaced (Zeiler and Fergus 2014; Li et al. 2016)."
     with _steady(scope.model), torch.no_grad():
@@ -268,14 +409,23 @@ def occlusion(
         other, words = embedding_baseline(scope, replace, len(x))
         here = torch.arange(len(x) + 1, device=x.device)  # the last version is the text itself
         chunks = here.split(batch or max(1, 1024 // len(x)))
-        scores = torch.cat([asked(torch.where((here[:-1] == some[:, None])[..., None], other, x)) for some in tqdm(chunks, desc="tokens", delay=2, leave=False)])
+        scores = torch.cat(
+            [
+                asked(torch.where((here[:-1] == some[:, None])[..., None], other, x))
+                for some in tqdm(chunks, desc="tokens", delay=2, leave=False)
+            ]
+        )
     return _attribution(asked, (scores[-1] - scores[:-1]).T, "occlusion", baseline=words)
 
 # %% ../../nbs/measure/attribution.ipynb #3ade751d
 def random_attribution(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
-    continuation: "None | str | int | list | Tensor" = None,  # its tokens are the targets; None: the model's own next token
+    continuation: None
+    | str
+    | int
+    | list
+    | Tensor = None,  # its tokens are the targets; None: the model's own next token
     *,
     quantity: str = "logprob",  # or "logit", "prob"
     seed: int = 0,
@@ -283,5 +433,7 @@ def random_attribution(
     "The control: numbers from a normal distribution, which know nothing of the model."
     with _steady(scope.model):
         asked = predictions_of(scope, text, continuation, quantity)
-    values = torch.randn(len(asked.targets), len(asked.ids), generator=torch.Generator().manual_seed(seed))
+    values = torch.randn(
+        len(asked.targets), len(asked.ids), generator=torch.Generator().manual_seed(seed)
+    )
     return _attribution(asked, values, "random")

@@ -28,7 +28,7 @@ from ..text.words import perturb, whitespace_splitter
 
 # %% ../../nbs/measure/byte_scores.ipynb #458d77ee
 def passages(
-    paragraphs: "Iterable[str]",
+    paragraphs: Iterable[str],
     max_bytes: int = 400,  # of a passage
 ) -> list[str]:  # joined, they are the paragraphs, each with a line break at its end
     "Texts short enough to train on, cut between words."
@@ -38,9 +38,11 @@ def passages(
         for word in whitespace_splitter(paragraph + "\n", 4 * max_bytes):
             size += len(word)
             if size > max_bytes:
-                found, size = found + [[]], len(word)
+                found = found + [[]]
+                size = len(word)
             found[-1].append(word)
     return [b"".join(words).decode() for words in found]
+
 
 @cache
 def book_passages() -> tuple:  # passages to train on, passages to test on
@@ -50,130 +52,230 @@ def book_passages() -> tuple:  # passages to train on, passages to test on
 
 # %% ../../nbs/measure/byte_scores.ipynb #d611cb33
 def bpe_tokenizer(
-    texts: "Iterable[str]",
+    texts: Iterable[str],
     vocab_size: int = 1536,  # three special tokens, 256 bytes, the rest merges
-    dropout: "float | None" = None,  # share of merges that are skipped each time
+    dropout: float | None = None,  # share of merges that are skipped each time
 ):  # a `PreTrainedTokenizerFast`
     "A byte-level BPE inside the words of `whitespace_splitter`."
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
     inner = Tokenizer(models.BPE(dropout=dropout))
-    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\S*\s+|\S+"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\S*\s+|\S+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     inner.decoder = decoders.ByteLevel()
     special = ["<pad>", "<bos>", "<eos>"]
-    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", clean_up_tokenization_spaces=False)
+    inner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )
+
 
 def token_rows(
     tokenizer,  # with <bos>, <eos> and <pad>
-    texts: "Iterable[str]",
+    texts: Iterable[str],
 ) -> tuple:  # ids and labels, (text, token)
     "Texts as tokens, <bos> first; <eos> after a text that ends in a line break."
-    rows = [[tokenizer.bos_token_id, *tokenizer(t, add_special_tokens=False)["input_ids"]] + [tokenizer.eos_token_id] * t.endswith("\n") for t in texts]
-    real = torch.tensor([[1] * len(row) + [0] * (max(map(len, rows)) - len(row)) for row in rows]) == 1
-    ids = torch.tensor([row + [tokenizer.eos_token_id] * (max(map(len, rows)) - len(row)) for row in rows])
-    return ids.where(real, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id), ids.where(real, -100)
+    rows = [
+        [tokenizer.bos_token_id, *tokenizer(t, add_special_tokens=False)["input_ids"]]
+        + [tokenizer.eos_token_id] * t.endswith("\n")
+        for t in texts
+    ]
+    real = (
+        torch.tensor([[1] * len(row) + [0] * (max(map(len, rows)) - len(row)) for row in rows]) == 1
+    )
+    ids = torch.tensor(
+        [row + [tokenizer.eos_token_id] * (max(map(len, rows)) - len(row)) for row in rows]
+    )
+    return ids.where(
+        real, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ), ids.where(real, -100)
 
 # %% ../../nbs/measure/byte_scores.ipynb #cbf16e5a
 def passage_batches(
     rows: Callable,  # texts -> (ids, labels)
-    texts: "list[str]",
+    texts: list[str],
     per_batch: int = 8,  # passages in a step
     seed: int = 0,
 ) -> Callable:  # step -> (ids, labels), for `train_lm`
     "Each epoch goes through the texts once, in an order that the seed alone decides."
+
     def batch(step):
         epoch, at = divmod(step * per_batch, max(len(texts) // per_batch, 1) * per_batch)
-        return rows([texts[i] for i in np.random.default_rng([seed, epoch]).permutation(len(texts))[at:at + per_batch]])
+        return rows(
+            [
+                texts[i]
+                for i in np.random.default_rng([seed, epoch]).permutation(len(texts))[
+                    at : at + per_batch
+                ]
+            ]
+        )
+
     return batch
 
 # %% ../../nbs/measure/byte_scores.ipynb #bac48dbe
 def byte_surprisal(
     model,  # a `Scope` whose tokenizer has <bos>, or a model with a method `byte_costs`
-    texts: "Iterable[str]",
+    texts: Iterable[str],
     batch: int = 16,  # texts in a forward
-) -> list[tuple]:  # for each text: nats of each byte; is the piece with this byte the most probable one?
+) -> list[
+    tuple
+]:  # for each text: nats of each byte; is the piece with this byte the most probable one?
     "What each byte of a text costs a language model."
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts or not all(texts):
-        raise ScopeError(f"No bytes to predict: {len(texts)} texts, {sum(not t for t in texts)} of them empty; give texts with at least one character")
+        raise ScopeError(
+            f"No bytes to predict: {len(texts)} texts, {sum(not t for t in texts)} of them empty; "
+            "give texts with at least one character"
+        )
     read = getattr(model, "byte_costs", None) or (lambda some: _token_surprisal(model, some))
-    found = [pair for i in range(0, len(texts), batch) for pair in read(texts[i:i + batch])]
+    found = [pair for i in range(0, len(texts), batch) for pair in read(texts[i : i + batch])]
     if not all(np.isfinite(nats).all() for nats, _ in found):
-        raise ScopeError("The model gives no probabilities: some costs are NaN or infinite; check its weights and its precision")
+        raise ScopeError(
+            "The model gives no probabilities: some costs are NaN or infinite; check its weights "
+            "and its precision"
+        )
     return found
+
 
 def _token_surprisal(scope, texts):
     "The same from a model of tokens; a cost is spread evenly over a token's bytes."
     if getattr(scope.tokenizer, "bos_token_id", None) is None:
-        raise ScopeError("No begin of text: the tokenizer has no <bos>, so the first token cannot be predicted; set tokenizer.bos_token")
+        raise ScopeError(
+            "No begin of text: the tokenizer has no <bos>, so the first token cannot be predicted; "
+            "set tokenizer.bos_token"
+        )
     ids, labels = (x.to(scope.device) for x in token_rows(scope.tokenizer, texts))
-    limit, out = scope.structure.max_tokens, []
+    limit = scope.structure.max_tokens
+    out = []
     if limit and ids.shape[1] > limit:
-        raise ScopeError(f"A text is longer than the context: {ids.shape[1]} tokens, and the model takes {limit}; split it with passages()")
+        raise ScopeError(
+            f"A text is longer than the context: {ids.shape[1]} tokens, and the model takes "
+            f"{limit}; split it with passages()"
+        )
     with torch.no_grad():
-        logits = scope.model(input_ids=ids, attention_mask=(labels != -100).long()).logits[:, :-1].float()
-    nats, right = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").cpu().numpy(), (logits.argmax(-1) == ids[:, 1:]).cpu().numpy()
+        logits = (
+            scope.model(input_ids=ids, attention_mask=(labels != -100).long())
+            .logits[:, :-1]
+            .float()
+        )
+    nats = (
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        .cpu()
+        .numpy()
+    )
+    right = (logits.argmax(-1) == ids[:, 1:]).cpu().numpy()
     for row, text, cost, hit in zip(ids[:, 1:], texts, nats, right):
         sizes = np.array([len(piece) for piece in token_bytes(scope.tokenizer, row)])
         total = len(text.encode())
-        out.append((np.repeat(cost / np.maximum(sizes, 1), sizes)[:total], np.repeat(hit, sizes)[:total]))
+        out.append(
+            (np.repeat(cost / np.maximum(sizes, 1), sizes)[:total], np.repeat(hit, sizes)[:total])
+        )
     return out
 
 # %% ../../nbs/measure/byte_scores.ipynb #dc49a688
 def bits_per_byte(
     model,  # as in `byte_surprisal`
-    texts: "Iterable[str]",
+    texts: Iterable[str],
 ) -> float:
     "Bits per byte: all costs over all real bytes."
-    return float(np.concatenate([nats for nats, _ in byte_surprisal(model, texts)]).mean() / np.log(2))
+    return float(
+        np.concatenate([nats for nats, _ in byte_surprisal(model, texts)]).mean() / np.log(2)
+    )
+
 
 def word_scores(
     model,  # as in `byte_surprisal`
-    texts: "Iterable[str]",
+    texts: Iterable[str],
 ):  # a pandas DataFrame, a row for each word with its whitespace: text, word, bytes, nats, right
     "What each word costs, and whether it was the model's first choice."
     import pandas as pd
-    texts, rows = [texts] if isinstance(texts, str) else list(texts), []
+
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    rows = []
     for i, (text, (nats, right)) in enumerate(zip(texts, byte_surprisal(model, texts))):
         words = re.findall(r"\S*\s+|\S+", text)
         sizes = [len(w.encode()) for w in words]
         starts = np.cumsum([0, *sizes[:-1]])
-        rows.append(pd.DataFrame(dict(text=i, word=words, bytes=sizes, nats=np.add.reduceat(nats, starts), right=np.logical_and.reduceat(right, starts))))
+        rows.append(
+            pd.DataFrame(
+                dict(
+                    text=i,
+                    word=words,
+                    bytes=sizes,
+                    nats=np.add.reduceat(nats, starts),
+                    right=np.logical_and.reduceat(right, starts),
+                )
+            )
+        )
     return pd.concat(rows, ignore_index=True)
+
 
 def word_accuracy(
     model,  # as in `byte_surprisal`
-    texts: "Iterable[str]",
+    texts: Iterable[str],
 ) -> float:
     "Share of words that are right as a whole."
     return float(word_scores(model, texts).right.mean())
 
 # %% ../../nbs/measure/byte_scores.ipynb #dfa9892b
 def byte_boxes(
-    pieces: "Iterable[bytes]",  # of one text
+    pieces: Iterable[bytes],  # of one text
     nats: Iterable,  # of each byte
     title: str = "",
     above: str = "",  # a label above each box, such as "e", to which the box's number is added
-    styled: bool = True,  # False for a second row below another one, which needs no style of its own
+    # False for a second row below another one, which needs no style of its own
+    styled: bool = True,
 ) -> Markup:
     "A row of boxes with the bytes of each piece, darker where they cost more (0 to 8 bits)."
-    steps, out, at = np.clip(np.asarray(list(nats), float) / np.log(2), 0, 7.99).astype(int).tolist(), [], 0
+    steps = np.clip(np.asarray(list(nats), float) / np.log(2), 0, 7.99).astype(int).tolist()
+    out = []
+    at = 0
     for i, piece in enumerate(pieces, 1):
         cells = ""
         for start, c in _characters(piece):
-            step = max(steps[at + start:at + start + len(c[1])])
+            step = max(steps[at + start : at + start + len(c[1])])
             cells += f"<i class=k{step}>{escape(visible_text(c[0]))}</i>"
         out.append(f"<span><u>{escape(above)}{i if above else ''}</u><b>{cells}</b></span>")
         at += len(piece)
-    shades = "".join(f".ts-bb .k{k}{{background:rgba(0,114,178,{0.02 + 0.1 * k:.2f})}}" for k in range(8))
-    style = ("<style>.ts-bb{font:13px system-ui;margin:.5em 0}.ts-bb span{display:inline-block;margin:2px 3px 2px 0;vertical-align:bottom;text-align:center}.ts-bb u{display:block;text-decoration:none;"
-             f"font-size:11px;opacity:.75}}.ts-bb b{{display:inline-block;background:#fff;color:#000;border:1px solid #8889;border-radius:3px;font:14px ui-monospace,monospace}}.ts-bb i{{font-style:normal;padding:2px 1px;white-space:pre}}{shades}</style>")
-    return Markup(f"{style if styled else ''}<div class=ts-bb><div>{escape(title)}</div>{''.join(out)}</div>")
+    shades = "".join(
+        f".ts-bb .k{k}{{background:rgba(0,114,178,{0.02 + 0.1 * k:.2f})}}" for k in range(8)
+    )
+    style = (
+        "<style>.ts-bb{font:13px system-ui;margin:.5em 0}.ts-bb "
+        "span{display:inline-block;margin:2px 3px 2px "
+        "0;vertical-align:bottom;text-align:center}.ts-bb u{display:block;text-decoration:none;"
+        f"font-size:11px;opacity:.75}}.ts-bb "
+        f"b{{display:inline-block;background:#fff;color:#000;border:1px solid "
+        f"#8889;border-radius:3px;font:14px ui-monospace,monospace}}.ts-bb "
+        f"i{{font-style:normal;padding:2px 1px;white-space:pre}}{shades}</style>"
+    )
+    return Markup(
+        f"{style if styled else ''}<div class=ts-bb><div>{escape(title)}</div>{''.join(out)}</div>"
+    )
+
 
 def _characters(piece):
-    "(start, (what is shown, its bytes)) of each character of a piece; a byte that is no character is shown as a number."
-    text, at = piece.decode("utf-8", "surrogateescape"), 0
+    """(start, (what is shown, its bytes)) of each character of a piece; a byte that is no character
+    is shown as a number."""
+    text = piece.decode("utf-8", "surrogateescape")
+    at = 0
     for c in text:
         raw = c.encode("utf-8", "surrogateescape")
         yield at, (f"{raw[0]:02X}" if "\udc80" <= c <= "\udcff" else c, raw)
@@ -181,7 +283,7 @@ def _characters(piece):
 
 # %% ../../nbs/measure/byte_scores.ipynb #f1308448
 def spelling_targets(
-    texts: "Iterable[str]",
+    texts: Iterable[str],
     n: int = 200,  # words to score
     context_words: int = 24,  # words before each, at most
     seed: int = 0,
@@ -190,22 +292,34 @@ def spelling_targets(
     rows = [re.findall(r"\S*\s+|\S+", t) for t in texts]
     places = [(row, j) for row in rows for j in range(8, len(row))]
     if not places:
-        raise ScopeError("No word has eight words before it: the texts are too short; give longer ones")
+        raise ScopeError(
+            "No word has eight words before it: the texts are too short; give longer ones"
+        )
     chosen = np.random.default_rng(seed).permutation(len(places))[:n]
-    return [("".join(row[max(0, j - context_words):j]), row[j]) for row, j in (places[i] for i in sorted(chosen))]
+    return [
+        ("".join(row[max(0, j - context_words) : j]), row[j])
+        for row, j in (places[i] for i in sorted(chosen))
+    ]
+
 
 def target_costs(
     model,  # as in `byte_surprisal`
-    targets: "list[tuple]",  # of `spelling_targets`
-    kind: "str | None" = None,  # how the context is disturbed, as in `perturb`; None leaves it clean
-    p: "int | float" = 0.1,  # share of characters
+    targets: list[tuple],  # of `spelling_targets`
+    kind: str | None = None,  # how the context is disturbed, as in `perturb`; None leaves it clean
+    p: int | float = 0.1,  # share of characters
     seed: int = 0,
 ) -> tuple:  # nats of each word; is it right as a whole?
     "What the clean word costs behind a disturbed context."
-    texts = [(perturb(context, kind, p, f"{seed} {i}") if kind else context) + word for i, (context, word) in enumerate(targets)]
+    texts = [
+        (perturb(context, kind, p, f"{seed} {i}") if kind else context) + word
+        for i, (context, word) in enumerate(targets)
+    ]
     sizes = [len(word.encode()) for _, word in targets]
     found = byte_surprisal(model, texts)
-    return np.array([nats[-k:].sum() for (nats, _), k in zip(found, sizes)]), np.array([hit[-k:].all() for (_, hit), k in zip(found, sizes)])
+    return np.array([nats[-k:].sum() for (nats, _), k in zip(found, sizes)]), np.array(
+        [hit[-k:].all() for (_, hit), k in zip(found, sizes)]
+    )
+
 
 def ratio_draws(
     over,  # a number for each item
@@ -222,12 +336,17 @@ def layer_weights(part: nn.Module) -> int:
     "Weights of all linear maps: each multiplies once a position."
     return sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Linear))
 
+
 def stack_flops(
     part: nn.Module,  # a Hugging Face transformer
-    lengths: "Iterable[int]",  # of its sequences
+    lengths: Iterable[int],  # of its sequences
     causal: bool = True,
 ) -> float:  # floating point operations of a forward
     "What a transformer computes for sequences of these lengths."
-    config, lengths = part.config, np.array(list(lengths), dtype=float)
-    pairs = (lengths * (lengths + 1) / 2 if causal else lengths ** 2).sum()
-    return float(2 * layer_weights(part) * lengths.sum() + 4 * config.hidden_size * config.num_hidden_layers * pairs)
+    config = part.config
+    lengths = np.array(list(lengths), dtype=float)
+    pairs = (lengths * (lengths + 1) / 2 if causal else lengths**2).sum()
+    return float(
+        2 * layer_weights(part) * lengths.sum()
+        + 4 * config.hidden_size * config.num_hidden_layers * pairs
+    )

@@ -25,19 +25,30 @@ from ..text.names import ScopeError
 def claim_value(
     value,  # a finite number (NumPy's and one-element tensors too), or words
     what: str = "measured",  # the word for the error message
-) -> "int | float | str":  # a plain Python value
+) -> int | float | str:  # a plain Python value
     "A number or words that may stand in a table of claims."
     if isinstance(value, str):
         if value.strip():
             return value.strip()
-        raise ScopeError(f"Empty claim value: {what} is an empty text; give a finite number or words")
-    if not isinstance(value, (bool, numbers.Number)) and hasattr(value, "item") and getattr(value, "size", 1) != 0:
+        raise ScopeError(
+            f"Empty claim value: {what} is an empty text; give a finite number or words"
+        )
+    if (
+        not isinstance(value, (bool, numbers.Number))
+        and hasattr(value, "item")
+        and getattr(value, "size", 1) != 0
+    ):
         value = one_item(value, what)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ScopeError(f"Not a claim value: {what}={value!r}; give a finite number or words, not {type(value).__name__}")
+        raise ScopeError(
+            f"Not a claim value: {what}={value!r}; give a finite number or words, not "
+            f"{type(value).__name__}"
+        )
     plain = int(value) if isinstance(value, numbers.Integral) else float(value)
     if not math.isfinite(plain):
-        raise ScopeError(f"Not a finite claim value: {what}={plain}; a claim needs a number that exists")
+        raise ScopeError(
+            f"Not a finite claim value: {what}={plain}; a claim needs a number that exists"
+        )
     return plain
 
 # %% ../../nbs/measure/claims.ipynb #2b9a6d16
@@ -49,7 +60,9 @@ def one_item(
     try:
         return value.item()
     except (ValueError, RuntimeError, TypeError) as error:
-        raise ScopeError(f"More than one claim value: {what} holds several numbers; give one, such as their mean") from error
+        raise ScopeError(
+            f"More than one claim value: {what} holds several numbers; give one, such as their mean"
+        ) from error
 
 # %% ../../nbs/measure/claims.ipynb #605c8c44
 def claim_text(
@@ -76,36 +89,53 @@ CLAIMS_STYLE = """<style>.ts-claims{border-collapse:collapse;font:14px/1.45 syst
 VERDICTS = {True: "holds", False: "does not hold", None: "not testable here"}
 SIGNS = {True: ("y", "✓"), False: ("x", "✗"), None: ("u", "?")}
 
+
 def claim_row(
     record: dict,  # from `Claim.record`
 ) -> str:  # one <tr>
     "One claim as a row: sentence, measured, control, verdict."
     kind, sign = SIGNS[record["holds"]]
     counted = (("n", record.get("n")), ("seeds", record.get("seeds")))
-    notes = [f"{name} = {value:,}" for name, value in counted if value] + [record.get("source") or ""]
-    small = "".join(f"<small>{escape(text)}</small>" for text in [" · ".join(note for note in notes if note)] if text)
-    return (f'<tr><td>{escape(record["text"])}{small}</td><td class="v">{escape(claim_text(record["measured"]))}</td>'
-            f'<td class="v">{escape(claim_text(record.get("control")))}</td><td><b class="{kind}">{sign} {VERDICTS[record["holds"]]}</b></td></tr>')
+    notes = [f"{name} = {value:,}" for name, value in counted if value] + [
+        record.get("source") or ""
+    ]
+    small = "".join(
+        f"<small>{escape(text)}</small>"
+        for text in [" · ".join(note for note in notes if note)]
+        if text
+    )
+    return (
+        f"<tr><td>{escape(record['text'])}{small}</td><td "
+        f'class="v">{escape(claim_text(record["measured"]))}</td>'
+        f'<td class="v">{escape(claim_text(record.get("control")))}</td><td><b '
+        f'class="{kind}">{sign} {VERDICTS[record["holds"]]}</b></td></tr>'
+    )
 
 # %% ../../nbs/measure/claims.ipynb #cfcd3d19
 def claims_html(
     records: list,  # from `Claim.record`
 ) -> str:  # a <table>
     "A table of claims."
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim", "Measured", "Control", "Verdict"))
+    head = "".join(
+        f'<th scope="col">{name}</th>' for name in ("Claim", "Measured", "Control", "Verdict")
+    )
     rows = "".join(map(claim_row, records))
-    return f'{CLAIMS_STYLE}<table class="ts-claims"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return (
+        f"{CLAIMS_STYLE}<table "
+        f'class="ts-claims"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    )
 
 # %% ../../nbs/measure/claims.ipynb #39d7b378
 @dataclass(frozen=True)
 class Claim:
     "A sentence of a paper with what was measured here."
+
     text: str  # what the paper says
-    measured: "int | float | str"  # the number found here, or words
-    control: "int | float | str | None" = None  # the same number under the control
-    holds: "bool | None" = True  # None where it cannot be tested here
-    n: "int | None" = None  # examples measured
-    seeds: "int | None" = None  # runs with different random seeds
+    measured: int | float | str  # the number found here, or words
+    control: int | float | str | None = None  # the same number under the control
+    holds: bool | None = True  # None where it cannot be tested here
+    n: int | None = None  # examples measured
+    seeds: int | None = None  # runs with different random seeds
     source: str = ""  # where the paper says it: section, table, figure
 
     @property
@@ -128,9 +158,11 @@ class Claim:
 def whole(
     count,  # a count, or None
     what: str,  # the word for the error message
-) -> "int | None":  # the same as an int
+) -> int | None:  # the same as an int
     "A count of at least 1, or None."
-    if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
+    if count is not None and (
+        isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1
+    ):
         raise ScopeError(f"Not a count: {what}={count!r}; give a whole number of at least 1")
     return None if count is None else int(count)
 
@@ -146,23 +178,44 @@ def checked(
 ) -> Claim:  # a claim that keeps the rules
     "Refuse a claim that is not honest; tidy one that is."
     if not isinstance(text, str) or not text.strip():
-        raise ScopeError(f"A claim without a sentence: {text!r}; say in words what the paper claims")
+        raise ScopeError(
+            f"A claim without a sentence: {text!r}; say in words what the paper claims"
+        )
     if holds is not None and type(holds).__name__ not in ("bool", "bool_"):
-        raise ScopeError(f"Not a verdict: holds={holds!r}; give True, False, or None where it cannot be tested here")
+        raise ScopeError(
+            f"Not a verdict: holds={holds!r}; give True, False, or None where it cannot be "
+            "tested here"
+        )
     measured = claim_value(measured)
     control = None if control is None else claim_value(control, "control")
-    if isinstance(control, str) and control.lower().startswith("none needed") and not control[11:].strip(" :.–-…"):
-        raise ScopeError("A missing reason: control='none needed' must go on with why, as in 'none needed: an exact identity'")
+    if (
+        isinstance(control, str)
+        and control.lower().startswith("none needed")
+        and not control[11:].strip(" :.–-…")
+    ):
+        raise ScopeError(
+            "A missing reason: control='none needed' must go on with why, as in 'none needed: an "
+            "exact identity'"
+        )
     holds = None if holds is None else bool(holds)
     if holds and control is None:
-        raise ScopeError(f"A claim without a control: {text!r} cannot hold by its number alone; give control=, or 'none needed: …' with the reason")
+        raise ScopeError(
+            f"A claim without a control: {text!r} cannot hold by its number alone; give control=, "
+            "or 'none needed: …' with the reason"
+        )
     if holds is None and not isinstance(measured, str):
-        raise ScopeError(f"A number without a verdict: holds=None but measured={measured}; say whether it holds, or in words why it cannot be tested")
+        raise ScopeError(
+            f"A number without a verdict: holds=None but measured={measured}; say whether it "
+            "holds, or in words why it cannot be tested"
+        )
     seeds = len(list(seeds)) if hasattr(seeds, "__iter__") and not isinstance(seeds, str) else seeds
-    return Claim(text.strip(), measured, control, holds, whole(n, "n"), whole(seeds, "seeds"), str(source))
+    return Claim(
+        text.strip(), measured, control, holds, whole(n, "n"), whole(seeds, "seeds"), str(source)
+    )
 
 # %% ../../nbs/measure/claims.ipynb #8f14884e
 page_claims: dict[str, Claim] = {}  # by sentence, in the order first made
+
 
 def claim(
     text,  # what the paper says, one sentence
@@ -186,6 +239,7 @@ def new_page():
 # %% ../../nbs/measure/claims.ipynb #a0232a2c
 CLAIMS_MIME = "application/vnd.tokenscope.claims+json"
 
+
 class ClaimsTable:
     "The claims of a page: a table to read, and records to collect."
 
@@ -196,14 +250,24 @@ class ClaimsTable:
         return len(self.records)
 
     def __repr__(self):
-        return "\n".join(f"{r['verdict']}: {r['text']} (measured {claim_text(r['measured'])}, control {claim_text(r['control'])})"
-                         for r in self.records) or "no claims yet"
+        return (
+            "\n".join(
+                f"{r['verdict']}: {r['text']} (measured {claim_text(r['measured'])}, control "
+                f"{claim_text(r['control'])})"
+                for r in self.records
+            )
+            or "no claims yet"
+        )
 
     def _repr_html_(self):
         return claims_html(self.records) if self.records else "<p>No claims yet.</p>"
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"text/plain": repr(self), "text/html": self._repr_html_(), CLAIMS_MIME: {"claims": self.records}}
+        return {
+            "text/plain": repr(self),
+            "text/html": self._repr_html_(),
+            CLAIMS_MIME: {"claims": self.records},
+        }
 
 # %% ../../nbs/measure/claims.ipynb #bfd38eb2
 def claims_table() -> ClaimsTable:  # shows itself; `.records` are plain dicts
@@ -237,11 +301,21 @@ def notebook_claims(
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ScopeError(f"Not a notebook: {name} cannot be read as one; re-run or restore it") from error
-    saved = [output.get("data", {}).get(CLAIMS_MIME) for cell in cells for output in cell.get("outputs", [])]
+        raise ScopeError(
+            f"Not a notebook: {name} cannot be read as one; re-run or restore it"
+        ) from error
+    saved = [
+        output.get("data", {}).get(CLAIMS_MIME)
+        for cell in cells
+        for output in cell.get("outputs", [])
+    ]
     records = {record["text"]: record for table in saved if table for record in table["claims"]}
     card = notebook_card(cells)
-    about = {"notebook": name, "title": card.get("title", path.stem), "paper": card.get("paper", "")}
+    about = {
+        "notebook": name,
+        "title": card.get("title", path.stem),
+        "paper": card.get("paper", ""),
+    }
     return [{**record, **about} for record in records.values() if card]
 
 # %% ../../nbs/measure/claims.ipynb #9797cae8
@@ -253,7 +327,9 @@ def collect_claims(
     if not root.is_dir():
         raise ScopeError(f"No notebook folder: {root.name!r} is not a folder")
     paths = [p.relative_to(root) for p in root.rglob("*.ipynb")]
-    seen = sorted(p.as_posix() for p in paths if not any(part.startswith((".", "_")) for part in p.parts))
+    seen = sorted(
+        p.as_posix() for p in paths if not any(part.startswith((".", "_")) for part in p.parts)
+    )
     return [record for name in seen for record in notebook_claims(root / name, name)]
 
 # %% ../../nbs/measure/claims.ipynb #58f7cf9a
@@ -272,7 +348,11 @@ def totals(
 ) -> str:  # "2 hold, 1 does not hold, …"
     "How many claims have which verdict."
     counts = [sum(r["holds"] is kind for r in records) for kind in (True, False, None)]
-    words = ("hold" if counts[0] != 1 else "holds", "do not hold" if counts[1] != 1 else "does not hold", "not testable here")
+    words = (
+        "hold" if counts[0] != 1 else "holds",
+        "do not hold" if counts[1] != 1 else "does not hold",
+        "not testable here",
+    )
     return ", ".join(f"{count} {word}" for count, word in zip(counts, words))
 
 # %% ../../nbs/measure/claims.ipynb #a1adf9cc
@@ -280,10 +360,22 @@ def claims_page(
     records: list,  # from `collect_claims`
 ) -> ClaimsPage:  # HTML; a string
     "Every claim with its verdict, grouped by paper."
-    groups = [(key, list(group)) for key, group in groupby(records, key=lambda r: (r["notebook"], r["title"], r.get("paper") or ""))]
-    parts = [f"<p>{len(records)} claims of {len(groups)} {'page' if len(groups) == 1 else 'pages'}: {totals(records)}.</p>"]
+    groups = [
+        (key, list(group))
+        for key, group in groupby(
+            records, key=lambda r: (r["notebook"], r["title"], r.get("paper") or "")
+        )
+    ]
+    parts = [
+        f"<p>{len(records)} claims of {len(groups)} {'page' if len(groups) == 1 else 'pages'}: "
+        f"{totals(records)}.</p>"
+    ]
     for (notebook, title, paper), group in groups:
         link = escape(notebook.removesuffix(".ipynb")) + ".html"
-        under = f"<p>{escape(paper)}. {totals(group).capitalize()}.</p>" if paper else f"<p>{totals(group).capitalize()}.</p>"
+        under = (
+            f"<p>{escape(paper)}. {totals(group).capitalize()}.</p>"
+            if paper
+            else f"<p>{totals(group).capitalize()}.</p>"
+        )
         parts.append(f'<h3><a href="{link}">{escape(title)}</a></h3>{under}{claims_html(group)}')
     return ClaimsPage("\n".join(parts))

@@ -19,6 +19,7 @@ from ..text.names import ScopeError
 @dataclass
 class Diagnosis:
     "Cases with an outcome each, their rates, and a picture of the rates."
+
     cases: list[dict]  # one dict a case, with the key "outcome"
     outcomes: tuple  # every outcome that could come out, in the order of the bars
     name: str = "diagnosis"
@@ -26,9 +27,13 @@ class Diagnosis:
     def __post_init__(self):
         unknown = {c["outcome"] for c in self.cases} - set(self.outcomes)
         if unknown:
-            raise ScopeError(f"Unknown outcome {sorted(unknown)[0]!r} in a diagnosis; accepted: {', '.join(self.outcomes)}")
+            raise ScopeError(
+                f"Unknown outcome {sorted(unknown)[0]!r} in a diagnosis; accepted: "
+                f"{', '.join(self.outcomes)}"
+            )
 
-    def __len__(self): return len(self.cases)
+    def __len__(self):
+        return len(self.cases)
 
     def counts(self) -> dict:
         "How many cases had each outcome."
@@ -43,19 +48,32 @@ class Diagnosis:
     def to_df(self):
         "The cases as a pandas DataFrame."
         import pandas as pd
+
         return pd.DataFrame(self.cases)
 
     def __repr__(self):
-        return f"{self.name}, n = {len(self)}: " + ", ".join(f"{o} {k}" for o, k in self.counts().items())
+        return f"{self.name}, n = {len(self)}: " + ", ".join(
+            f"{o} {k}" for o, k in self.counts().items()
+        )
 
     def _repr_html_(self):
-        rows = "".join(_bar(o, k, *self.rates()[o]) for o, k in self.counts().items()) if self.cases else "<p>no cases</p>"
-        return f'<div style="font:14px/1.5 system-ui,sans-serif;max-width:44em"><b>{escape(self.name)}</b>, share of {len(self)} cases, with 95 % interval{rows}</div>'
+        rows = (
+            "".join(_bar(o, k, *self.rates()[o]) for o, k in self.counts().items())
+            if self.cases
+            else "<p>no cases</p>"
+        )
+        return (
+            '<div style="font:14px/1.5 '
+            f'system-ui,sans-serif;max-width:44em"><b>{escape(self.name)}</b>, share of '
+            f"{len(self)} cases, with 95 % interval{rows}</div>"
+        )
 
 # %% ../../nbs/measure/diagnosis.ipynb #f0447968
 def _bar(outcome, k, share, low, high):
     "One outcome: a bar from zero to its share, a whisker over its interval, the count in words."
-    return (f'<div style="display:grid;grid-template-columns:9em 1fr 9em;gap:.6em;align-items:center;margin:.2em 0"><span>{escape(outcome)}</span>'
-            f'<span style="position:relative;height:1em;background:#8882;border-radius:3px"><span style="position:absolute;inset:0 auto 0 0;width:{100 * share:.1f}%;background:#3b7ea1;border-radius:3px"></span>'
-            f'<span style="position:absolute;top:45%;height:2px;left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%;background:#d08c4a"></span></span>'
-            f'<span>{k} ({100 * share:.0f} %)</span></div>')
+    return (
+        f'<div style="display:grid;grid-template-columns:9em 1fr 9em;gap:.6em;align-items:center;margin:.2em 0"><span>{escape(outcome)}</span>'
+        f'<span style="position:relative;height:1em;background:#8882;border-radius:3px"><span style="position:absolute;inset:0 auto 0 0;width:{100 * share:.1f}%;background:#3b7ea1;border-radius:3px"></span>'
+        f'<span style="position:absolute;top:45%;height:2px;left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%;background:#d08c4a"></span></span>'
+        f"<span>{k} ({100 * share:.0f} %)</span></div>"
+    )

@@ -32,16 +32,22 @@ def residual_parts(
     want = ["resid_pre", "resid_post", *(sites[0][:1] if len(set(sites)) == 1 and sites[0] else [])]
     trace = scope.read(text, want, positions=position)
     if len(trace.mask) != 1:
-        raise ScopeError(f"Direct logits take one text; given: {len(trace.mask)}. Call it once for each")
-    before, after = trace["resid_pre"][0, :, 0].cpu().double(), trace["resid_post"][0, :, 0].cpu().double()
-    names, parts = ["embed"], [before[0]]
+        raise ScopeError(
+            f"Direct logits take one text; given: {len(trace.mask)}. Call it once for each"
+        )
+    before = trace["resid_pre"][0, :, 0].cpu().double()
+    after = trace["resid_post"][0, :, 0].cpu().double()
+    names = ["embed"]
+    parts = [before[0]]
     for i in range(scope.n_layers):
         if len(want) == 2:
-            names, parts = [*names, f"layer {i}"], [*parts, after[i] - before[i]]
+            names = [*names, f"layer {i}"]
+            parts = [*parts, after[i] - before[i]]
             continue
         middle = trace[want[2]][0, i, 0].cpu().double()
         attn = middle - before[i] if want[2] == "resid_mid" else middle
-        names, parts = [*names, f"attn {i}", f"mlp {i}"], [*parts, attn, after[i] - before[i] - attn]
+        names = [*names, f"attn {i}", f"mlp {i}"]
+        parts = [*parts, attn, after[i] - before[i] - attn]
     return names, torch.stack(parts)
 
 # %% ../../nbs/measure/direct_logits.ipynb #81a5d088
@@ -61,10 +67,15 @@ def frozen_norm(
     hidden: Float[Tensor, " d_model"],  # the vector at which the scale is held
 ):  # a linear function of vectors (…, d_model), and the bias it leaves out
     "What a module does to a part of `hidden`: linear, with the scale of a norm held."
-    call = lambda v: module(v.to(hidden)[None, None])[0, 0].cpu().double()
-    d, h = len(hidden), hidden.cpu().double()
+
+    def call(v):
+        return module(v.to(hidden)[None, None])[0, 0].cpu().double()
+
+    d = len(hidden)
+    h = hidden.cpu().double()
     zero = torch.zeros_like(hidden)
-    bias, out = call(zero), call(hidden)
+    bias = call(zero)
+    out = call(hidden)
     if any(p.ndim >= 2 for p in module.parameters()):  # a projection is linear already
         return (lambda v: module(v.to(hidden)).cpu().double() - bias), bias
     signs = torch.tensor([1.0, -1.0], dtype=h.dtype).repeat(d // 2 + 1)[:d]
@@ -74,19 +85,25 @@ def frozen_norm(
     for centre in (lambda v: v, lambda v: v - v.mean(-1, keepdim=True)):
         shape = weight * centre(h)
         scale = (shape @ (out - bias)) / (shape @ shape).clamp(min=1e-30)
-        fits.append(((scale * shape + bias - out).norm(), lambda v, centre=centre, scale=scale: scale * weight * centre(v)))
+        fits.append(
+            (
+                (scale * shape + bias - out).norm(),
+                lambda v, centre=centre, scale=scale: scale * weight * centre(v),
+            )
+        )
     return min(fits, key=lambda f: float(f[0]))[1], bias
 
 # %% ../../nbs/measure/direct_logits.ipynb #cd66bc7e
 @dataclass
 class DirectLogits:
     "A logit as a sum of what each part of the model wrote."
+
     names: list[str]  # "embed", "attn 0", "mlp 0", …, "bias"
     values: Float[Tensor, " part"]
     target: str
     position: int  # of the token that predicts
     logit: float
-    against: "str | None" = None  # the logit is a difference to this token's
+    against: str | None = None  # the logit is a difference to this token's
     tol: float = 0.05
 
     @property
@@ -101,17 +118,40 @@ class DirectLogits:
 
     def scores(self) -> TokenScores:
         "The parts as a strip."
-        note = f"The parts sum to {float(self.values.sum()):.3f}, the logit is {self.logit:.3f}: gap {100 * self.gap:.2f} %."
-        return TokenScores(self.names, self.values.numpy(), name=self._title(), unit="logits", scale="diverging", limits="all", hatched=self.gap > self.tol, note=note)
+        note = (
+            f"The parts sum to {float(self.values.sum()):.3f}, the logit is {self.logit:.3f}: gap "
+            f"{100 * self.gap:.2f} %."
+        )
+        return TokenScores(
+            self.names,
+            self.values.numpy(),
+            name=self._title(),
+            unit="logits",
+            scale="diverging",
+            limits="all",
+            hatched=self.gap > self.tol,
+            note=note,
+        )
 
     def to_df(self):
         "One row a part."
         import pandas as pd
+
         return pd.DataFrame({"part": self.names, "logit": self.values.numpy()})
 
-    def _title(self): return f"logit of {self.target!r}" + (f" − {self.against!r}" if self.against else "")
-    def _repr_html_(self): return str(figure_html(self.figure(), alt=f"{self._title()} by part; the parts sum to {float(self.values.sum()):.2f}"))
-    def __repr__(self): return self.scores().to_text(most=None)
+    def _title(self):
+        return f"logit of {self.target!r}" + (f" − {self.against!r}" if self.against else "")
+
+    def _repr_html_(self):
+        return str(
+            figure_html(
+                self.figure(),
+                alt=f"{self._title()} by part; the parts sum to {float(self.values.sum()):.2f}",
+            )
+        )
+
+    def __repr__(self):
+        return self.scores().to_text(most=None)
 
 # %% ../../nbs/measure/direct_logits.ipynb #7daf8c15
 def logit_figure(
@@ -119,21 +159,44 @@ def logit_figure(
 ):  # a matplotlib Figure
     "Attention and MLP of every layer as two rows of bars."
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
-    kinds = [(k, c) for k, c in (("attn", "#1b6ca8"), ("mlp", "#d98200"), ("layer", "#1b6ca8")) if any(n.split()[0] == k for n in self.names)]
+    kinds = [
+        (k, c)
+        for k, c in (("attn", "#1b6ca8"), ("mlp", "#d98200"), ("layer", "#1b6ca8"))
+        if any(n.split()[0] == k for n in self.names)
+    ]
     for j, (kind, colour) in enumerate(kinds):
-        mine = [(int(n.split()[1]), float(v)) for n, v in zip(self.names, self.values) if n.split()[0] == kind]
-        axes.bar([i + 0.4 * j for i, _ in mine], [v for _, v in mine], 0.4, color=colour, label={"attn": "attention", "mlp": "MLP", "layer": "whole layer"}[kind])
+        mine = [
+            (int(n.split()[1]), float(v))
+            for n, v in zip(self.names, self.values)
+            if n.split()[0] == kind
+        ]
+        axes.bar(
+            [i + 0.4 * j for i, _ in mine],
+            [v for _, v in mine],
+            0.4,
+            color=colour,
+            label={"attn": "attention", "mlp": "MLP", "layer": "whole layer"}[kind],
+        )
     rest = [(n, float(v)) for n, v in zip(self.names, self.values) if len(n.split()) == 1]
     rest = [*rest, ("rest", self.remainder)] if self.gap > 0.001 else rest
     for j, (_, v) in enumerate(rest):
         axes.bar(-1 - 1.2 * j, v, 0.6, color="#666666")
     step = max(1, len(self.names) // 30)
     layers = range(0, (len(self.names) - 1) // len(kinds), step)
-    axes.set_xticks([*(-1 - 1.2 * j for j in range(len(rest))), *(i + 0.2 * (len(kinds) > 1) for i in layers)], [*(n for n, _ in rest), *map(str, layers)], fontsize=8)
+    axes.set_xticks(
+        [*(-1 - 1.2 * j for j in range(len(rest))), *(i + 0.2 * (len(kinds) > 1) for i in layers)],
+        [*(n for n, _ in rest), *map(str, layers)],
+        fontsize=8,
+    )
     axes.axhline(0, color="#222222", linewidth=0.8)
-    axes.set(xlabel="layer", ylabel="logits", title=f"{self._title()} = {self.logit:.2f}".replace("$", r"\$"))
+    axes.set(
+        xlabel="layer",
+        ylabel="logits",
+        title=f"{self._title()} = {self.logit:.2f}".replace("$", r"\$"),
+    )
     axes.legend(frameon=False)
     return figure
 
@@ -159,32 +222,50 @@ def _one_token(scope, token, what):
             raise ScopeError(f"The {what} {token!r} is {len(ids)} tokens; give one token, or an id")
         return ids[0]
     if not 0 <= int(token) < scope.vocab_size:
-        raise ScopeError(f"The {what} {int(token)} is outside the model's vocabulary of {scope.vocab_size}")
+        raise ScopeError(
+            f"The {what} {int(token)} is outside the model's vocabulary of {scope.vocab_size}"
+        )
     return int(token)
 
 # %% ../../nbs/measure/direct_logits.ipynb #4a453f19
 def direct_logit_attribution(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
-    target: "None | str | int" = None,  # a token or its id; None: the model's own next token
+    target: None | str | int = None,  # a token or its id; None: the model's own next token
     position: int = -1,  # the token that predicts
-    against: "None | str | int" = None,  # explain the difference to this token's logit
+    against: None | str | int = None,  # explain the difference to this token's logit
 ) -> DirectLogits:
-    "A logit split into what each part of the model wrote (direct logit attribution; Elhage et al. 2021), the final norm's scale held."
+    """A logit split into what each part of the model wrote (direct logit attribution; Elhage et al.
+    2021), the final norm's scale held."""
     names, parts = residual_parts(scope, text, position)
     logits = scope.logits(text, positions=position)[0, 0].float()
-    ids = [int(logits.argmax()) if target is None else _one_token(scope, target, "target"), *([] if against is None else [_one_token(scope, against, "other token")])]
-    hidden, bias = parts.sum(0).to(scope.device, scope.dtype), torch.zeros_like(parts[0])
+    ids = [
+        int(logits.argmax()) if target is None else _one_token(scope, target, "target"),
+        *([] if against is None else [_one_token(scope, against, "other token")]),
+    ]
+    hidden = parts.sum(0).to(scope.device, scope.dtype)
+    bias = torch.zeros_like(parts[0])
     with torch.no_grad():
         for module in scope.structure.after_layers:
             through, own = frozen_norm(module, hidden)
-            parts, bias = through(parts), (through(bias) if bias.any() else 0) + own
+            parts = through(parts)
+            bias = (through(bias) if bias.any() else 0) + own
             hidden = module(hidden[None, None])[0, 0]
     rows = [_direction(scope, i, hidden) for i in ids]
     row, constant = rows[0] if against is None else tuple(a - b for a, b in zip(*rows))
     values = torch.cat([parts @ row, (bias @ row + constant)[None]])
     keep = len(values) if values[-1] else -1
-    name = lambda i: scope.tokenizer.decode([i]) if scope.tokenizer else str(i)
+
+    def name(i):
+        return scope.tokenizer.decode([i]) if scope.tokenizer else str(i)
+
     logit = float(logits[ids[0]] - (logits[ids[1]] if against is not None else 0))
     where = position if position >= 0 else len(scope.encode(text).tokens[0]) + position
-    return DirectLogits([*names, "bias"][:keep], values[:keep].cpu(), name(ids[0]), where, logit, None if against is None else name(ids[1]))
+    return DirectLogits(
+        [*names, "bias"][:keep],
+        values[:keep].cpu(),
+        name(ids[0]),
+        where,
+        logit,
+        None if against is None else name(ids[1]),
+    )

@@ -22,14 +22,37 @@ def wilson_interval(
     "The Wilson score interval of a share (Wilson 1927)."
     if not (n > 0 and 0 <= hits <= n):
         raise ScopeError(f"A share needs 0 <= hits <= n and n > 0; given: {hits} of {n}")
-    share, spread = hits / n, z * z / n
+    share = hits / n
+    spread = z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 # %% ../../nbs/measure/intervals.ipynb #meanint1
-# Student's 97.5 % quantile for 1 to 20 degrees of freedom; beyond, 1.96 + 2.4 / df is right to two digits.
-_t_quantiles = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+# Student's 97.5 % quantile for 1 to 20 degrees of freedom; beyond, 1.96 + 2.4 / df is right to two
+# digits.
+_t_quantiles = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+)
 
 # %% ../../nbs/measure/intervals.ipynb #meanint2
 def mean_interval(
@@ -53,18 +76,32 @@ def partial_correlation(
     y: Iterable,
     given: Iterable = (),  # variables to take out, each as long as x
     z: float = 1.96,  # 1.96 for 95 %
-) -> tuple[float, float, float]:  # r, lower and upper end (Fisher 1924); nan where nothing varies, or too few are left
+) -> tuple[
+    float, float, float
+]:  # r, lower and upper end (Fisher 1924); nan where nothing varies, or too few are left
     "The correlation of two variables when others are held constant; Pearson's r without others."
     import numpy as np
+
     x, y, *given = (np.asarray(list(v), dtype=float) for v in (x, y, *given))
-    if len({len(v) for v in (x, y, *given)}) > 1 or not all(np.isfinite(v).all() for v in (x, y, *given)):
-        raise ScopeError(f"A correlation needs variables of one length, without NaN; given: {', '.join(str(len(v)) for v in (x, y, *given))} values")
-    others, degrees = np.column_stack([np.ones(len(x)), *given]), len(x) - 3 - len(given)
+    if len({len(v) for v in (x, y, *given)}) > 1 or not all(
+        np.isfinite(v).all() for v in (x, y, *given)
+    ):
+        raise ScopeError(
+            "A correlation needs variables of one length, without NaN; given: "
+            f"{', '.join(str(len(v)) for v in (x, y, *given))} values"
+        )
+    others = np.column_stack([np.ones(len(x)), *given])
+    degrees = len(x) - 3 - len(given)
     left = [v - others @ np.linalg.lstsq(others, v, rcond=None)[0] for v in (x, y)]
-    if degrees < 1 or any((r**2).sum() <= 1e-18 * max((v**2).sum(), 1e-300) for r, v in zip(left, (x, y))):
+    if degrees < 1 or any(
+        (r**2).sum() <= 1e-18 * max((v**2).sum(), 1e-300) for r, v in zip(left, (x, y))
+    ):
         return math.nan, math.nan, math.nan
-    r = float(np.clip(left[0] @ left[1] / np.sqrt((left[0] ** 2).sum() * (left[1] ** 2).sum()), -1, 1))
-    centre, half = math.atanh(max(-1 + 1e-15, min(1 - 1e-15, r))), z / math.sqrt(degrees)
+    r = float(
+        np.clip(left[0] @ left[1] / np.sqrt((left[0] ** 2).sum() * (left[1] ** 2).sum()), -1, 1)
+    )
+    centre = math.atanh(max(-1 + 1e-15, min(1 - 1e-15, r)))
+    half = z / math.sqrt(degrees)
     return r, math.tanh(centre - half), math.tanh(centre + half)
 
 # %% ../../nbs/measure/intervals.ipynb #052ecd3d
@@ -74,7 +111,8 @@ def holm(
     "Holm's step-down correction of p-values for many tests (Holm 1979)."
     if bad := next((v for v in p.values() if not 0 <= v <= 1), None):
         raise ScopeError(f"Not a p-value: {bad!r}; give numbers from 0 to 1")
-    worst, found = 0.0, {}
+    worst = 0.0
+    found = {}
     for i, name in enumerate(sorted(p, key=p.get)):
         found[name] = worst = max(worst, min(1.0, p[name] * (len(p) - i)))
     return {name: found[name] for name in p}

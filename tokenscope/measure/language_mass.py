@@ -26,28 +26,62 @@ def token_sets(
     least: int = 3,  # occurrences
 ) -> tuple[Int[Tensor, " target"], Int[Tensor, " english"]]:  # token ids, disjoint
     "Tokens over-represented in one of two languages."
-    count = lambda texts: torch.bincount(torch.tensor([i for row in rows_of(list(texts), scope.tokenizer)[0] for i in row], dtype=torch.long), minlength=scope.vocab_size).double()
-    theirs, ours = count(target), count(english)
+
+    def count(texts):
+        return torch.bincount(
+            torch.tensor(
+                [i for row in rows_of(list(texts), scope.tokenizer)[0] for i in row],
+                dtype=torch.long,
+            ),
+            minlength=scope.vocab_size,
+        ).double()
+
+    theirs = count(target)
+    ours = count(english)
     log_ratio = ((theirs + 0.5) / theirs.sum()).log() - ((ours + 0.5) / ours.sum()).log()
-    chosen = [set(((log_ratio >= ratio) & (theirs >= least)).nonzero()[:, 0].tolist()), set(((log_ratio <= -ratio) & (ours >= least)).nonzero()[:, 0].tolist())]
+    chosen = [
+        set(((log_ratio >= ratio) & (theirs >= least)).nonzero()[:, 0].tolist()),
+        set(((log_ratio <= -ratio) & (ours >= least)).nonzero()[:, 0].tolist()),
+    ]
     if scope.tokenizer is not None:
         chosen = [_word_starts(scope.tokenizer, ids) for ids in chosen]
         chosen[1] = {i for i in chosen[1] if scope.tokenizer.decode([i]).isascii()}
     if not chosen[0] - chosen[1] or not chosen[1] - chosen[0]:
-        raise ScopeError("No tokens speak for one of the languages: its texts are too short, or their letters are cut into bytes; give more text, least=1, or a model whose vocabulary knows the language")
+        raise ScopeError(
+            "No tokens speak for one of the languages: its texts are too short, or their letters "
+            "are cut into bytes; give more text, least=1, or a model whose vocabulary knows the "
+            "language"
+        )
     return tuple(torch.tensor(sorted(a - b), dtype=torch.long) for a, b in (chosen, chosen[::-1]))
 
+
 def _word_starts(tokenizer, ids):
-    "Those of two letters or more that begin a word, with and without the space and the capital; within a word only what is not ASCII."
-    pieces = {w for i in ids if len((w := tokenizer.decode([i])).strip()) > 1 and w.strip().isalpha() and (w[0] == " " or not w.isascii())}
-    forms = {space + w for p in pieces if p[0] == " " for w in (p[1:], p[1:].capitalize()) for space in ("", " ")}
-    rows = tokenizer(sorted(pieces | forms), add_special_tokens=False)["input_ids"] if pieces else []
+    """Those of two letters or more that begin a word, with and without the space and the capital;
+    within a word only what is not ASCII."""
+    pieces = {
+        w
+        for i in ids
+        if len((w := tokenizer.decode([i])).strip()) > 1
+        and w.strip().isalpha()
+        and (w[0] == " " or not w.isascii())
+    }
+    forms = {
+        space + w
+        for p in pieces
+        if p[0] == " "
+        for w in (p[1:], p[1:].capitalize())
+        for space in ("", " ")
+    }
+    rows = (
+        tokenizer(sorted(pieces | forms), add_special_tokens=False)["input_ids"] if pieces else []
+    )
     return {row[0] for row in rows if len(row) == 1}
 
 # %% ../../nbs/measure/language_mass.ipynb #aa25efb2
 def mass_of(p: Float[Tensor, "*axes vocab"], sets: tuple) -> Float[Tensor, "..."]:  # -1 to 1
     "Probability on the tokens of the target language, less that on the tokens of English."
     return p[..., sets[0]].sum(-1) - p[..., sets[1]].sum(-1)
+
 
 def language_mass(
     scope,  # a `Scope`
@@ -56,5 +90,13 @@ def language_mass(
     batch_size: int = 16,
 ) -> Float[Tensor, " prompt"]:
     "Early language mass: that of the next word after each prompt."
-    read = lambda some: scope.read(some, "logits", positions="last")["logits"][:, 0].float().softmax(-1).cpu()
-    return mass_of(torch.cat([read(prompts[i:i + batch_size]) for i in range(0, len(prompts), batch_size)]), sets)
+
+    def read(some):
+        return (
+            scope.read(some, "logits", positions="last")["logits"][:, 0].float().softmax(-1).cpu()
+        )
+
+    return mass_of(
+        torch.cat([read(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]),
+        sets,
+    )

@@ -34,14 +34,25 @@ def choose_contexts(
     max_contexts: int = 50,  # of one token, at most
     min_pos: int = 2,  # positions before this one are never kept
     prefer_pos: int = 10,  # positions from here on come first
-    seed: "int | None" = None,  # None: first come; else contexts are drawn at random
+    seed: int | None = None,  # None: first come; else contexts are drawn at random
 ) -> list[list[int]]:  # kept positions of each text
     "Which token of which text goes into a bank."
     import pandas as pd
+
     if max_contexts < 1 or min_pos < 0:
-        raise ScopeError(f"max_contexts must be at least 1 and min_pos at least 0; given: {max_contexts} and {min_pos}")
+        raise ScopeError(
+            f"max_contexts must be at least 1 and min_pos at least 0; given: {max_contexts} and "
+            f"{min_pos}"
+        )
     prefixes = (list(accumulate(ids, lambda h, i: hash((h, i)), initial=0))[1:] for ids in rows)
-    flat = pd.DataFrame([(t, p, i, h) for t, (ids, hashes) in enumerate(zip(rows, prefixes)) for p, (i, h) in enumerate(zip(ids, hashes))], columns=["text", "pos", "id", "prefix"])
+    flat = pd.DataFrame(
+        [
+            (t, p, i, h)
+            for t, (ids, hashes) in enumerate(zip(rows, prefixes))
+            for p, (i, h) in enumerate(zip(ids, hashes))
+        ],
+        columns=["text", "pos", "id", "prefix"],
+    )
     flat = flat.drop_duplicates("prefix").query("pos >= @min_pos")
     flat = flat.sample(frac=1, random_state=seed) if seed is not None else flat
     flat = flat.assign(early=flat.pos < prefer_pos).sort_values("early", kind="stable")
@@ -59,19 +70,25 @@ def unit_states(scope, batch, layers):  # {"unit": (batch, token, layer, d_model
 @dataclass
 class VectorBank:
     "Contextual vectors of tokens, with where each comes from."
+
     layers: list[int]  # the layer axis
     blocks: list  # tensors (row, layer, d_model) of unit vectors, perhaps memory-mapped
     places: Int[Tensor, "row 3"]  # text, position and token id of each row
     texts: list  # the texts (or lists of ids) it was made from
     tokenizer: object = None
 
-    def __len__(self): return len(self.places) * len(self.layers)
+    def __len__(self):
+        return len(self.places) * len(self.layers)
 
     def __repr__(self):
-        return f"VectorBank({len(self):,} vectors: {len(self.places):,} tokens of {len(self.texts):,} texts at layers {self.layers})"
+        return (
+            f"VectorBank({len(self):,} vectors: {len(self.places):,} tokens of {len(self.texts):,} "
+            f"texts at layers {self.layers})"
+        )
 
     @cached_property
-    def _tokens(self): return {}
+    def _tokens(self):
+        return {}
 
 # %% ../../nbs/measure/neighbours.ipynb #46722117
 def describe_row(
@@ -81,7 +98,13 @@ def describe_row(
     "The token, the word and the sentence of one row."
     text, position, id = self.places[row].tolist()
     if self.tokenizer is None or not isinstance(self.texts[text], str):
-        return dict(token=str(id), word=str(id), text=" ".join(map(str, self.texts[text])), position=position, span=(0, 0))
+        return dict(
+            token=str(id),
+            word=str(id),
+            text=" ".join(map(str, self.texts[text])),
+            position=position,
+            span=(0, 0),
+        )
     if text not in self._tokens:
         made = self.tokenizer(self.texts[text], verbose=False)["input_ids"]
         self._tokens[text] = tokens_of(self.tokenizer, made, text=self.texts[text])
@@ -91,7 +114,13 @@ def describe_row(
     start += len(whole[start:end]) - len(whole[start:end].lstrip())
     around = next((m for m in re.finditer(r"\w+", whole) if m.start() <= start < m.end()), None)
     span = around.span() if around else (start, max(end, start))
-    return dict(token=tokens[position], word=whole[slice(*span)] or tokens[position].strip() or tokens[position], text=whole, position=position, span=span)
+    return dict(
+        token=tokens[position],
+        word=whole[slice(*span)] or tokens[position].strip() or tokens[position],
+        text=whole,
+        position=position,
+        span=span,
+    )
 
 # %% ../../nbs/measure/neighbours.ipynb #cb49ac14
 VectorBank.describe = describe_row
@@ -100,53 +129,92 @@ VectorBank.describe = describe_row
 def build_bank(
     scope,  # a `Scope`
     texts,  # a list of texts (or of lists of ids)
-    folder: "str | Path | None" = None,  # where the vectors go; None: memory
+    folder: str | Path | None = None,  # where the vectors go; None: memory
     *,
-    layers: "None | int | slice | Iterable[int]" = None,  # None: `default_bank_layers`
+    layers: None | int | slice | Iterable[int] = None,  # None: `default_bank_layers`
     max_contexts: int = 50,  # of one token, at most
     min_pos: int = 2,  # positions before this one are never kept
-    seed: "int | None" = None,  # None: first come
+    seed: int | None = None,  # None: first come
     batch_tokens: int = 2048,
 ) -> VectorBank:
     "Run a model over texts and keep the states of its tokens."
     texts = list(texts)
     if not texts:
         raise ScopeError("Nothing to build a bank from: give at least one text")
-    layers = default_bank_layers(scope.n_layers) if layers is None else resolve_layers(layers, scope.n_layers)
-    rows = texts if not isinstance(texts[0], str) else scope.tokenizer([t.encode("utf-8", "replace").decode() for t in texts], verbose=False)["input_ids"]
+    layers = (
+        default_bank_layers(scope.n_layers)
+        if layers is None
+        else resolve_layers(layers, scope.n_layers)
+    )
+    rows = (
+        texts
+        if not isinstance(texts[0], str)
+        else scope.tokenizer([t.encode("utf-8", "replace").decode() for t in texts], verbose=False)[
+            "input_ids"
+        ]
+    )
     kept = [list(k) for k in choose_contexts(rows, max_contexts, min_pos, seed=seed)]
     if not any(kept):
-        raise ScopeError(f"Nothing left for the bank: no text has a token at position {min_pos} or later; give longer texts, or a smaller min_pos")
-    reader = lambda s, batch: unit_states(s, batch, layers)
+        raise ScopeError(
+            f"Nothing left for the bank: no text has a token at position {min_pos} or later; give "
+            "longer texts, or a smaller min_pos"
+        )
+
+    def reader(s, batch):
+        return unit_states(s, batch, layers)
+
     if folder is None:
-        table, tensors, _ = read_shard(scope, texts, CorpusTask(reader=reader, positions=kept, dtype="float16"), batch_tokens)
+        table, tensors, _ = read_shard(
+            scope, texts, CorpusTask(reader=reader, positions=kept, dtype="float16"), batch_tokens
+        )
         return VectorBank(layers, [tensors["unit"]], _places(table), texts, scope.tokenizer)
-    run_corpus(scope, texts, folder, reader=reader, positions=kept, dtype="float16", batch_tokens=batch_tokens, label=f"bank of layers {layers}")
+    run_corpus(
+        scope,
+        texts,
+        folder,
+        reader=reader,
+        positions=kept,
+        dtype="float16",
+        batch_tokens=batch_tokens,
+        label=f"bank of layers {layers}",
+    )
     return open_bank(scope, texts, folder)
 
 # %% ../../nbs/measure/neighbours.ipynb #83a38ba1
 def _places(table):
-    return torch.stack([torch.tensor(table[c].copy()).long() for c in ("text", "position", "id")], 1)
+    return torch.stack(
+        [torch.tensor(table[c].copy()).long() for c in ("text", "position", "id")], 1
+    )
 
 # %% ../../nbs/measure/neighbours.ipynb #c6477cd4
 def open_bank(
     scope,  # the `Scope` it was built with
     texts,  # the texts it was built from
-    folder: "str | Path",
+    folder: str | Path,
 ) -> VectorBank:
     "A bank that was built into a folder, memory-mapped."
     done = Corpus(folder, scope.tokenizer)
     if len(done) != len(texts):
-        raise ScopeError(f"This bank was built from other texts: {len(done)} there, {len(texts)} given")
+        raise ScopeError(
+            f"This bank was built from other texts: {len(done)} there, {len(texts)} given"
+        )
     layers = json.loads(done.manifest["label"].removeprefix("bank of layers "))
-    return VectorBank(layers, list(done.states("unit")), _places({c: v.to_numpy() for c, v in done.to_df().items()}), list(texts), scope.tokenizer)
+    return VectorBank(
+        layers,
+        list(done.states("unit")),
+        _places({c: v.to_numpy() for c, v in done.to_df().items()}),
+        list(texts),
+        scope.tokenizer,
+    )
 
 # %% ../../nbs/measure/neighbours.ipynb #55d7e102
 def default_bank_layers(
     n_layers: int,  # blocks of the model
 ) -> list[int]:
     "The layers of LatentLens: 1, 2, 4, 8, 16, 24 and the last two."
-    return sorted({i for i in (1, 2, 4, 8, 16, 24, n_layers - 2, n_layers - 1) if 0 <= i < n_layers})
+    return sorted(
+        {i for i in (1, 2, 4, 8, 16, 24, n_layers - 2, n_layers - 1) if 0 <= i < n_layers}
+    )
 
 # %% ../../nbs/measure/neighbours.ipynb #6bcc965f
 _banks = WeakKeyDictionary()  # the small bank of each scope
@@ -164,6 +232,7 @@ def small_bank(
 @dataclass
 class Found:
     "The nearest vectors of a bank, best first."
+
     cosine: Float[Tensor, "query k"]
     row: Int[Tensor, "query k"]
     layer: Int[Tensor, "query k"]  # which layer of the bank, by its number in the model
@@ -175,16 +244,27 @@ class Found:
     def to_df(self, query: int = 0):
         "The neighbours of one query: word, cosine, layer, token, text."
         import pandas as pd
+
         rows = [self.bank.describe(int(r)) for r in self.row[query]]
-        return pd.DataFrame([dict(word=d["word"], cosine=float(c), layer=int(l), token=d["token"], text=d["text"]) for d, c, l in zip(rows, self.cosine[query], self.layer[query])])
+        return pd.DataFrame(
+            [
+                dict(
+                    word=d["word"], cosine=float(c), layer=int(l), token=d["token"], text=d["text"]
+                )
+                for d, c, l in zip(rows, self.cosine[query], self.layer[query])
+            ]
+        )
 
 # %% ../../nbs/measure/neighbours.ipynb #b5662806
 def _cosines(bank, queries, layers, chunk):
     "(first row, cosines (query, row, layer)) of one block of rows after another."
-    columns, first = [bank.layers.index(i) for i in layers], 0
+    columns = [bank.layers.index(i) for i in layers]
+    first = 0
     for block in bank.blocks:
         for start in range(0, len(block), chunk):
-            part = torch.nn.functional.normalize(block[start:start + chunk][:, columns].to(queries), dim=-1)
+            part = torch.nn.functional.normalize(
+                block[start : start + chunk][:, columns].to(queries), dim=-1
+            )
             yield first + start, torch.einsum("qd,rld->qrl", queries, part)
         first += len(block)
 
@@ -193,22 +273,33 @@ def search_bank(
     self: VectorBank,
     vectors: Float[Tensor, "query d_model"],
     k: int = 5,
-    layers: "None | int | Iterable[int]" = None,  # of the bank; None for all
+    layers: None | int | Iterable[int] = None,  # of the bank; None for all
     chunk: int = 2048,  # rows compared at once
 ) -> Found:
     "The k nearest of all vectors of the chosen layers."
-    layers = self.layers if layers is None else [layers] if hasattr(layers, "__index__") else list(layers)
+    layers = (
+        self.layers
+        if layers is None
+        else [layers]
+        if hasattr(layers, "__index__")
+        else list(layers)
+    )
     if missing := [i for i in layers if i not in self.layers]:
         raise ScopeError(f"The bank has no layer {missing[0]}: it has {self.layers}")
     if k < 1 or vectors.ndim != 2 or vectors.shape[1] != self.blocks[0].shape[-1]:
-        raise ScopeError(f"The query does not fit the bank: vectors of shape {tuple(vectors.shape)} and k = {k}; give (query, {self.blocks[0].shape[-1]}) and k of at least 1")
+        raise ScopeError(
+            f"The query does not fit the bank: vectors of shape {tuple(vectors.shape)} and k = "
+            f"{k}; give (query, {self.blocks[0].shape[-1]}) and k of at least 1"
+        )
     queries = torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=-1)
     if not queries.isfinite().all():
         raise ScopeError("The query holds NaN or infinity: nothing is nearest to it")
-    best, where = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    best = torch.empty(len(queries), 0)
+    where = torch.empty(len(queries), 0, dtype=torch.long)
     for first, cosine in _cosines(self, queries, layers, chunk):
         top, at = cosine.flatten(1).topk(min(k, cosine[0].numel()))
-        best, where = torch.cat([best, top], 1), torch.cat([where, at + first * len(layers)], 1)
+        best = torch.cat([best, top], 1)
+        where = torch.cat([where, at + first * len(layers)], 1)
         best, order = best.topk(min(k, best.shape[1]))
         where = where.gather(1, order)
     return Found(best, where // len(layers), torch.tensor(layers)[where % len(layers)], self)
@@ -223,11 +314,23 @@ def layer_match(
 ):  # a pandas DataFrame: best cosine and its z-score, one row a query and layer
     "How well each layer of a bank matches some vectors."
     import pandas as pd
+
     queries = torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=-1)
-    n, total, square, best = 0, 0, 0, torch.full((len(queries), len(bank.layers)), -1.0)
+    n = 0
+    total = 0
+    square = 0
+    best = torch.full((len(queries), len(bank.layers)), -1.0)
     for _, cosine in _cosines(bank, queries, bank.layers, 2048):
-        n, total, square = n + cosine.shape[1], total + cosine.sum(1), square + cosine.double().square().sum(1)
+        n = n + cosine.shape[1]
+        total = total + cosine.sum(1)
+        square = square + cosine.double().square().sum(1)
         best = torch.maximum(best, cosine.amax(1))
     mean = total / n
     z = (best - mean) / (square / n - mean.double() ** 2).clamp(min=1e-12).sqrt()
-    return pd.DataFrame([dict(query=q, layer=l, cosine=float(best[q, j]), z=float(z[q, j])) for q in range(len(queries)) for j, l in enumerate(bank.layers)])
+    return pd.DataFrame(
+        [
+            dict(query=q, layer=l, cosine=float(best[q, j]), z=float(z[q, j]))
+            for q in range(len(queries))
+            for j, l in enumerate(bank.layers)
+        ]
+    )

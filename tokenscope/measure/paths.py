@@ -23,19 +23,33 @@ def path_slopes(
     F: Callable,  # (point, item, …) -> (point, target)
     x: Float[Tensor, "item ..."],  # end of the path
     baseline: Float[Tensor, "item ..."],  # start of the path
-    alphas: "list | Tensor",  # points between 0 (the baseline) and 1
+    alphas: list | Tensor,  # points between 0 (the baseline) and 1
     batch: int = 16,  # points at once
     bar=None,  # a progress bar to move on
 ) -> tuple[Float[Tensor, "point target"], Float[Tensor, "point target item"]]:
     "The score at some points of the path, and its slope there, item by item."
-    alphas, delta, scores, slopes = torch.as_tensor(alphas, dtype=torch.float64), x - baseline, [], []
+    alphas = torch.as_tensor(alphas, dtype=torch.float64)
+    delta = x - baseline
+    scores = []
+    slopes = []
     for some in alphas.split(batch):
         with torch.inference_mode(False), torch.enable_grad():
-            points = (baseline + some.to(x).view(-1, *[1] * x.ndim) * delta).detach().requires_grad_()
+            points = (
+                (baseline + some.to(x).view(-1, *[1] * x.ndim) * delta).detach().requires_grad_()
+            )
             out = F(points)
-            grads = [torch.autograd.grad(out[:, t].sum(), points, retain_graph=t + 1 < out.shape[1])[0] for t in range(out.shape[1])]
+            grads = [
+                torch.autograd.grad(out[:, t].sum(), points, retain_graph=t + 1 < out.shape[1])[0]
+                for t in range(out.shape[1])
+            ]
         scores.append(out.detach().cpu().double())
-        slopes.append(torch.stack([(g * delta).flatten(2).sum(-1) if x.ndim > 1 else g * delta for g in grads], 1).cpu().double())
+        slopes.append(
+            torch.stack(
+                [(g * delta).flatten(2).sum(-1) if x.ndim > 1 else g * delta for g in grads], 1
+            )
+            .cpu()
+            .double()
+        )
         if bar is not None:
             bar.update(len(some))
     return torch.cat(scores), torch.cat(slopes)
@@ -47,15 +61,21 @@ def path_points(
 ) -> tuple[Tensor, Tensor]:  # points between 0 and 1, and their weights, which sum to 1
     "Points and weights of a fixed rule of integration."
     import numpy as np
+
     if rule not in ("middle", "trapezoid", "gauss-legendre"):
         raise ScopeError(f"Unknown rule: {rule!r}; give 'middle', 'trapezoid' or 'gauss-legendre'")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 + (rule == "trapezoid"):
-        raise ScopeError(f"Too few steps: {steps!r}; the {rule} rule needs an integer of at least {1 + (rule == 'trapezoid')}")
+        raise ScopeError(
+            f"Too few steps: {steps!r}; the {rule} rule needs an integer of at least "
+            f"{1 + (rule == 'trapezoid')}"
+        )
     if rule == "gauss-legendre":
         at, weights = np.polynomial.legendre.leggauss(steps)
         return torch.tensor((at + 1) / 2), torch.tensor(weights / 2)
     if rule == "middle":
-        return (torch.arange(steps, dtype=torch.float64) + 0.5) / steps, torch.full((steps,), 1 / steps, dtype=torch.float64)
+        return (torch.arange(steps, dtype=torch.float64) + 0.5) / steps, torch.full(
+            (steps,), 1 / steps, dtype=torch.float64
+        )
     weights = torch.full((steps,), 1 / (steps - 1), dtype=torch.float64)
     weights[[0, -1]] /= 2
     return torch.linspace(0, 1, steps, dtype=torch.float64), weights
@@ -64,6 +84,7 @@ def path_points(
 @dataclass
 class PathIntegral:
     "The integral of the slopes along a path, and how far its sum is from the true difference."
+
     values: Float[Tensor, "target item"]
     ends: Float[Tensor, "2 target"]  # the score at the baseline and at the text
     alphas: Float[Tensor, " point"]  # the points, in order
@@ -71,7 +92,7 @@ class PathIntegral:
     slopes: Float[Tensor, "point target item"]
     rule: str
     error: Float[Tensor, " target"]  # relative; a bound under the adaptive rule, else the gap
-    errors: "Tensor | None" = None  # (target, item), estimated
+    errors: Tensor | None = None  # (target, item), estimated
     dropped: int = 0  # points whose gradient was not finite: they count as zero
 
     @property
@@ -93,11 +114,15 @@ _simpson = torch.tensor([1, 4, 2, 4, 1], dtype=torch.float64) / 12
 
 # %% ../../nbs/measure/paths.ipynb #ce77c770
 def _piece(found, a, b, scale):
-    "One piece of the path: values and estimated errors of the items (target, item), and its relative error (target,)."
+    """One piece of the path: values and estimated errors of the items (target, item), and its
+    relative error (target,)."""
     scores, slopes = map(torch.stack, zip(*(found[a + (b - a) * k / 4] for k in range(5))))
     if not torch.isfinite(slopes).all():
         slopes = torch.zeros_like(slopes)
-    rule = lambda weights: (b - a) * torch.einsum("kti,k->ti", slopes, weights)
+
+    def rule(weights):
+        return (b - a) * torch.einsum("kti,k->ti", slopes, weights)
+
     values = rule(_boole)
     errors = (values - rule(_simpson)).abs()
     missed = (scores[-1] - scores[0] - values.sum(-1)).abs()
@@ -105,7 +130,8 @@ def _piece(found, a, b, scale):
 
 # %% ../../nbs/measure/paths.ipynb #f51dc931
 def _halve(pieces, tol, room):
-    "The pieces to halve: the worst, until what is left would be within half the tolerance; four new points each."
+    """The pieces to halve: the worst, until what is left would be within half the tolerance; four
+    new points each."""
     worst = torch.stack([p[2] for p in pieces.values()]).amax(1).nan_to_num(torch.inf)
     order = worst.argsort(descending=True, stable=True)
     left = worst[order].flip(0).cumsum(0).flip(0)
@@ -123,12 +149,21 @@ def refine_path(
     start: int = 33,  # points to begin with
     batch: int = 16,
 ) -> PathIntegral:
-    "Halve the pieces of the path that miss most, until the sum of what they miss is within the tolerance."
-    edges = [0.0] + [2.0 ** -k for k in reversed(range(max(start // 4, 1)))]  # shorter towards the baseline
-    found, pieces, new = {}, {}, list(zip(edges, edges[1:]))
+    """Halve the pieces of the path that miss most, until the sum of what they miss is within the
+    tolerance."""
+    edges = [0.0] + [
+        2.0**-k for k in reversed(range(max(start // 4, 1)))
+    ]  # shorter towards the baseline
+    found = {}
+    pieces = {}
+    new = list(zip(edges, edges[1:]))
     with tqdm(total=max_steps, desc="points", delay=2, leave=False) as bar:
         while True:
-            asked = list(dict.fromkeys(p for a, b in new for k in range(5) if (p := a + (b - a) * k / 4) not in found))
+            asked = list(
+                dict.fromkeys(
+                    p for a, b in new for k in range(5) if (p := a + (b - a) * k / 4) not in found
+                )
+            )
             found |= zip(asked, zip(*path_slopes(F, x, baseline, asked, batch, bar)))
             scale = (found[1.0][0] - found[0.0][0]).abs().clamp(min=1e-9)
             pieces |= {piece: _piece(found, *piece, scale) for piece in new}
@@ -143,25 +178,42 @@ def refine_path(
     scores, slopes = map(torch.stack, zip(*(found[a] for a in alphas)))
     values, errors = (sum(p[i] for p in pieces.values()) for i in (0, 1))
     dropped = int((~torch.isfinite(slopes)).flatten(1).any(1).sum())
-    return PathIntegral(values, scores[[0, -1]], torch.tensor(alphas, dtype=torch.float64), scores, slopes, "adaptive", error, errors, dropped)
+    return PathIntegral(
+        values,
+        scores[[0, -1]],
+        torch.tensor(alphas, dtype=torch.float64),
+        scores,
+        slopes,
+        "adaptive",
+        error,
+        errors,
+        dropped,
+    )
 
 # %% ../../nbs/measure/paths.ipynb #5417fffa
 def path_integral(
     F: Callable,  # (point, item, …) -> (point, target)
     x: Float[Tensor, "item ..."],  # end of the path
     baseline: Float[Tensor, "item ..."],  # start of the path
-    steps: "int | None" = None,  # points; None: 50, or with `tol` 33 to begin with
-    rule: str = "middle",  # or "trapezoid", "gauss-legendre"; with `tol` points go where they are needed
-    tol: "float | None" = None,  # the largest relative error of any target
+    steps: int | None = None,  # points; None: 50, or with `tol` 33 to begin with
+    # or "trapezoid", "gauss-legendre"; with `tol` points go where they are needed
+    rule: str = "middle",
+    tol: float | None = None,  # the largest relative error of any target
     max_steps: int = 500,  # points at most, with `tol`
     batch: int = 16,  # points at once
 ) -> PathIntegral:
-    "Integrated gradients of any function (Sundararajan et al. 2017, section 3), with the error of the integration."
+    """Integrated gradients of any function (Sundararajan et al. 2017, section 3), with the error of
+    the integration."""
     alphas, weights = path_points(rule, (50 if tol is None else 33) if steps is None else steps)
     if tol is not None and not tol > 0:
-        raise ScopeError(f"tol must be above 0; given: {tol}. It is the share of the difference that the sum may miss, such as 0.05")
+        raise ScopeError(
+            f"tol must be above 0; given: {tol}. It is the share of the difference that the sum "
+            "may miss, such as 0.05"
+        )
     if batch < 1 or tol is not None and max_steps < 5:
-        raise ScopeError(f"Too few points: batch={batch}, max_steps={max_steps}; give at least 1 and 5")
+        raise ScopeError(
+            f"Too few points: batch={batch}, max_steps={max_steps}; give at least 1 and 5"
+        )
     if tol is not None:
         return refine_path(F, x, baseline, tol, max_steps, min(len(alphas), max_steps), batch)
     with tqdm(total=len(alphas), desc="points", delay=2, leave=False) as bar:
@@ -169,6 +221,10 @@ def path_integral(
     with torch.no_grad():
         ends = F(torch.stack([baseline.expand_as(x), x])).cpu().double()
     finite = torch.isfinite(slopes).flatten(1).all(1)
-    values = torch.einsum("pti,p->ti", slopes.where(finite[:, None, None], torch.zeros((), dtype=slopes.dtype)), weights)
+    values = torch.einsum(
+        "pti,p->ti",
+        slopes.where(finite[:, None, None], torch.zeros((), dtype=slopes.dtype)),
+        weights,
+    )
     gap = relative_gap(values.sum(-1), ends[1] - ends[0])
     return PathIntegral(values, ends, alphas, scores, slopes, rule, gap, None, int((~finite).sum()))

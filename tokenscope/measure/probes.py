@@ -23,34 +23,46 @@ def _checked(X, labels=None) -> tuple:
     "States as a float64 matrix and labels as an array, or what is wrong with them."
     X = X.detach().double().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X, dtype=float)
     if X.ndim != 2 or not len(X):
-        raise ScopeError(f"A probe needs a matrix of states, (example, feature); given: {tuple(X.shape)}")
+        raise ScopeError(
+            f"A probe needs a matrix of states, (example, feature); given: {tuple(X.shape)}"
+        )
     if not np.isfinite(X).all():
         raise ScopeError("Some states are not finite; a probe cannot be fitted to NaN or infinity")
     if labels is None:
         return X, None
     y = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if len(y) != len(X):
-        raise ScopeError(f"A probe needs one label for each state; given: {len(X)} states, {len(y)} labels")
+        raise ScopeError(
+            f"A probe needs one label for each state; given: {len(X)} states, {len(y)} labels"
+        )
     return X, y
 
 # %% ../../nbs/measure/probes.ipynb #984a9a84
 @dataclass
 class RidgeProbe:
     "A linear read-out of a number."
+
     alphas: tuple = tuple(10.0**k for k in range(-3, 4))  # penalties to choose from
-    weights: "Float[Tensor, ' feature'] | None" = field(default=None, repr=False)
+    weights: Float[Tensor, " feature"] | None = field(default=None, repr=False)
     bias: float = 0.0
-    alpha: "float | None" = None  # the penalty chosen
-    moves: "Float[Tensor, ' feature'] | None" = field(default=None, repr=False)  # covariance of states and number: where states go when it grows
+    alpha: float | None = None  # the penalty chosen
+    moves: Float[Tensor, " feature"] | None = field(
+        default=None, repr=False
+    )  # covariance of states and number: where states go when it grows
 
     def fit(self, X, y) -> "RidgeProbe":
         "Fit to states (example, feature) and numbers."
         from sklearn.linear_model import RidgeCV
+
         X, y = _checked(X, y)
         if len(set(y.tolist())) < 2:
-            raise ScopeError(f"All {len(y)} numbers are the same ({y[0]}); there is nothing to read out")
+            raise ScopeError(
+                f"All {len(y)} numbers are the same ({y[0]}); there is nothing to read out"
+            )
         found = RidgeCV(alphas=self.alphas).fit(X, y.astype(float))
-        self.weights, self.bias, self.alpha = torch.from_numpy(found.coef_).float(), float(found.intercept_), float(found.alpha_)
+        self.weights = torch.from_numpy(found.coef_).float()
+        self.bias = float(found.intercept_)
+        self.alpha = float(found.alpha_)
         self.moves = torch.from_numpy((X - X.mean(0)).T @ (y - y.mean()) / len(y)).float()
         return self
 
@@ -63,7 +75,9 @@ class RidgeProbe:
         "The numbers read from states."
         return _checked(X)[0] @ self.weights.double().numpy() + self.bias
 
-    def r2(self, X, y) -> float:  # nan where it is undefined: states that do not differ, or numbers that do not
+    def r2(
+        self, X, y
+    ) -> float:  # nan where it is undefined: states that do not differ, or numbers that do not
         "Share of the numbers' variance that is read: 1 less squared error over variance."
         X, y = _checked(X, y)
         if y.std() == 0 or not X.std(0).any():
@@ -74,7 +88,8 @@ class RidgeProbe:
 class ClassProbe:
     "A linear read-out of a class."
 
-    def __init__(self,
+    def __init__(
+        self,
         C: float = 0.1,  # inverse of the penalty
     ):
         self.C = C
@@ -84,10 +99,15 @@ class ClassProbe:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
+
         X, y = _checked(X, labels)
         if len(set(y.tolist())) < 2:
-            raise ScopeError(f"Only one class among {len(y)} labels ({y[0]!r}); a probe needs two or more")
-        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=500, tol=1e-3)).fit(X, y)
+            raise ScopeError(
+                f"Only one class among {len(y)} labels ({y[0]!r}); a probe needs two or more"
+            )
+        self.model = make_pipeline(
+            StandardScaler(), LogisticRegression(C=self.C, max_iter=500, tol=1e-3)
+        ).fit(X, y)
         return self
 
     def predict(self, X) -> np.ndarray:
@@ -104,7 +124,7 @@ def probe_table(
     states: Mapping,  # name -> states (example, feature); each is probed on the same splits
     labels: Iterable,  # one for each example: numbers for "ridge", classes for "class"
     kind: str = "ridge",  # "ridge": R²; "class": accuracy
-    groups: "Iterable | None" = None,  # examples with the same group are never on both sides
+    groups: Iterable | None = None,  # examples with the same group are never on both sides
     controls: Iterable[str] = ("shuffled", "random features"),
     seeds: int = 5,  # splits
     test: float = 0.3,  # share held out
@@ -112,10 +132,13 @@ def probe_table(
     "Linear probes on held-out examples, each beside its controls."
     import pandas as pd
     from sklearn.model_selection import GroupShuffleSplit
+
     if kind not in ("ridge", "class"):
         raise ScopeError(f"No kind of probe is called {kind!r}; there are: ridge, class")
     if bad := set(controls) - {"shuffled", "random features"}:
-        raise ScopeError(f"No control of a probe is called {min(bad)!r}; there are: shuffled, random features")
+        raise ScopeError(
+            f"No control of a probe is called {min(bad)!r}; there are: shuffled, random features"
+        )
     y = np.asarray(list(labels))
     split = GroupShuffleSplit(n_splits=seeds, test_size=test, random_state=0)
     parts = list(split.split(y, groups=list(groups) if groups is not None else range(len(y))))
@@ -124,9 +147,12 @@ def probe_table(
         X, _ = _checked(X, y)
         for seed, (train, held) in enumerate(parts):
             for control in ("", *controls):
-                score = _held_out_score(X, y, train, held, kind, control, np.random.default_rng(seed))
+                score = _held_out_score(
+                    X, y, train, held, kind, control, np.random.default_rng(seed)
+                )
                 rows.append({"probe": name, "control": control, "seed": seed, "score": score})
     return pd.DataFrame(rows)
+
 
 def _held_out_score(X, y, train, held, kind, control, rng):
     "R² or accuracy on the examples held out; nan where the states do not differ."
@@ -135,12 +161,17 @@ def _held_out_score(X, y, train, held, kind, control, rng):
     if control == "random features":
         X = X.mean(0) + X.std(0) * rng.standard_normal(X.shape)
     seen = rng.permutation(y[train]) if control == "shuffled" else y[train]
-    return RidgeProbe().fit(X[train], seen).r2(X[held], y[held]) if kind == "ridge" else ClassProbe().fit(X[train], seen).accuracy(X[held], y[held])
+    return (
+        RidgeProbe().fit(X[train], seen).r2(X[held], y[held])
+        if kind == "ridge"
+        else ClassProbe().fit(X[train], seen).accuracy(X[held], y[held])
+    )
 
 # %% ../../nbs/measure/probes.ipynb #1a515139
 @dataclass(frozen=True)
 class LayerProbes:
     "A ridge probe for each layer, with its R² on the texts held out."
+
     layers: list[int]
     probes: list[RidgeProbe]
     r2: list[float]
@@ -155,7 +186,8 @@ def layer_probes(
     states: Float[Tensor, "example layer d_model"],
     labels: Iterable,  # a number for each example
     layers: list[int],  # names of the layer axis
-    groups: "Iterable | None" = None,  # examples of one group are never on both sides; None: each is its own
+    groups: Iterable
+    | None = None,  # examples of one group are never on both sides; None: each is its own
     test: float = 1 / 3,  # share of the groups held out
     seed: int = 0,  # of the split
     shuffled: bool = False,  # fit to labels dealt out at random: the control
@@ -164,9 +196,17 @@ def layer_probes(
     y = torch.tensor(list(labels))
     group = torch.arange(len(y)) if groups is None else torch.tensor(list(groups))
     if not len(y) == len(group) == len(states):
-        raise ScopeError(f"Probes need a number and a group for each state; given: {len(states)} states, {len(y)} numbers, {len(group)} groups")
-    names, draw = group.unique(), torch.Generator().manual_seed(seed)
-    held = torch.isin(group, names[torch.randperm(len(names), generator=draw)[:round(test * len(names))]])
+        raise ScopeError(
+            f"Probes need a number and a group for each state; given: {len(states)} states, "
+            f"{len(y)} numbers, {len(group)} groups"
+        )
+    names = group.unique()
+    draw = torch.Generator().manual_seed(seed)
+    held = torch.isin(
+        group, names[torch.randperm(len(names), generator=draw)[: round(test * len(names))]]
+    )
     seen = y[~held][torch.randperm(int((~held).sum()), generator=draw)] if shuffled else y[~held]
     fitted = [RidgeProbe().fit(x[~held], seen) for x in states.unbind(1)]
-    return LayerProbes(list(layers), fitted, [p.r2(x[held], y[held]) for p, x in zip(fitted, states.unbind(1))])
+    return LayerProbes(
+        list(layers), fitted, [p.r2(x[held], y[held]) for p, x in zip(fitted, states.unbind(1))]
+    )

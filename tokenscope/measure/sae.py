@@ -28,34 +28,45 @@ from ..corpus.shards import written_whole
 from ..core.states import state_batches
 
 # %% ../../nbs/measure/sae.ipynb #bf5da289
-ACTIVATIONS, INPUTS = ("relu", "jumprelu", "topk"), ("scale", "unit", "layer_norm", "none")
+ACTIVATIONS = ("relu", "jumprelu", "topk")
+INPUTS = ("scale", "unit", "layer_norm", "none")
+
 
 @dataclass(frozen=True, eq=False)
 class SparseAutoencoder:
     "A dictionary of features for the states at one site of one layer."
+
     W_enc: Float[Tensor, "width feature"]
     b_enc: Float[Tensor, " feature"]
     W_dec: Float[Tensor, "feature width"]  # a direction for each feature, of length 1
     b_dec: Float[Tensor, " width"]
     activation: str = "topk"  # or "relu", "jumprelu"
     k: int = 0  # of "topk": features that may fire on a token
-    threshold: "Tensor | None" = None  # (feature,), of "jumprelu"
+    threshold: Tensor | None = None  # (feature,), of "jumprelu"
     inputs: str = "scale"  # or "unit", "layer_norm", "none"
-    centre: "Tensor | float" = 0.0  # (width,), of "scale"
+    centre: Tensor | float = 0.0  # (width,), of "scale"
     site: str = "resid_post"
     layer: int = 0
     model: str = ""  # whose states; "" if unknown
     meta: dict = field(default_factory=dict)  # data, recipe, …
 
-    width = property(lambda self: self.W_dec.shape[1])
-    n_features = property(lambda self: self.W_dec.shape[0])
+    @property
+    def width(self):
+        return self.W_dec.shape[1]
+
+    @property
+    def n_features(self):
+        return self.W_dec.shape[0]
 
     def __post_init__(self):
         _check_parts(self)
 
     def __repr__(self):
         kind = f"top {self.k}" if self.activation == "topk" else self.activation
-        return f"SparseAutoencoder({self.n_features:,} features, {kind}; {self.site}, layer {self.layer}, width {self.width}{', of ' + self.model if self.model else ''})"
+        return (
+            f"SparseAutoencoder({self.n_features:,} features, {kind}; {self.site}, layer "
+            f"{self.layer}, width {self.width}{', of ' + self.model if self.model else ''})"
+        )
 
 # %% ../../nbs/measure/sae.ipynb #9ef6b6cf
 def _check_parts(sae):
@@ -63,13 +74,31 @@ def _check_parts(sae):
     n, width = sae.W_dec.shape
     threshold = torch.zeros(n) if sae.threshold is None else sae.threshold
     shapes = [tuple(t.shape) for t in (sae.W_enc, sae.b_enc, sae.b_dec, threshold)]
-    if shapes != [(width, n), (n,), (width,), (n,)] or (torch.is_tensor(sae.centre) and sae.centre.shape != (width,)):
-        raise ScopeError(f"The parts of the autoencoder do not fit: W_dec has {(n, width)}, and W_enc, b_enc, b_dec, threshold have {', '.join(map(str, shapes))}")
+    if shapes != [(width, n), (n,), (width,), (n,)] or (
+        torch.is_tensor(sae.centre) and sae.centre.shape != (width,)
+    ):
+        raise ScopeError(
+            f"The parts of the autoencoder do not fit: W_dec has {(n, width)}, and W_enc, b_enc, "
+            f"b_dec, threshold have {', '.join(map(str, shapes))}"
+        )
     if sae.activation not in ACTIVATIONS or sae.inputs not in INPUTS:
-        raise ScopeError(f"Unknown kind of autoencoder: activation {sae.activation!r}, inputs {sae.inputs!r}; accepted: {', '.join(ACTIVATIONS)} and {', '.join(INPUTS)}")
+        raise ScopeError(
+            f"Unknown kind of autoencoder: activation {sae.activation!r}, inputs {sae.inputs!r}; "
+            f"accepted: {', '.join(ACTIVATIONS)} and {', '.join(INPUTS)}"
+        )
     if sae.activation == "topk" and not 1 <= sae.k <= n:
         raise ScopeError(f"k must lie between 1 and the number of features, {n}; given: {sae.k}")
-    if not all(t.isfinite().all() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, threshold, torch.as_tensor(sae.centre))):
+    if not all(
+        t.isfinite().all()
+        for t in (
+            sae.W_enc,
+            sae.b_enc,
+            sae.W_dec,
+            sae.b_dec,
+            threshold,
+            torch.as_tensor(sae.centre),
+        )
+    ):
         raise ScopeError("The autoencoder holds NaN or infinity")
     object.__setattr__(sae, "site", check_site(sae.site))
 
@@ -81,14 +110,19 @@ def normalised_states(
     "States as the encoder sees them."
     h = h.float()
     if h.shape[-1:] != (self.width,):
-        raise ScopeError(f"States of another width: {tuple(h.shape)} and an autoencoder for width {self.width}")
+        raise ScopeError(
+            f"States of another width: {tuple(h.shape)} and an autoencoder for width {self.width}"
+        )
     if self.inputs == "layer_norm":
-        origin, size = h.mean(-1, keepdim=True), h.std(-1, keepdim=True)
+        origin = h.mean(-1, keepdim=True)
+        size = h.std(-1, keepdim=True)
         return (h - origin) / (size + 1e-5), size, origin
     origin = torch.as_tensor(self.centre).to(h.device, torch.float32)
     size = torch.ones_like(h[..., :1])
     if self.inputs != "none":
-        size = (h - origin).norm(dim=-1, keepdim=True).clamp(min=1e-30) / (self.width ** 0.5 if self.inputs == "scale" else 1.0)
+        size = (h - origin).norm(dim=-1, keepdim=True).clamp(min=1e-30) / (
+            self.width**0.5 if self.inputs == "scale" else 1.0
+        )
     return (h - origin) / size, size, origin
 
 # %% ../../nbs/measure/sae.ipynb #590d95aa
@@ -100,7 +134,12 @@ def activate(
     if self.activation == "topk":
         values, which = before.topk(self.k, dim=-1)
         return torch.zeros_like(before).scatter(-1, which, values.relu())
-    return before.relu() * (before > self.threshold.to(before.device)) if self.activation == "jumprelu" else before.relu()
+    return (
+        before.relu() * (before > self.threshold.to(before.device))
+        if self.activation == "jumprelu"
+        else before.relu()
+    )
+
 
 def encode_states(
     self: SparseAutoencoder,
@@ -114,7 +153,9 @@ def encode_states(
 def decode_states(
     self: SparseAutoencoder,
     z: Float[Tensor, "*axes feature"],
-    h: "Tensor | None" = None,  # (…, width): the raw states that z came from; None: give x, without origin and size
+    h: Tensor
+    # (…, width): the raw states that z came from; None: give x, without origin and size
+    | None = None,
 ) -> Float[Tensor, "*axes width"]:  # float32
     "States from their code."
     x = z @ self.W_dec.to(z.device) + self.b_dec.to(z.device)
@@ -122,6 +163,7 @@ def decode_states(
         return x
     _, size, origin = self.normalised(h)
     return origin + size * x
+
 
 def reconstructed(
     self: SparseAutoencoder,
@@ -131,8 +173,11 @@ def reconstructed(
     return self.decode(self.encode(h), h)
 
 # %% ../../nbs/measure/sae.ipynb #ec33783f
-SparseAutoencoder.normalised, SparseAutoencoder.activate = normalised_states, activate
-SparseAutoencoder.encode, SparseAutoencoder.decode, SparseAutoencoder.reconstruct = encode_states, decode_states, reconstructed
+SparseAutoencoder.normalised = normalised_states
+SparseAutoencoder.activate = activate
+SparseAutoencoder.encode = encode_states
+SparseAutoencoder.decode = decode_states
+SparseAutoencoder.reconstruct = reconstructed
 
 # %% ../../nbs/measure/sae.ipynb #b4ebdbce
 def check_sae(
@@ -142,47 +187,76 @@ def check_sae(
     "Refuse a model that the autoencoder was not made for."
     name = Path(str(getattr(scope.model.config, "_name_or_path", "") or "")).name
     fits = SITES[self.site].axes != "token d_model" or self.width == scope.d_model
-    if not fits or self.layer >= scope.n_layers or (self.model and name and self.model.lower() != name.lower()):
-        raise ScopeError(f"The autoencoder does not fit this model: it is for {self.model or 'a model'}, width {self.width}, layer {self.layer}; this is {name or 'a model'} "
-                         f"with width {scope.d_model} and layers up to {scope.n_layers - 1}. If the model is the same under another name, use dataclasses.replace(sae, model='')")
+    if (
+        not fits
+        or self.layer >= scope.n_layers
+        or (self.model and name and self.model.lower() != name.lower())
+    ):
+        raise ScopeError(
+            f"The autoencoder does not fit this model: it is for {self.model or 'a model'}, width "
+            f"{self.width}, layer {self.layer}; this is {name or 'a model'} "
+            f"with width {scope.d_model} and layers up to {scope.n_layers - 1}. If the model is "
+            "the same under another name, use dataclasses.replace(sae, model='')"
+        )
     return self
+
 
 SparseAutoencoder.check = check_sae
 
 # %% ../../nbs/measure/sae.ipynb #e0e0a3f4
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "centre")
 
+
 def save_sae(
     self: SparseAutoencoder,
-    path: "str | Path",  # the file to write
+    path: str | Path,  # the file to write
     dtype: torch.dtype = torch.float32,  # float16 for half the size
 ) -> Path:
     "Write an autoencoder to one safetensors file."
     from safetensors.torch import save_file
     from tokenscope import __version__
-    head = {key: getattr(self, key) for key in ("activation", "k", "inputs", "site", "layer", "model", "meta")}
-    tensors = {name: t.detach().cpu().to(dtype).contiguous().clone() for name in TENSORS if torch.is_tensor(t := getattr(self, name))}
+
+    head = {
+        key: getattr(self, key)
+        for key in ("activation", "k", "inputs", "site", "layer", "model", "meta")
+    }
+    tensors = {
+        name: t.detach().cpu().to(dtype).contiguous().clone()
+        for name in TENSORS
+        if torch.is_tensor(t := getattr(self, name))
+    }
     with written_whole(Path(path)) as draft:
-        save_file(tensors, str(draft), metadata={"tokenscope_sae": json.dumps(dict(format=1, version=__version__, **head))})
+        save_file(
+            tensors,
+            str(draft),
+            metadata={"tokenscope_sae": json.dumps(dict(format=1, version=__version__, **head))},
+        )
     return Path(path)
 
 # %% ../../nbs/measure/sae.ipynb #5e7153c8
 def load_sae(
-    path: "str | Path",  # a file that `SparseAutoencoder.save` wrote
+    path: str | Path,  # a file that `SparseAutoencoder.save` wrote
     scope=None,  # the `Scope` it is meant for; it is checked against it
 ) -> SparseAutoencoder:
     "Read an autoencoder from a file."
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), "pt") as file:
             head = json.loads((file.metadata() or {})["tokenscope_sae"])
             if head.pop("format") != 1:
                 raise ValueError("an unknown format")
             head.pop("version")
-            made = SparseAutoencoder(**{name: file.get_tensor(name).float() for name in file.keys()}, **head)
+            made = SparseAutoencoder(
+                **{name: file.get_tensor(name).float() for name in file.keys()}, **head
+            )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ScopeError(f"Not a file of an autoencoder: {Path(path).name} ({type(e).__name__}: {e}); give one that SparseAutoencoder.save wrote") from e
+        raise ScopeError(
+            f"Not a file of an autoencoder: {Path(path).name} ({type(e).__name__}: {e}); give one "
+            "that SparseAutoencoder.save wrote"
+        ) from e
     return made if scope is None else made.check(scope)
+
 
 SparseAutoencoder.save = save_sae
 
@@ -190,6 +264,7 @@ SparseAutoencoder.save = save_sae
 @cache
 def _shipped():
     return load_sae(files("tokenscope") / "shipped" / "sae_smollm2_layer14.safetensors")
+
 
 def default_sae(
     scope=None,  # the `Scope` it is meant for: the default model
@@ -201,14 +276,20 @@ def default_sae(
 @dataclass(frozen=True)
 class SaeReport:
     "How well an autoencoder does on some states."
-    explained: float  # share of the variance of the normalised states; 1 is perfect, below 0 worse than their mean
+
+    # share of the variance of the normalised states; 1 is perfect, below 0 worse than their mean
+    explained: float
     l0: float  # features that fire on a token
     dead: int  # features that never fire
     n_features: int
     n_tokens: int
 
     def __repr__(self):
-        return f"SaeReport(explained {self.explained:.2f}; {self.l0:.1f} features a token; {self.dead:,} of {self.n_features:,} silent in {self.n_tokens:,} tokens)"
+        return (
+            f"SaeReport(explained {self.explained:.2f}; {self.l0:.1f} features a token; "
+            f"{self.dead:,} of {self.n_features:,} silent in {self.n_tokens:,} tokens)"
+        )
+
 
 def sae_report(
     self: SparseAutoencoder,
@@ -216,19 +297,29 @@ def sae_report(
     batch_size: int = 4096,
 ) -> SaeReport:
     "Explained variance, L0 and dead features."
-    lost, fired, on = 0.0, torch.zeros(self.n_features, dtype=torch.bool), 0
+    lost = 0.0
+    fired = torch.zeros(self.n_features, dtype=torch.bool)
+    on = 0
     if not len(states):
         raise ScopeError("No states to report on; give at least one")
     moments = torch.zeros(2, self.width, dtype=torch.double)
     with torch.no_grad():
         for some in states.split(batch_size):
-            x, z = self.normalised(some)[0], self.encode(some)
+            x = self.normalised(some)[0]
+            z = self.encode(some)
             lost += (x - self.decode(z)).double().square().sum().item()
             moments += torch.stack([x.double().sum(0), x.double().square().sum(0)]).cpu()
             fired |= (z > 0).any(0).cpu()
             on += (z > 0).sum().item()
     total = (moments[1] - moments[0].square() / len(states)).sum().item()
-    return SaeReport(1 - lost / max(total, 1e-30), on / len(states), int((~fired).sum()), self.n_features, len(states))
+    return SaeReport(
+        1 - lost / max(total, 1e-30),
+        on / len(states),
+        int((~fired).sum()),
+        self.n_features,
+        len(states),
+    )
+
 
 SparseAutoencoder.report = sae_report
 
@@ -237,13 +328,20 @@ def code_batches(
     scope,  # a `Scope`
     sae: SparseAutoencoder,
     texts: Iterable,  # texts, or lists of token ids
-    positions: "None | int | slice | str | Iterable[int]" = slice(1, None),  # all but the first real token
+    positions: None | int | slice | str | Iterable[int] = slice(
+        1, None
+    ),  # all but the first real token
     batch_tokens: int = 2048,
-) -> Iterator[tuple[list[int], Float[Tensor, "batch token feature"], Tensor]]:  # numbers of the texts, codes, which tokens are meant
+) -> Iterator[
+    tuple[list[int], Float[Tensor, "batch token feature"], Tensor]
+]:  # numbers of the texts, codes, which tokens are meant
     "The codes of a set of texts, one batch at a time."
     sae.check(scope)
-    for numbers, states, meant in state_batches(scope, texts, sae.site, sae.layer, positions, batch_tokens):
+    for numbers, states, meant in state_batches(
+        scope, texts, sae.site, sae.layer, positions, batch_tokens
+    ):
         yield numbers, sae.encode(states[:, :, 0]), meant
+
 
 def feature_scores(
     scope,  # a `Scope`
@@ -259,15 +357,30 @@ def feature_scores(
     return TokenScores(trace.tokens[0], values.numpy(), name=f"feature {feature}")
 
 # %% ../../nbs/measure/sae.ipynb #23900326
-_hooks = {"hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post", "hook_attn_out": "attn_out",
-          "hook_mlp_out": "mlp_out", "mlp.hook_post": "mlp_post"}
-_norms = {"none": "none", "constant_norm_rescale": "scale", "layer_norm": "layer_norm", "expected_average_only_in": "none"}
+_hooks = {
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_out": "mlp_out",
+    "mlp.hook_post": "mlp_post",
+}
+_norms = {
+    "none": "none",
+    "constant_norm_rescale": "scale",
+    "layer_norm": "layer_norm",
+    "expected_average_only_in": "none",
+}
+
 
 def _lens_place(cfg):
     "Site and layer of a hook name."
     found = re.fullmatch(r"blocks\.(\d+)\.(.+)", str(cfg.get("hook_name")))
     if not found or found[2] not in _hooks:
-        raise ScopeError(f"No site for the hook {cfg.get('hook_name')!r}; accepted: blocks.N. and one of {', '.join(_hooks)}")
+        raise ScopeError(
+            f"No site for the hook {cfg.get('hook_name')!r}; accepted: blocks.N. and one of "
+            f"{', '.join(_hooks)}"
+        )
     return _hooks[found[2]], int(found[1])
 
 # %% ../../nbs/measure/sae.ipynb #ff576750
@@ -275,32 +388,53 @@ def _lens_files(folder):
     "Config (one level) and tensors of a folder."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
     try:
         cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-        weights = {name: t.float() for name, t in load_file(folder / "sae_weights.safetensors").items()}
+        weights = {
+            name: t.float() for name, t in load_file(folder / "sae_weights.safetensors").items()
+        }
         cfg = {**(cfg.pop("metadata", None) or {}), **cfg}
     except (OSError, ValueError, AttributeError, SafetensorError) as e:
-        raise ScopeError(f"Not a SAELens folder: {folder.name} ({type(e).__name__}: {e}); it needs cfg.json and sae_weights.safetensors") from e
+        raise ScopeError(
+            f"Not a SAELens folder: {folder.name} ({type(e).__name__}: {e}); it needs cfg.json and "
+            "sae_weights.safetensors"
+        ) from e
     kind = {"standard": "relu"}.get(cfg.get("architecture", "standard"), cfg.get("architecture"))
     if cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":
         kind = "topk"
     needed = {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"threshold"} if kind == "jumprelu" else set())
-    if kind not in ACTIVATIONS or cfg.get("normalize_activations") not in (None, *_norms) or set(weights) != needed or cfg.get("reshape_activations", "none") != "none":
-        raise ScopeError(f"A SAELens autoencoder of a kind that is not read here: architecture {cfg.get('architecture')!r}, normalize_activations {cfg.get('normalize_activations')!r}, "
-                         f"tensors {', '.join(sorted(weights))}; accepted: standard, topk, jumprelu with {', '.join(_norms)}")
+    if (
+        kind not in ACTIVATIONS
+        or cfg.get("normalize_activations") not in (None, *_norms)
+        or set(weights) != needed
+        or cfg.get("reshape_activations", "none") != "none"
+    ):
+        raise ScopeError(
+            "A SAELens autoencoder of a kind that is not read here: architecture "
+            f"{cfg.get('architecture')!r}, normalize_activations "
+            f"{cfg.get('normalize_activations')!r}, "
+            f"tensors {', '.join(sorted(weights))}; accepted: standard, topk, jumprelu with "
+            f"{', '.join(_norms)}"
+        )
     return cfg, weights, kind
 
 # %% ../../nbs/measure/sae.ipynb #686ac88b
 def load_saelens(
-    folder: "str | Path",  # with cfg.json and sae_weights.safetensors
+    folder: str | Path,  # with cfg.json and sae_weights.safetensors
     scope=None,  # the `Scope` it is meant for; width and layer are checked
-    mean_norm: "float | None" = None,  # mean length of the training states, where the folder says "expected_average_only_in"
+    mean_norm: float
+    # mean length of the training states, where the folder says "expected_average_only_in"
+    | None = None,
 ) -> SparseAutoencoder:
     "Read an autoencoder in the format of SAELens."
     cfg, w, kind = _lens_files(Path(folder))
     (site, layer), way = _lens_place(cfg), cfg.get("normalize_activations") or "none"
     if (way == "expected_average_only_in") != (mean_norm is not None):
-        raise ScopeError(f"normalize_activations is {way!r}: mean_norm= belongs to 'expected_average_only_in' and is needed there; given: {mean_norm}")
+        raise ScopeError(
+            f"normalize_activations is {way!r}: mean_norm= belongs to 'expected_average_only_in' "
+            f"and is needed there; given: {mean_norm}"
+        )
     if mean_norm is not None:  # the encoder was trained on h * sqrt(d) / mean_norm
         factor = w["W_dec"].shape[1] ** 0.5 / mean_norm
         w.update(W_enc=w["W_enc"] * factor, W_dec=w["W_dec"] / factor, b_dec=w["b_dec"] / factor)
@@ -308,8 +442,20 @@ def load_saelens(
         w["b_enc"] = w["b_enc"] - w["b_dec"] @ w["W_enc"]
     lengths = w["W_dec"].norm(dim=-1)
     if (kind != "topk" or cfg.get("rescale_acts_by_decoder_norm")) and (lengths > 0).all():
-        w.update(W_enc=w["W_enc"] * lengths, b_enc=w["b_enc"] * lengths, W_dec=w["W_dec"] / lengths[:, None])
+        w.update(
+            W_enc=w["W_enc"] * lengths,
+            b_enc=w["b_enc"] * lengths,
+            W_dec=w["W_dec"] / lengths[:, None],
+        )
         w.update({"threshold": w["threshold"] * lengths} if kind == "jumprelu" else {})
     k = int(cfg.get("k") or (cfg.get("activation_fn_kwargs") or {}).get("k") or 0)
-    made = SparseAutoencoder(**w, activation=kind, k=k, inputs=_norms[way], site=site, layer=layer, meta=dict(format="SAELens", model=str(cfg.get("model_name") or "")))
+    made = SparseAutoencoder(
+        **w,
+        activation=kind,
+        k=k,
+        inputs=_norms[way],
+        site=site,
+        layer=layer,
+        meta=dict(format="SAELens", model=str(cfg.get("model_name") or "")),
+    )
     return made if scope is None else made.check(scope)

@@ -29,16 +29,31 @@ from ..core.states import state_batches
 
 # %% ../../nbs/measure/sae_training.ipynb #848d52eb
 def _pieces(states, site, layer):
-    "Sizes of the pieces of the data, a function that reads one, the layer, and what identifies the data."
+    """Sizes of the pieces of the data, a function that reads one, the layer, and what identifies
+    the data."""
     if isinstance(states, Corpus):
         layers = states.manifest["layers"]
         if layer not in layers and not (layer is None and len(layers) == 1):
-            raise ScopeError(f"layer= must name one of the layers of the corpus, {layers}; given: {layer}")
+            raise ScopeError(
+                f"layer= must name one of the layers of the corpus, {layers}; given: {layer}"
+            )
         at = layers.index(layer) if layer is not None else 0
-        read = lambda i: next(states.states(site, shards=[i]))[:, at].float()
-        return [c["rows"] for c in states.counts], read, layers[at], [states.manifest[key] for key in ("weights", "data", "stored as")]
+
+        def read(i):
+            return next(states.states(site, shards=[i]))[:, at].float()
+
+        return (
+            [c["rows"] for c in states.counts],
+            read,
+            layers[at],
+            [states.manifest[key] for key in ("weights", "data", "stored as")],
+        )
     if not torch.is_tensor(states) or states.ndim != 2 or not states.is_floating_point():
-        raise ScopeError(f"Not states: {tuple(states.shape) if torch.is_tensor(states) else type(states).__name__}; give a tensor (token, width) or a Corpus with states")
+        raise ScopeError(
+            "Not states: "
+            f"{tuple(states.shape) if torch.is_tensor(states) else type(states).__name__}; give a "
+            "tensor (token, width) or a Corpus with states"
+        )
     digest = hashlib.sha256(states.detach().float().cpu().contiguous().numpy()).hexdigest()[:16]
     return [len(states)], lambda i: states.float(), layer or 0, digest
 
@@ -48,18 +63,29 @@ def _survey(sizes, read, drop, centred):
     lengths = [read(i).norm(dim=-1) for i in range(len(sizes))]
     every = torch.cat(lengths) if lengths else torch.empty(0)
     if len(every) < 2 or not every.isfinite().all():
-        raise ScopeError("No states to fit: " + ("there are fewer than two" if len(every) < 2 else "some are NaN or infinite; try a wider number type"))
+        raise ScopeError(
+            "No states to fit: "
+            + (
+                "there are fewer than two"
+                if len(every) < 2
+                else "some are NaN or infinite; try a wider number type"
+            )
+        )
     kept = [(n <= drop * every.median()) & (n > 0) for n in lengths]
     n = sum(int(k.sum()) for k in kept)
     if not n:
-        raise ScopeError(f"No states to fit: none is at most drop = {drop} times as long as the median, {every.median():.3g}, and above 0")
+        raise ScopeError(
+            f"No states to fit: none is at most drop = {drop} times as long as the median, "
+            f"{every.median():.3g}, and above 0"
+        )
     total = sum(read(i)[k].double().sum(0) for i, k in enumerate(kept)) if centred else 0
     return kept, (total / n).float() if centred else 0.0
 
 # %% ../../nbs/measure/sae_training.ipynb #3e00e1f5
 def _buffers(order, sizes, at_least):
     "Join pieces until each group is large enough."
-    groups, held = [[]], 0
+    groups = [[]]
+    held = 0
     for i in order:
         groups[-1].append(i)
         held += sizes[i]
@@ -71,13 +97,18 @@ def _buffers(order, sizes, at_least):
         groups[-1] += last
     return groups or [last]
 
+
 def _batches(sizes, read, batch_size, buffer, seed, skip) -> Iterator[Float[Tensor, "batch width"]]:
     "Batches in an order that seed and step decide."
     for epoch in count():
         draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        for group in _buffers(torch.randperm(len(sizes), generator=draw).tolist(), sizes, max(buffer, batch_size)):
+        for group in _buffers(
+            torch.randperm(len(sizes), generator=draw).tolist(), sizes, max(buffer, batch_size)
+        ):
             n = sum(sizes[i] for i in group)
-            shuffled = torch.randperm(n, generator=draw)[:n // batch_size * batch_size].view(-1, batch_size)
+            shuffled = torch.randperm(n, generator=draw)[: n // batch_size * batch_size].view(
+                -1, batch_size
+            )
             if skip < len(shuffled):
                 rows = torch.cat([read(i) for i in group])
                 yield from (rows[some.to(rows.device)] for some in shuffled[skip:])
@@ -87,9 +118,10 @@ def _batches(sizes, read, batch_size, buffer, seed, skip) -> Iterator[Float[Tens
 @dataclass(frozen=True)
 class SaeRecipe:
     "How an autoencoder is fitted."
+
     n_features: int = 1024
-    k: "int | None" = None  # features that may fire on a token: TopK
-    l1: "float | None" = None  # or the weight of the L1 penalty: ReLU; give one of the two
+    k: int | None = None  # features that may fire on a token: TopK
+    l1: float | None = None  # or the weight of the L1 penalty: ReLU; give one of the two
     steps: int = 2500
     batch_size: int = 512  # tokens a step
     lr: float = 1e-3  # of Adam, after the warm-up
@@ -101,33 +133,55 @@ class SaeRecipe:
 
     def __post_init__(self):
         if (self.k is None) == (self.l1 is None) or self.inputs not in ("scale", "unit"):
-            raise ScopeError(f"Give one of k= (TopK) and l1= (ReLU), and inputs 'scale' or 'unit'; given: k={self.k}, l1={self.l1}, inputs={self.inputs!r}")
-        if not (min(self.n_features, self.steps, self.batch_size) >= 1 and self.lr > 0 and self.drop > 0 and 0 <= (self.l1 or 0) < math.inf and 1 <= (1 if self.k is None else self.k) <= self.n_features):
-            raise ScopeError(f"An autoencoder needs at least one feature, step and state a step, lr and drop above 0, l1 at least 0, k from 1 to n_features; given: {asdict(self)}")
+            raise ScopeError(
+                "Give one of k= (TopK) and l1= (ReLU), and inputs 'scale' or 'unit'; given: "
+                f"k={self.k}, l1={self.l1}, inputs={self.inputs!r}"
+            )
+        if not (
+            min(self.n_features, self.steps, self.batch_size) >= 1
+            and self.lr > 0
+            and self.drop > 0
+            and 0 <= (self.l1 or 0) < math.inf
+            and 1 <= (1 if self.k is None else self.k) <= self.n_features
+        ):
+            raise ScopeError(
+                "An autoencoder needs at least one feature, step and state a step, lr and drop "
+                f"above 0, l1 at least 0, k from 1 to n_features; given: {asdict(self)}"
+            )
 
     def rate(self, step: int) -> float:
         "The learning rate: a warm-up, then a linear decay to 0."
         warm = max(1, min(self.warmup, self.steps // 2))
-        return self.lr * min((step + 1) / warm, (self.steps - step) / max(1, self.steps - warm), 1.0)
+        return self.lr * min(
+            (step + 1) / warm, (self.steps - step) / max(1, self.steps - warm), 1.0
+        )
 
 # %% ../../nbs/measure/sae_training.ipynb #8feabeca
 def _start(width, recipe, device):
     "The parameters at step 0."
     n = recipe.n_features
-    W_dec = torch.nn.functional.normalize(torch.randn(n, width, generator=torch.Generator().manual_seed(recipe.seed)), dim=-1)
-    made = dict(W_dec=W_dec, b_enc=torch.zeros(n)) | ({} if recipe.tied else dict(W_enc=W_dec.T.clone(), b_dec=torch.zeros(width)))
+    W_dec = torch.nn.functional.normalize(
+        torch.randn(n, width, generator=torch.Generator().manual_seed(recipe.seed)), dim=-1
+    )
+    made = dict(W_dec=W_dec, b_enc=torch.zeros(n)) | (
+        {} if recipe.tied else dict(W_enc=W_dec.T.clone(), b_dec=torch.zeros(width))
+    )
     return {name: t.to(device).requires_grad_() for name, t in made.items()}
+
 
 def _as_sae(parameters, kind):
     "The autoencoder that parameters stand for."
     W_dec = parameters["W_dec"]
     whole = dict(W_enc=W_dec.T, b_dec=torch.zeros_like(W_dec[0])) | parameters
-    return SparseAutoencoder(**{name: t.detach().cpu().contiguous() for name, t in whole.items()}, **kind)
+    return SparseAutoencoder(
+        **{name: t.detach().cpu().contiguous() for name, t in whole.items()}, **kind
+    )
 
 # %% ../../nbs/measure/sae_training.ipynb #03c4afc2
 def _loss(parameters, x, recipe):
     "Lost share of the squared length, and the penalty."
-    W_dec, power = parameters["W_dec"], x.shape[-1] if recipe.inputs == "scale" else 1.0
+    W_dec = parameters["W_dec"]
+    power = x.shape[-1] if recipe.inputs == "scale" else 1.0
     before = x @ parameters.get("W_enc", W_dec.T) + parameters["b_enc"]
     if recipe.k:
         values, which = before.topk(recipe.k, dim=-1)
@@ -135,7 +189,8 @@ def _loss(parameters, x, recipe):
     else:
         z = before.relu()
     lost = (x - z @ W_dec - parameters.get("b_dec", 0)).square().sum(-1).mean() / power
-    return lost + recipe.l1 * z.sum(-1).mean() / power ** 0.5 if recipe.l1 else lost
+    return lost + recipe.l1 * z.sum(-1).mean() / power**0.5 if recipe.l1 else lost
+
 
 def _step(parameters, adam, x, recipe, step):
     "One step of descent."
@@ -156,21 +211,27 @@ def _step(parameters, adam, x, recipe, step):
 def _put_down(store, step, parameters, adam):
     "Write a checkpoint."
     from safetensors.torch import save_file
+
     held = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
     for name, p in parameters.items():
         held |= {f"{name}.{key}": t.detach().cpu().contiguous() for key, t in adam.state[p].items()}
     with written_whole(store.folder / "checkpoint.safetensors") as draft:
         save_file(held, str(draft), metadata={"step": str(step)})
 
+
 def _take_up(store, parameters, adam):
     "Go on from a checkpoint, if there is one: the number of steps done."
     from safetensors import safe_open
+
     if not (path := store.folder / "checkpoint.safetensors").exists():
         return 0
     with safe_open(str(path), "pt") as file, torch.no_grad():
         for name, p in parameters.items():
             p.copy_(file.get_tensor(name))
-            adam.state[p] = {key: file.get_tensor(f"{name}.{key}").to("cpu" if key == "step" else p.device) for key in ("step", "exp_avg", "exp_avg_sq")}
+            adam.state[p] = {
+                key: file.get_tensor(f"{name}.{key}").to("cpu" if key == "step" else p.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
         return int(file.metadata()["step"])
 
 # %% ../../nbs/measure/sae_training.ipynb #76b5a0a7
@@ -182,41 +243,74 @@ def _descend(parameters, normalise, batches, recipe, store, every):
         for step, h in zip(range(done, recipe.steps), batches(done)):
             loss = _step(parameters, adam, normalise(h)[0], recipe, step)
             if not loss.isfinite():
-                raise ScopeError(f"The fit diverged at step {step}: its loss is {loss.item()}; give a smaller lr")
+                raise ScopeError(
+                    f"The fit diverged at step {step}: its loss is {loss.item()}; give a smaller lr"
+                )
             bar.update()
             if store and ((step + 1) % every == 0 or step + 1 == recipe.steps):
                 _put_down(store, step + 1, parameters, adam)
 
 # %% ../../nbs/measure/sae_training.ipynb #6bb296e5
 def fit_sae(
-    states: "Tensor | Corpus",  # (token, width); or a corpus job that kept states
+    states: Tensor | Corpus,  # (token, width); or a corpus job that kept states
     n_features: int = 1024,
     *,
     site: str = "resid_post",  # where the states are from
-    layer: "int | None" = None,  # None: 0, or the only layer of a corpus
+    layer: int | None = None,  # None: 0, or the only layer of a corpus
     model: str = "",  # whose states
-    folder: "str | Path | None" = None,  # where checkpoints go; a run that was begun there is finished
+    folder: str
+    | Path
+    | None = None,  # where checkpoints go; a run that was begun there is finished
     every: int = 250,  # steps between checkpoints
     buffer: int = 65_536,  # states of a corpus in memory at once
-    **recipe,  # fields of `SaeRecipe`: k or l1, steps, batch_size, lr, warmup, tied, inputs, drop, seed
+    # fields of `SaeRecipe`: k or l1, steps, batch_size, lr, warmup, tied, inputs, drop, seed
+    **recipe,
 ) -> SparseAutoencoder:
     "Fit a sparse autoencoder to states."
     recipe = SaeRecipe(n_features, **recipe)
     sizes, read, layer, data = _pieces(states, check_site(site), layer)
     kept, centre = _survey(sizes, read, recipe.drop, recipe.inputs == "scale")
-    sizes, part = [int(k.sum()) for k in kept], lambda i: read(i)[kept[i]]
+    sizes = [int(k.sum()) for k in kept]
+
+    def part(i):
+        return read(i)[kept[i]]
+
     parameters = _start(part(0).shape[-1], recipe, part(0).device)
-    kind = dict(activation="topk" if recipe.k else "relu", k=recipe.k or 0, inputs=recipe.inputs, centre=centre, site=site, layer=layer, model=model)
+    kind = dict(
+        activation="topk" if recipe.k else "relu",
+        k=recipe.k or 0,
+        inputs=recipe.inputs,
+        centre=centre,
+        site=site,
+        layer=layer,
+        model=model,
+    )
     size = min(recipe.batch_size, sum(sizes))
-    run = parameters, _as_sae(parameters, kind).normalised, lambda skip: _batches(sizes, part, size, buffer, recipe.seed, skip), recipe
+    run = (
+        parameters,
+        _as_sae(parameters, kind).normalised,
+        lambda skip: _batches(sizes, part, size, buffer, recipe.seed, skip),
+        recipe,
+    )
     if folder is None:
         _descend(*run, None, every)
     else:
         store = ShardStore(Path(folder))
         with store.locked():
-            store.begin(dict(kind="sparse autoencoder", data=data, site=site, layer=layer, buffer=buffer, **asdict(recipe)))
+            store.begin(
+                dict(
+                    kind="sparse autoencoder",
+                    data=data,
+                    site=site,
+                    layer=layer,
+                    buffer=buffer,
+                    **asdict(recipe),
+                )
+            )
             _descend(*run, store, every)
-    return _as_sae(parameters, {**kind, "meta": dict(data=data, n_tokens=sum(sizes), **asdict(recipe))})
+    return _as_sae(
+        parameters, {**kind, "meta": dict(data=data, n_tokens=sum(sizes), **asdict(recipe))}
+    )
 
 # %% ../../nbs/measure/sae_training.ipynb #0446b8fd
 def sae_from_texts(
@@ -229,7 +323,9 @@ def sae_from_texts(
 ) -> SparseAutoencoder:
     "Fit a sparse autoencoder to the states of one layer on some texts, without their first tokens."
     layer = resolve_layers(layer, scope.n_layers)[0]
-    states = [states[meant][:, 0].cpu() for _, states, meant in state_batches(scope, texts, site, layer)]
+    states = [
+        states[meant][:, 0].cpu() for _, states, meant in state_batches(scope, texts, site, layer)
+    ]
     if not states:
         raise ScopeError("No states to fit: the set of texts is empty")
     name = Path(str(getattr(scope.model.config, "_name_or_path", "") or "")).name
@@ -244,10 +340,15 @@ def random_sequences(
 ) -> list[list[int]]:
     "Sequences of token ids drawn uniformly from the vocabulary without its special tokens."
     if min(n, length) < 1:
-        raise ScopeError(f"Random sequences need at least one sequence of one token; given: n={n}, length={length}")
+        raise ScopeError(
+            f"Random sequences need at least one sequence of one token; given: n={n}, "
+            f"length={length}"
+        )
     special = set(getattr(scope.tokenizer, "all_special_ids", None) or ())
     ordinary = torch.tensor([i for i in range(scope.vocab_size) if i not in special])
-    return ordinary[torch.randint(len(ordinary), (n, length), generator=torch.Generator().manual_seed(seed))].tolist()
+    return ordinary[
+        torch.randint(len(ordinary), (n, length), generator=torch.Generator().manual_seed(seed))
+    ].tolist()
 
 # %% ../../nbs/measure/sae_training.ipynb #30578c06
 def shipped_recipe_texts(
@@ -260,13 +361,16 @@ def shipped_recipe_texts(
         texts += own
         for seed in range(2):
             order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed)).tolist()
-            texts += [" ".join(own[i] for i in order[at:at + 3]) for at in range(0, len(own), 3)]
+            texts += [" ".join(own[i] for i in order[at : at + 3]) for at in range(0, len(own), 3)]
     return texts + random_sequences(scope, 40, 64)
+
 
 def make_default_sae(
     scope,  # the default model
-    path: "str | Path",  # the file to write
-    folder: "str | Path | None" = None,  # for checkpoints
+    path: str | Path,  # the file to write
+    folder: str | Path | None = None,  # for checkpoints
 ) -> Path:
     "Fit the shipped autoencoder again and write it."
-    return sae_from_texts(scope, shipped_recipe_texts(scope), layer=14, k=24, folder=folder).save(path, torch.float16)
+    return sae_from_texts(scope, shipped_recipe_texts(scope), layer=14, k=24, folder=folder).save(
+        path, torch.float16
+    )

@@ -34,34 +34,56 @@ def spectrum_rank(
 @dataclass(frozen=True, eq=False)
 class ShiftGeometry:
     "The directions in which a set of shifts lies."
+
     sigma: Float[Tensor, " k"]  # singular values
     basis: Float[Tensor, "rank feature"]  # orthonormal
     r_eff: int
     r_gap: int
     mass: float  # share of the squared length in the span of the basis
     stability: float  # overlap of the spans of redrawn pairs
-    score = property(lambda self: self.mass * self.stability)
+
+    @property
+    def score(self):
+        return self.mass * self.stability
+
 
 def shift_geometry(
     shifts: Float[Tensor, "pair feature"],
-    rank: "int | None" = None,  # None: by `spectrum_rank`
+    rank: int | None = None,  # None: by `spectrum_rank`
     draws: int = 20,
     seed: int = 0,
 ) -> ShiftGeometry:
     "Uncentred SVD of shifts, with the stability of its leading directions."
-    svd = lambda x: torch.linalg.svd(x, full_matrices=False)[1:]
+
+    def svd(x):
+        return torch.linalg.svd(x, full_matrices=False)[1:]
+
     sigma, axes = svd(shifts)
     if not sigma.numel() or not sigma[0] > 0:
         raise ScopeError("No shift between the languages: the codes of every pair are the same")
     r_eff, r_gap, r = spectrum_rank(sigma)
-    r, draw = min(rank or r, len(axes)), torch.Generator().manual_seed(seed)
-    again = [svd(shifts[torch.randint(len(shifts), (len(shifts),), generator=draw)])[1][:r] for _ in range(draws)]
-    overlap = torch.stack([(a @ b.T).square().sum() / len(a) for i, a in enumerate(again) for b in again[:i]])
-    return ShiftGeometry(sigma, axes[:r], r_eff, r_gap, (sigma[:r].square().sum() / sigma.square().sum()).item(), overlap.median().item())
+    r = min(rank or r, len(axes))
+    draw = torch.Generator().manual_seed(seed)
+    again = [
+        svd(shifts[torch.randint(len(shifts), (len(shifts),), generator=draw)])[1][:r]
+        for _ in range(draws)
+    ]
+    overlap = torch.stack(
+        [(a @ b.T).square().sum() / len(a) for i, a in enumerate(again) for b in again[:i]]
+    )
+    return ShiftGeometry(
+        sigma,
+        axes[:r],
+        r_eff,
+        r_gap,
+        (sigma[:r].square().sum() / sigma.square().sum()).item(),
+        overlap.median().item(),
+    )
 
 # %% ../../nbs/measure/spectra.ipynb #4f2851cc
 class Principal(NamedTuple):
     "The top singular directions of a matrix, and its whole spectrum."
+
     U: Float[Tensor, "m k"]
     s: Float[Tensor, " rank"]  # all singular values, the largest first
     V: Float[Tensor, "n k"]
@@ -69,24 +91,32 @@ class Principal(NamedTuple):
 
     def weights(self) -> Float[Tensor, "m n"]:
         "The reconstruction of the matrix from its top directions."
-        return (self.U * self.s[:self.U.shape[1]]).float() @ self.V.float().T
+        return (self.U * self.s[: self.U.shape[1]]).float() @ self.V.float().T
+
 
 def principal_factors(
     W: Float[Tensor, "m n"],
-    k: "int | float" = 0.1,  # directions: a number, or a share of the shorter side
+    k: int | float = 0.1,  # directions: a number, or a share of the shorter side
 ) -> Principal:
-    "Singular values and top singular vectors by the Gram matrix of the shorter side, in double precision."
+    """Singular values and top singular vectors by the Gram matrix of the shorter side, in double
+    precision."""
     short = min(W.shape)
     r = k if isinstance(k, int) else max(1, round(k * short))
     if isinstance(k, bool) or not 1 <= r <= short:
-        raise ScopeError(f"Not a number of directions: k={k!r}; give 1 to {short}, or a share above 0 and up to 1")
+        raise ScopeError(
+            f"Not a number of directions: k={k!r}; give 1 to {short}, or a share above 0 and "
+            "up to 1"
+        )
     A = W.T if W.shape[0] > short else W  # (short, long)
     gram = torch.zeros(short, short, dtype=torch.float64)
     for block in A.split(2048, dim=1):
         gram.addmm_(block.double(), block.double().T)
     values, vectors = torch.linalg.eigh(gram)
-    s, near = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)[:, :r].contiguous()
-    far = torch.cat([block.double().T @ near for block in A.split(2048, dim=1)]) / s[:r].clamp(min=1e-300)
+    s = values.flip(0).clamp(min=0).sqrt()
+    near = vectors.flip(1)[:, :r].contiguous()
+    far = torch.cat([block.double().T @ near for block in A.split(2048, dim=1)]) / s[:r].clamp(
+        min=1e-300
+    )
     U, V = (far, near) if W.shape[0] > short else (near, far)
     return Principal(U, s, V, float(1 - s[r] / s[r - 1]) if r < short and s[r - 1] else math.nan)
 
@@ -97,4 +127,6 @@ def principal_angles(
 ) -> Float[Tensor, " k"]:  # degrees, the smallest first
     "The principal angles between two subspaces, from cosines and sines (Björck and Golub 1973)."
     cosine = A.T @ B
-    return torch.atan2(torch.linalg.svdvals(B - A @ cosine).flip(0), torch.linalg.svdvals(cosine)).rad2deg()
+    return torch.atan2(
+        torch.linalg.svdvals(B - A @ cosine).flip(0), torch.linalg.svdvals(cosine)
+    ).rad2deg()

@@ -29,13 +29,22 @@ def units_behind(
     more: Iterable,  # texts in which the direction is on
     less: Iterable,  # texts in which it is off
     k: int = 8,
-) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:  # numbers of units, and their parts; the largest first
+) -> tuple[
+    Int[Tensor, " k"], Float[Tensor, " k"]
+]:  # numbers of units, and their parts; the largest first
     "The MLP units of one layer that bring a direction about in some texts and not in others."
     difference = difference_of_means(scope, more, less, site="mlp_post", layers=layer).vectors[0]
     written = torch.zeros_like(difference).requires_grad_()
-    out = place_of(scope.structure, "mlp_post", layer).module  # the matrix that the units write through; it is linear
+    out = place_of(
+        scope.structure, "mlp_post", layer
+    ).module  # the matrix that the units write through; it is linear
     with torch.enable_grad():
-        along = torch.autograd.grad((out(written.to(scope.device, scope.dtype)[None, None]) * direction.to(scope.device)).sum(), written)[0]
+        along = torch.autograd.grad(
+            (
+                out(written.to(scope.device, scope.dtype)[None, None]) * direction.to(scope.device)
+            ).sum(),
+            written,
+        )[0]
     part = difference * along.float().cpu()
     top = part.topk(min(k, len(part)))
     return top.indices, top.values
@@ -44,24 +53,44 @@ def units_behind(
 @dataclass(frozen=True, eq=False)
 class FeatureSwitches:
     "When a feature counts as switched on, at some layers."
+
     site: str
     layers: list[int]
     n_features: int  # a layer
-    thresholds: "Tensor | None" = None  # (layer, feature), for the absolute value of a unit
+    thresholds: Tensor | None = None  # (layer, feature), for the absolute value of a unit
     sae: object = None  # a `SparseAutoencoder`; then above zero counts
 
-    kind = property(lambda self: "mlp" if self.sae is None else "sae")
+    @property
+    def kind(self):
+        return "mlp" if self.sae is None else "sae"
 
     def on(self, states: Float[Tensor, "*axes layer width"]) -> Bool[Tensor, "*axes layer feature"]:
         "Which features are on."
-        return states.float().abs() > self.thresholds.to(states.device) if self.sae is None else self.sae.encode(states) > 0
+        return (
+            states.float().abs() > self.thresholds.to(states.device)
+            if self.sae is None
+            else self.sae.encode(states) > 0
+        )
 
-    def at(self, layers: "None | int | slice | Iterable[int]", n_layers: int) -> "FeatureSwitches":
+    def at(self, layers: None | int | slice | Iterable[int], n_layers: int) -> "FeatureSwitches":
         "The same at some of its layers."
-        chosen = self.layers if layers is None else list(dict.fromkeys(resolve_layers(layers, n_layers)))
+        chosen = (
+            self.layers if layers is None else list(dict.fromkeys(resolve_layers(layers, n_layers)))
+        )
         if missing := [i for i in chosen if i not in self.layers]:
-            raise ScopeError(f"No switches for layer {missing[0]}: there are some for {self.layers}")
-        return self if self.sae is not None else replace(self, layers=chosen, thresholds=self.thresholds[[self.layers.index(i) for i in chosen]])
+            raise ScopeError(
+                f"No switches for layer {missing[0]}: there are some for {self.layers}"
+            )
+        return (
+            self
+            if self.sae is not None
+            else replace(
+                self,
+                layers=chosen,
+                thresholds=self.thresholds[[self.layers.index(i) for i in chosen]],
+            )
+        )
+
 
 def sae_switches(
     sae,  # a `SparseAutoencoder`
@@ -74,29 +103,41 @@ def mlp_switches(
     scope,  # a `Scope`
     texts: Iterable,  # texts, or lists of token ids
     *,
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all
+    layers: None | int | slice | Iterable[int] = None,  # None for all
     quantile: float = 0.995,  # of each unit's absolute value
     skip: int = 8,  # first tokens of each text, which switch on everything
-    site: "str | None" = None,  # None: mlp_post, or mlp_out where experts share the work
+    site: str | None = None,  # None: mlp_post, or mlp_out where experts share the work
     batch_tokens: int = 512,
 ) -> FeatureSwitches:
     "The hidden units of the MLPs, on where they exceed their own quantile."
     layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
-    rows, context = rows_of(list(texts), scope.tokenizer)[0], scope.structure.max_tokens
-    parts = [r[i:i + (context or len(r))] for r in rows for i in range(0, len(r), context or len(r))]  # a long text in pieces
+    rows = rows_of(list(texts), scope.tokenizer)[0]
+    context = scope.structure.max_tokens
+    parts = [
+        r[i : i + (context or len(r))] for r in rows for i in range(0, len(r), context or len(r))
+    ]  # a long text in pieces
     rows = [r for r in parts if len(r) > skip]
     n = sum(len(r) - skip for r in rows)
-    above = int((1 - quantile) * n + 1e-9) if 0 < quantile < 1 else 0  # positions at which each unit will be on
+    above = (
+        int((1 - quantile) * n + 1e-9) if 0 < quantile < 1 else 0
+    )  # positions at which each unit will be on
     if not above:
-        raise ScopeError(f"Too few tokens for the quantile {quantile}: {n} after the first {skip} of each text; it must lie between 0 and 1, and (1 - quantile) times the tokens must reach 1")
-    best, site = None, site or _hidden_site(scope, layers)
-    for _, states, meant in state_batches(scope, rows, site, layers, slice(skip, None), batch_tokens):
+        raise ScopeError(
+            f"Too few tokens for the quantile {quantile}: {n} after the first {skip} of each text; "
+            "it must lie between 0 and 1, and (1 - quantile) times the tokens must reach 1"
+        )
+    best = None
+    site = site or _hidden_site(scope, layers)
+    for _, states, meant in state_batches(
+        scope, rows, site, layers, slice(skip, None), batch_tokens
+    ):
         h = states[meant].abs()
         h = h if best is None else torch.cat([best, h])
         best = h.topk(min(above + 1, len(h)), dim=0).values
     if not best.isfinite().all():
         raise ScopeError("The units are not finite on these texts; try a wider number type")
     return FeatureSwitches(site, layers, best.shape[-1], (best[above - 1] + best[above]) / 2)
+
 
 def _hidden_site(scope, layers):
     "mlp_post where every layer has it."

@@ -22,8 +22,8 @@ STEPS = 48  # shades a side
 
 # %% ../../nbs/show/colours.ipynb #18932690
 def shade_step(
-    value: "int | float",  # the value
-    limits: "tuple",  # where the scale begins and ends
+    value: int | float,  # the value
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
 ) -> int:  # 0 to STEPS; negative on the negative side of a diverging scale
     "Which of the scale's shades a value has."
@@ -49,8 +49,8 @@ def shade_colour(
 
 # %% ../../nbs/show/colours.ipynb #5ddacc2a
 def tint(
-    value: "int | float",  # the value
-    limits: "tuple",  # where the scale begins and ends
+    value: int | float,  # the value
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
 ) -> str:  # "#rrggbbaa"
     "The translucent colour of a value; NaN is clear."
@@ -58,19 +58,21 @@ def tint(
 
 # %% ../../nbs/show/colours.ipynb #8316bdda
 def luminance(
-    rgb: "tuple",  # sRGB, 0 to 255
+    rgb: tuple,  # sRGB, 0 to 255
 ) -> float:  # 0 (black) to 1 (white)
     "Relative luminance of a colour."
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in rgb)]
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in rgb)
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 # %% ../../nbs/show/colours.ipynb #402a6136
 def rgb_over(
     colour: str,  # "#rrggbb" or "#rrggbbaa"
     page: str = "#ffffff",  # the colour underneath
-) -> "tuple":  # the colour seen
+) -> tuple:  # the colour seen
     "A translucent colour on a page."
-    top, under = ([int(c[i:i + 2], 16) for i in range(1, len(c), 2)] for c in (colour, page))
+    top, under = ([int(c[i : i + 2], 16) for i in range(1, len(c), 2)] for c in (colour, page))
     solid = top[3] / 255 if len(top) == 4 else 1.0
     return tuple(a * solid + b * (1 - solid) for a, b in zip(top, under))
 
@@ -92,18 +94,31 @@ def scale_limits(
 ) -> tuple:  # low and high, high above low
     "Limits of a colour scale that one giant cannot spoil."
     import numpy as np
+
     values = np.asarray(values, dtype=float)
     if limits is not None and not (isinstance(limits, str) and limits == "all"):
-        if isinstance(limits, str) or len(limits) != 2 or not all(map(math.isfinite, limits)) or limits[0] >= limits[1]:
-            raise ScopeError(f"Colour limits not understood: {limits!r}; give (low, high) with low below high, 'all', or None")
+        if (
+            isinstance(limits, str)
+            or len(limits) != 2
+            or not all(map(math.isfinite, limits))
+            or limits[0] >= limits[1]
+        ):
+            raise ScopeError(
+                f"Colour limits not understood: {limits!r}; give (low, high) with low below high, "
+                "'all', or None"
+            )
         return float(limits[0]), float(limits[1])
-    real = lambda x: x[np.isfinite(x)]
+
+    def real(x):
+        return x[np.isfinite(x)]
+
     body = values if limits == "all" or values.shape[-1] < 3 else values[..., 1:]
     body = real(body) if real(body).size else real(values)
     body = body if body.size else np.zeros(1)
     body, low = (np.abs(body), 0.0) if scale == "diverging" else (body, float(body.min()))
     low = 0.0 if 0 <= low < 0.5 * body.max() else low
-    high, usual = float(body.max()), float(np.percentile(body, 95))
+    high = float(body.max())
+    usual = float(np.percentile(body, 95))
     if limits is None and usual > low:
         high = min(high, low + 3 * (usual - low))
     first = real(values[..., 0]) if limits is None and values.shape[-1] else np.zeros(0)
@@ -117,7 +132,7 @@ def scale_limits(
 
 # %% ../../nbs/show/colours.ipynb #39e185ef
 def short_number(
-    value: "int | float",  # any number
+    value: int | float,  # any number
     digits: int = 3,  # significant digits
 ) -> str:  # without a needless exponent
     "A number in few characters."
@@ -127,28 +142,46 @@ def short_number(
     size = math.floor(math.log10(abs(value))) if value else 0
     if -4 <= size < 6:
         text = f"{round(value, digits - 1 - size):.{max(digits - 1 - size, 0)}f}"
-        return (text.rstrip("0").rstrip(".") if "." in text else text)
+        return text.rstrip("0").rstrip(".") if "." in text else text
     return f"{value:.{digits}g}"
 
 # %% ../../nbs/show/colours.ipynb #eb7dea82
 class Markup(str):
     "HTML that shows itself in a notebook."
-    def __repr__(self): return f"<{type(self).__name__}: {len(self):,} characters of HTML>"  # a notebook keeps this beside the HTML
-    def _repr_html_(self): return str(self)
+
+    def __repr__(self):
+        # a notebook keeps this beside the HTML
+        return f"<{type(self).__name__}: {len(self):,} characters of HTML>"
+
+    def _repr_html_(self):
+        return str(self)
 
 # %% ../../nbs/show/colours.ipynb #72ef1580
 def legend_bar(
-    limits: "tuple",  # where the scale begins and ends
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     solid: float = SOLID,  # opacity of the largest value
 ) -> Markup:  # numbers and a colour bar
     "The colour bar of a scale."
     low, high = limits
-    stops = ",".join(shade_colour(s, scale, solid) for s in ((-STEPS, -STEPS // 2, 0, STEPS // 2, STEPS) if scale == "diverging" else (0, STEPS // 2, STEPS)))
-    bar = (f'<span style="display:inline-block;vertical-align:-1px;width:7em;height:.8em;margin:0 .4em;border-radius:3px;'
-           f'box-shadow:inset 0 0 0 1px #8886;background:linear-gradient(90deg,{stops})"></span>')
+    stops = ",".join(
+        shade_colour(s, scale, solid)
+        for s in (
+            (-STEPS, -STEPS // 2, 0, STEPS // 2, STEPS)
+            if scale == "diverging"
+            else (0, STEPS // 2, STEPS)
+        )
+    )
+    bar = (
+        '<span style="display:inline-block;vertical-align:-1px;width:7em;height:.8em;margin:0 '
+        ".4em;border-radius:3px;"
+        f'box-shadow:inset 0 0 0 1px #8886;background:linear-gradient(90deg,{stops})"></span>'
+    )
     middle = "" if scale == "sequential" else ", 0 in the middle"
-    return Markup(f'<span role=img aria-label="scale from {short_number(low)} to {short_number(high)}{middle}">{short_number(low)}{bar}{short_number(high)}</span>')
+    return Markup(
+        f'<span role=img aria-label="scale from {short_number(low)} to '
+        f'{short_number(high)}{middle}">{short_number(low)}{bar}{short_number(high)}</span>'
+    )
 
 # %% ../../nbs/show/colours.ipynb #9d3745bb
 def as_numbers(
@@ -156,10 +189,14 @@ def as_numbers(
 ):  # a NumPy array, float64
     "Numbers of an array or a tensor of any kind, as float64."
     import numpy as np
+
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.float() if values.dtype.is_floating_point else values).numpy()
     try:
         return np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ScopeError(f"Values are not numbers: {error}; give an array of numbers, with NaN where there is none") from None
+        raise ScopeError(
+            f"Values are not numbers: {error}; give an array of numbers, with NaN where there "
+            "is none"
+        ) from None

@@ -23,15 +23,30 @@ from ..text.tokens import Tokens
 def slider_values(
     low: Real,  # first value
     high: Real,  # last value
-    step: "Real | None",  # distance of two values
+    step: Real | None,  # distance of two values
 ) -> list:  # ints if low and step are, else floats
     "Numbers from low to high, without the dust of floating point."
-    if not all(isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in (low, high, 1 if step is None else step)):
-        raise ScopeError(f"Not a slider: ({low!r}, {high!r}, {step!r}); give three finite numbers: low, high, step")
+    if not all(
+        isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
+        for x in (low, high, 1 if step is None else step)
+    ):
+        raise ScopeError(
+            f"Not a slider: ({low!r}, {high!r}, {step!r}); give three finite numbers: low, "
+            "high, step"
+        )
     whole = isinstance(low, Integral) and isinstance(1 if step is None else step, Integral)
-    step = step if step is not None else 1 if whole and isinstance(high, Integral) else (high - low) / 10
+    step = (
+        step
+        if step is not None
+        else 1
+        if whole and isinstance(high, Integral)
+        else (high - low) / 10
+    )
     if not (low < high and step > 0) or (high - low) / step > 10_000:
-        raise ScopeError(f"An empty or endless slider: ({low}, {high}, {step}); low must be below high and step above 0, with at most 10,000 steps")
+        raise ScopeError(
+            f"An empty or endless slider: ({low}, {high}, {step}); low must be below high and step "
+            "above 0, with at most 10,000 steps"
+        )
     count = math.floor((high - low) / step + 1e-9) + 1
     if whole:
         return [int(low) + i * int(step) for i in range(count)]
@@ -42,17 +57,18 @@ def slider_values(
 @dataclass(frozen=True)
 class Slider:
     "Numbers at equal steps, both ends included."
+
     low: Real  # smallest value
     high: Real  # largest value
-    step: "Real | None" = None  # distance of two values; 1, or a tenth of the way between fractions
-    value: "Real | None" = None  # where it opens; the middle if None
+    step: Real | None = None  # distance of two values; 1, or a tenth of the way between fractions
+    value: Real | None = None  # where it opens; the middle if None
     label: str = ""  # words beside the control; the parameter's name if empty
     unit: str = ""  # written after the number
     kind = "slider"
 
     @property
     def values(self) -> list:
-        "All its "
+        "All its"
         return slider_values(self.low, self.high, self.step)
 
     @property
@@ -68,14 +84,18 @@ class Slider:
             return (len(values) - 1) // 2
         near = min(range(len(values)), key=lambda i: abs(values[i] - self.value))
         if not math.isclose(values[near], self.value, abs_tol=1e-9):
-            raise ScopeError(f"Not on the slider: {self.value!r}; it goes from {self.low} to {self.high} and the nearest value is {values[near]}")
+            raise ScopeError(
+                f"Not on the slider: {self.value!r}; it goes from {self.low} to {self.high} and "
+                f"the nearest value is {values[near]}"
+            )
         return near
 
 # %% ../../nbs/show/controls.ipynb #e7d8d08c
 @dataclass(frozen=True)
 class Choice:
     "One of several things."
-    options: "list | dict"  # values, or what is written -> value
+
+    options: list | dict  # values, or what is written -> value
     value: object = None  # where it opens; the first if None
     label: str = ""  # words beside the control
     kind = "choice"
@@ -91,7 +111,9 @@ class Choice:
     @property
     def labels(self) -> list:
         "Each thing as it is written."
-        return [f"{option:g}" if isinstance(option, float) else str(option) for option in self.options]
+        return [
+            f"{option:g}" if isinstance(option, float) else str(option) for option in self.options
+        ]
 
     @property
     def start(self) -> int:
@@ -105,18 +127,26 @@ def place(
 ) -> int:  # its place
     "Where a value stands among others."
     for i, other in enumerate(values):
-        if value is other or (type(value) is type(other) or isinstance(value, Number)) and value == other:
+        if (
+            value is other
+            or (type(value) is type(other) or isinstance(value, Number))
+            and value == other
+        ):
             return i
-    raise ScopeError(f"Not an option: {value!r}; the options are {', '.join(map(repr, values[:20]))}")
+    raise ScopeError(
+        f"Not an option: {value!r}; the options are {', '.join(map(repr, values[:20]))}"
+    )
 
 # %% ../../nbs/show/controls.ipynb #8f93d073
 @dataclass(frozen=True)
 class Switch:
     "On or off."
+
     value: bool = False  # where it opens
     label: str = ""  # words beside the control
     kind = "switch"
-    values, labels = [False, True], ["off", "on"]
+    values = [False, True]
+    labels = ["off", "on"]
 
     @property
     def start(self) -> int:
@@ -127,6 +157,7 @@ class Switch:
 @dataclass(frozen=True)
 class Text:
     "Any text; a saved page offers the opening text and the examples."
+
     value: str  # where it opens
     examples: list = field(default_factory=list)  # more texts
     label: str = ""  # words beside the control
@@ -147,8 +178,11 @@ class Text:
 @dataclass(frozen=True)
 class Pick:
     "One token of a sentence; the function gets its place."
-    tokens: "Tokens | list"  # the tokens, or their texts
-    value: SupportsIndex = 0  # place of the token that is picked first; negative counts from the end
+
+    tokens: Tokens | list  # the tokens, or their texts
+    value: SupportsIndex = (
+        0  # place of the token that is picked first; negative counts from the end
+    )
     label: str = ""  # words beside the control
     kind = "pick"
 
@@ -166,12 +200,19 @@ class Pick:
     def start(self) -> int:
         "Place of the token that is picked first."
         count = len(self.tokens)
-        if isinstance(self.value, bool) or not hasattr(self.value, "__index__") or not -count <= self.value < count:
-            raise ScopeError(f"No such token to pick: {self.value!r}; there are {count} tokens, 0 to {count - 1}")
+        if (
+            isinstance(self.value, bool)
+            or not hasattr(self.value, "__index__")
+            or not -count <= self.value < count
+        ):
+            raise ScopeError(
+                f"No such token to pick: {self.value!r}; there are {count} tokens, 0 to {count - 1}"
+            )
         return self.value.__index__() % count
 
 # %% ../../nbs/show/controls.ipynb #382f012a
 CONTROL_KINDS = (Slider, Choice, Switch, Text, Pick)
+
 
 def as_control(
     given,  # (low, high, step), range, list, dict, bool, str, or a control
@@ -185,13 +226,25 @@ def as_control(
         made = Switch(given) if isinstance(given, bool) else Text(given)
     elif isinstance(given, range) and len(given) > 1:
         made = Slider(min(given), max(given), abs(given.step))
-    elif isinstance(given, tuple) and 2 <= len(given) <= 4 and all(isinstance(x, Real) for x in given):
+    elif (
+        isinstance(given, tuple)
+        and 2 <= len(given) <= 4
+        and all(isinstance(x, Real) for x in given)
+    ):
         made = Slider(*given)
     elif isinstance(given, (list, tuple, dict)):
         made = Choice(given if isinstance(given, dict) else list(given))
     else:
-        raise ScopeError(f"Not a control: {name}={given!r}; give (low, high, step), a list, True or False, a text, Slider, Choice, Switch, Text or Pick")
-    if not isinstance(given, CONTROL_KINDS) and made.kind in ("slider", "choice") and made.value is None and default is not None:
+        raise ScopeError(
+            f"Not a control: {name}={given!r}; give (low, high, step), a list, True or False, a "
+            "text, Slider, Choice, Switch, Text or Pick"
+        )
+    if (
+        not isinstance(given, CONTROL_KINDS)
+        and made.kind in ("slider", "choice")
+        and made.value is None
+        and default is not None
+    ):
         made = opened_at(made, default)
     made.start  # an opening value that does not exist is refused here
     return made if made.label else replace(made, label=name.replace("_", " "))
@@ -224,6 +277,10 @@ def as_controls(
     try:
         signature.bind(**given)
     except TypeError as error:
-        raise ScopeError(f"The controls do not fit the function: {error}; it takes {signature}") from error
-    defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
+        raise ScopeError(
+            f"The controls do not fit the function: {error}; it takes {signature}"
+        ) from error
+    defaults = {
+        name: p.default for name, p in signature.parameters.items() if p.default is not p.empty
+    }
     return {name: as_control(short, name, defaults.get(name)) for name, short in given.items()}

@@ -17,7 +17,16 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .colours import STEPS, Markup, as_numbers, rgb_over, scale_limits, shade_colour, short_number, tint
+from tokenscope.show.colours import (
+    STEPS,
+    Markup,
+    as_numbers,
+    rgb_over,
+    scale_limits,
+    shade_colour,
+    short_number,
+    tint,
+)
 from .marks import box_text, token_boxes, visible_text
 from ..text.names import ScopeError
 from .pictures import attention_map, box_places, figure_html, patch_grid
@@ -27,84 +36,146 @@ from ..text.tokens import Tokens
 # %% ../../nbs/show/display.ipynb #212dad52
 class TokenScores:
     "A number for each token (and layer), which shows itself as a token strip."
+
     def __init__(
         self,
-        tokens: "Tokens | Sequence",  # the tokens
+        tokens: Tokens | Sequence,  # the tokens
         values,  # numbers, shape (token,) or (layer, token); NaN where there is none
         *,
         name: str = "score",  # what the numbers are
         unit: str = "",  # their unit
-        scale: "str | None" = None,  # "sequential" or "diverging"; None: diverging when there are negative numbers
-        limits=None,  # (low, high) of the colours, "all" to include the initial token; None: chosen robustly
-        layers: "Sequence | None" = None,  # names of the rows when values is (layer, token)
-        kept: "Sequence | None" = None,  # one entry a token: False is struck through, "merged" underlined twice
+        scale: str
+        # "sequential" or "diverging"; None: diverging when there are negative numbers
+        | None = None,
+        # (low, high) of the colours, "all" to include the initial token; None: chosen robustly
+        limits=None,
+        layers: Sequence | None = None,  # names of the rows when values is (layer, token)
+        kept: Sequence
+        | None = None,  # one entry a token: False is struck through, "merged" underlined twice
         hatched: bool = False,  # True where the numbers are not to be trusted
-        note: "str | None" = None,  # a sentence under the strip
+        note: str | None = None,  # a sentence under the strip
     ):
         self.tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
         self.values, n = as_numbers(values), len(self.tokens)
         if self.values.ndim not in (1, 2) or self.values.shape[-1] != n:
-            raise ScopeError(f"Values do not fit the tokens: shape {self.values.shape} for {n} tokens; give (token,) or (layer, token)")
+            raise ScopeError(
+                f"Values do not fit the tokens: shape {self.values.shape} for {n} tokens; give "
+                "(token,) or (layer, token)"
+            )
         if scale not in (None, "sequential", "diverging"):
             raise ScopeError(f"Unknown scale: {scale!r}; give 'sequential', 'diverging' or None")
-        if kept is not None and len(kept) != n or layers is not None and len(layers) != (len(self.values) if self.values.ndim == 2 else -1):
-            raise ScopeError(f"Labels do not fit the values: shape {self.values.shape}; `kept` has one entry for each token, `layers` one for each row")
-        self.name, self.unit, self.hatched, self.note = str(name), str(unit), bool(hatched), note
+        if (
+            kept is not None
+            and len(kept) != n
+            or layers is not None
+            and len(layers) != (len(self.values) if self.values.ndim == 2 else -1)
+        ):
+            raise ScopeError(
+                f"Labels do not fit the values: shape {self.values.shape}; `kept` has one entry "
+                "for each token, `layers` one for each row"
+            )
+        self.name = str(name)
+        self.unit = str(unit)
+        self.hatched = bool(hatched)
+        self.note = note
         self.scale = scale or ("diverging" if (self.values < 0).any() else "sequential")
-        self.layers, self.kept = None if layers is None else list(layers), None if kept is None else list(kept)
+        self.layers = None if layers is None else list(layers)
+        self.kept = None if kept is None else list(kept)
         self.limits = scale_limits(self.values, self.scale, limits)
 
-    def __len__(self): return len(self.tokens)
-    def __iter__(self): return iter(self.values.tolist())
-    def __array__(self, dtype=None, copy=None): return self.values.astype(dtype or float)
+    def __len__(self):
+        return len(self.tokens)
+
+    def __iter__(self):
+        return iter(self.values.tolist())
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values.astype(dtype or float)
 
 # %% ../../nbs/show/display.ipynb #03195a7c
 @patch
 def html(
     self: TokenScores,
     fold: int = 300,  # tokens shown before the fold
-    most: "int | None" = 2000,  # tokens drawn at all; None: every one
+    most: int | None = 2000,  # tokens drawn at all; None: every one
     style: bool = True,  # with the style sheet; a page with many strips needs it once
 ) -> Markup:  # self-contained HTML
     "The strip as HTML."
-    return strip_html(self.tokens, self.values, self.limits, self.scale, self.name, self.unit, self.layers, self.kept, self.hatched, self.note,
-                      style, fold=fold, most=most)
+    return strip_html(
+        self.tokens,
+        self.values,
+        self.limits,
+        self.scale,
+        self.name,
+        self.unit,
+        self.layers,
+        self.kept,
+        self.hatched,
+        self.note,
+        style,
+        fold=fold,
+        most=most,
+    )
 
 # %% ../../nbs/show/display.ipynb #1add03b4
 @patch
-def _repr_html_(self: TokenScores): return str(self.html())
+def _repr_html_(self: TokenScores):
+    return str(self.html())
 
 # %% ../../nbs/show/display.ipynb #6f270752
 def text_bar(
-    value: "int | float",  # a token's value
-    top: "int | float",  # the value of a full bar
+    value: int | float,  # a token's value
+    top: int | float,  # the value of a full bar
 ) -> str:  # up to 20 blocks
     "The size of a value as a bar of characters."
-    return "" if math.isnan(value) else "█" * round(20 * min(abs(value) / top, 1)) + "▲" * int(abs(value) > top)
+    return (
+        ""
+        if math.isnan(value)
+        else "█" * round(20 * min(abs(value) / top, 1)) + "▲" * int(abs(value) > top)
+    )
 
 # %% ../../nbs/show/display.ipynb #af3292af
 @patch
 def to_text(
     self: TokenScores,
-    most: "int | None" = 60,  # lines at most; None: every token
+    most: int | None = 60,  # lines at most; None: every token
 ) -> str:  # one line a token
     "The scores in plain text."
-    head = f"{self.name}{f' ({self.unit})' if self.unit else ''}, scale {short_number(self.limits[0])} to {short_number(self.limits[1])}"
+    head = (
+        f"{self.name}{f' ({self.unit})' if self.unit else ''}, scale "
+        f"{short_number(self.limits[0])} to {short_number(self.limits[1])}"
+    )
     names = [visible_text(t) for t in self.tokens[:most]]
     width = min(max(map(len, names), default=0), 24)
     rows = (self.values if self.values.ndim == 2 else self.values[None]).T[:most].tolist()
     top = max(map(abs, self.limits))
-    bar = lambda row: " " + text_bar(row[0], top) if len(row) == 1 else ""
+
+    def bar(row):
+        return " " + text_bar(row[0], top) if len(row) == 1 else ""
+
     kept = [True] * len(self) if self.kept is None else self.kept
-    lines = [f"{'' if kept[i] else 'x':1} {n[:24]:{width}} " + " ".join(f"{short_number(v):>7}" for v in row) + bar(row) for i, (n, row) in enumerate(zip(names, rows))]
+    lines = [
+        f"{'' if kept[i] else 'x':1} {n[:24]:{width}} "
+        + " ".join(f"{short_number(v):>7}" for v in row)
+        + bar(row)
+        for i, (n, row) in enumerate(zip(names, rows))
+    ]
     if self.layers is not None:
         head += "; layers " + " ".join(map(str, self.layers))
     more = [f"… {len(self) - len(names):,} more tokens"] if len(self) > len(names) else []
-    return "\n".join([head, *(line.rstrip() for line in lines), *more, *strip_notes(self.tokens, self.values, self.limits, self.kept, self.hatched, self.note)])
+    return "\n".join(
+        [
+            head,
+            *(line.rstrip() for line in lines),
+            *more,
+            *strip_notes(self.tokens, self.values, self.limits, self.kept, self.hatched, self.note),
+        ]
+    )
 
 # %% ../../nbs/show/display.ipynb #9c051f20
 @patch
-def __repr__(self: TokenScores): return self.to_text(most=40)
+def __repr__(self: TokenScores):
+    return self.to_text(most=40)
 
 # %% ../../nbs/show/display.ipynb #8ced1891
 def ansi_tint(
@@ -119,28 +190,53 @@ def ansi_tint(
 @patch
 def ansi(self: TokenScores) -> str:  # text with escape sequences of our own only
     "The strip for a colour terminal."
-    kept, layered = [True] * len(self) if self.kept is None else self.kept, self.values.ndim == 2
-    paint = lambda value: tint(value, self.limits, self.scale)
-    lines = ["".join(ansi_tint(f" {short_number(v)} ", paint(v)) for v in (self.limits[0], sum(self.limits) / 2, self.limits[1]))]
+    kept = [True] * len(self) if self.kept is None else self.kept
+    layered = self.values.ndim == 2
+
+    def paint(value):
+        return tint(value, self.limits, self.scale)
+
+    lines = [
+        "".join(
+            ansi_tint(f" {short_number(v)} ", paint(v))
+            for v in (self.limits[0], sum(self.limits) / 2, self.limits[1])
+        )
+    ]
     for n, row in enumerate((self.values if layered else self.values[None]).tolist()):
         line = f"{visible_text(str(self.layers[n] if self.layers else n)):>5} " if layered else ""
         for i, (token, value) in enumerate(zip(self.tokens, row)):
             shown = visible_text(token)
             shown = " " + shown[1:] if token[:1] == " " and len(token) > 1 else shown
-            line += ansi_tint(shown, paint(value), ";4" * self.tokens.special[i] + ";9" * (not kept[i])) + "\n" * (token.endswith("\n") and not layered)
+            line += ansi_tint(
+                shown, paint(value), ";4" * self.tokens.special[i] + ";9" * (not kept[i])
+            ) + "\n" * (token.endswith("\n") and not layered)
         lines.append(line)
-    return "\n".join([f"{visible_text(self.name)} {visible_text(self.unit)}".strip() + " " + lines[0], *lines[1:]])
+    return "\n".join(
+        [
+            f"{visible_text(self.name)} {visible_text(self.unit)}".strip() + " " + lines[0],
+            *lines[1:],
+        ]
+    )
 
 # %% ../../nbs/show/display.ipynb #17acaf41
 @patch
 def to_df(self: TokenScores):  # a pandas DataFrame, one row a token (and layer)
     "The scores as a table."
     import pandas as pd
+
     t = self.tokens
     spans = t.offsets or [(None, None)] * len(t)
     pieces = pd.Series(t.pieces, dtype=object)  # as they are: Arrow strings refuse a lone surrogate
-    base = pd.DataFrame({"position": range(len(t)), "token": pieces, "id": t.ids or [None] * len(t),
-                         "start": [a for a, _ in spans], "end": [b for _, b in spans], "special": t.special})
+    base = pd.DataFrame(
+        {
+            "position": range(len(t)),
+            "token": pieces,
+            "id": t.ids or [None] * len(t),
+            "start": [a for a, _ in spans],
+            "end": [b for _, b in spans],
+            "special": t.special,
+        }
+    )
     if self.kept is not None:
         base["kept"] = self.kept
     value = self.name if self.name not in (*base.columns, "layer") else "value"
@@ -151,7 +247,9 @@ def to_df(self: TokenScores):  # a pandas DataFrame, one row a token (and layer)
     return pd.concat(frames, ignore_index=True) if frames else base.assign(layer=[], **{value: []})
 
 # %% ../../nbs/show/display.ipynb #8cb35a53
-NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # Thai, Lao, Burmese, Khmer, Chinese, Japanese
+NO_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)  # Thai, Lao, Burmese, Khmer, Chinese, Japanese
 
 # %% ../../nbs/show/display.ipynb #54b30d78
 def word_starts(
@@ -159,8 +257,16 @@ def word_starts(
     after: str,  # the text of the next box
 ) -> bool:  # True where a new word begins
     "Does a new word begin between two boxes?"
-    letter = lambda c: c.isalnum() or c in "'’_" or bool(re.match(r"[^\W]|[\u0300-\u036f\u0900-\u0dff]", c))
-    return bool(before and after) and (after[0].isspace() or before[-1].isspace() or letter(before[-1]) != letter(after[0]) or bool(NO_SPACES.match(before[-1]) or NO_SPACES.match(after[0])))
+
+    def letter(c):
+        return c.isalnum() or c in "'’_" or bool(re.match(r"[^\W]|[\u0300-\u036f\u0900-\u0dff]", c))
+
+    return bool(before and after) and (
+        after[0].isspace()
+        or before[-1].isspace()
+        or letter(before[-1]) != letter(after[0])
+        or bool(NO_SPACES.match(before[-1]) or NO_SPACES.match(after[0]))
+    )
 
 # %% ../../nbs/show/display.ipynb #8b88ce24
 def merge_scores(
@@ -170,18 +276,48 @@ def merge_scores(
 ) -> TokenScores:  # one number a unit
     "Join neighbouring tokens to larger units."
     import numpy as np
+
     if reduce not in ("sum", "mean"):
         raise ScopeError(f"Unknown way to reduce: {reduce!r}; give 'sum' or 'mean'")
-    t, part = scores.tokens, lambda g: scores.values[..., g.start:g.stop]
-    count = lambda g: np.isfinite(part(g)).sum(-1)
-    total = lambda g: np.where(count(g) > 0, np.nansum(part(g), -1) / (count(g).clip(1) if reduce == "mean" else 1), np.nan)
+    t = scores.tokens
+
+    def part(g):
+        return scores.values[..., g.start : g.stop]
+
+    def count(g):
+        return np.isfinite(part(g)).sum(-1)
+
+    def total(g):
+        return np.where(
+            count(g) > 0,
+            np.nansum(part(g), -1) / (count(g).clip(1) if reduce == "mean" else 1),
+            np.nan,
+        )
+
     with np.errstate(all="ignore"):  # inf and -inf in one word
         values = np.stack([total(g) for g in groups], -1) if groups else scores.values
     spans = [(t.offsets[g[0]][0], t.offsets[g[-1]][1]) for g in groups] if t.offsets else None
-    raw = [b"".join(t.raw[g.start:g.stop]) for g in groups] if t.raw else None
-    units = Tokens([box_text(t, g) for g in groups], None, spans, t.text, [t.special[g[0]] for g in groups], raw)
+    raw = [b"".join(t.raw[g.start : g.stop]) for g in groups] if t.raw else None
+    units = Tokens(
+        [box_text(t, g) for g in groups],
+        None,
+        spans,
+        t.text,
+        [t.special[g[0]] for g in groups],
+        raw,
+    )
     kept = None if scores.kept is None else [any(scores.kept[i] for i in g) for g in groups]
-    return TokenScores(units, values, name=scores.name, unit=scores.unit, scale=scores.scale, layers=scores.layers, kept=kept, hatched=scores.hatched, note=scores.note)
+    return TokenScores(
+        units,
+        values,
+        name=scores.name,
+        unit=scores.unit,
+        scale=scores.scale,
+        layers=scores.layers,
+        kept=kept,
+        hatched=scores.hatched,
+        note=scores.note,
+    )
 
 # %% ../../nbs/show/display.ipynb #43f677c7
 @patch
@@ -190,9 +326,11 @@ def words(
     reduce: str = "sum",  # or "mean"
 ) -> TokenScores:  # one number a word
     "The scores of whole words."
-    groups, last = [], ""
+    groups = []
+    last = ""
     for box in token_boxes(self.tokens):
-        text, special = box_text(self.tokens, box), any(self.tokens.special[i] for i in box)
+        text = box_text(self.tokens, box)
+        special = any(self.tokens.special[i] for i in box)
         if groups and not special and last is not None and not word_starts(last, text):
             groups[-1] = range(groups[-1].start, box.stop)
         else:
@@ -204,16 +342,24 @@ def words(
 def common_units(
     a: Tokens,  # tokens of a text
     b: Tokens,  # other tokens of the same text
-) -> "tuple[list[range], list[range]]":  # groups of each, pair by pair
+) -> tuple[list[range], list[range]]:  # groups of each, pair by pair
     "The shortest runs of tokens that begin and end at the same characters."
     ends = []
     for tokens in (a, b):
-        spans = tokens.offsets or [(0, sum(map(len, tokens[:i + 1]))) for i in range(len(tokens))]
-        ends.append({end: i + 1 for i, (_, end) in enumerate(spans) if not (tokens.offsets and i + 1 < len(tokens) and spans[i + 1][0] < end)})
+        spans = tokens.offsets or [(0, sum(map(len, tokens[: i + 1]))) for i in range(len(tokens))]
+        ends.append(
+            {
+                end: i + 1
+                for i, (_, end) in enumerate(spans)
+                if not (tokens.offsets and i + 1 < len(tokens) and spans[i + 1][0] < end)
+            }
+        )
     text_a, text_b = (t.text if t.text is not None else "".join(t) for t in (a, b))
     shared = sorted(ends[0].keys() & ends[1].keys())
     if text_a != text_b or not shared or shared[-1] != max(ends[0]) or shared[-1] != max(ends[1]):
-        raise ScopeError("Texts differ: only scores of the same tokens or of the same text can be compared")
+        raise ScopeError(
+            "Texts differ: only scores of the same tokens or of the same text can be compared"
+        )
     groups = []
     for end in ends:
         stops = [0, *(end[s] for s in shared)]
@@ -228,18 +374,32 @@ def compare(
     reduce: str = "sum",  # or "mean": how tokens are joined where the two differ
 ) -> TokenScores:  # self minus other
     "The difference of two runs, models or tokenizers on one text."
-    a, b = self, other
+    a = self
+    b = other
     if a.tokens != b.tokens:
         ours, theirs = common_units(a.tokens, b.tokens)
-        a, b = merge_scores(a, ours, reduce), merge_scores(b, theirs, reduce)
+        a = merge_scores(a, ours, reduce)
+        b = merge_scores(b, theirs, reduce)
     if a.values.shape != b.values.shape:
-        raise ScopeError(f"Scores differ in shape: {a.values.shape} and {b.values.shape}; compare the same layers")
+        raise ScopeError(
+            f"Scores differ in shape: {a.values.shape} and {b.values.shape}; compare the same "
+            "layers"
+        )
     name = f"{a.name} − {b.name}" if a.name != b.name else f"difference of {a.name}"
-    return TokenScores(a.tokens, a.values - b.values, name=name, unit=a.unit, scale="diverging", layers=a.layers, hatched=a.hatched or b.hatched)
+    return TokenScores(
+        a.tokens,
+        a.values - b.values,
+        name=name,
+        unit=a.unit,
+        scale="diverging",
+        layers=a.layers,
+        hatched=a.hatched or b.hatched,
+    )
 
 # %% ../../nbs/show/display.ipynb #d179869a
 @patch
-def __sub__(self: TokenScores, other: TokenScores): return self.compare(other)
+def __sub__(self: TokenScores, other: TokenScores):
+    return self.compare(other)
 
 # %% ../../nbs/show/display.ipynb #c11d9107
 def shared_limits(
@@ -248,19 +408,38 @@ def shared_limits(
     "One scale that fits all of them."
     if not scores:
         raise ScopeError("No scores to share a scale: give at least one TokenScores")
-    low, high = min(s.limits[0] for s in scores), max(s.limits[1] for s in scores)
-    return (-max(-low, high), max(-low, high)) if any(s.scale == "diverging" for s in scores) else (low, high)
+    low = min(s.limits[0] for s in scores)
+    high = max(s.limits[1] for s in scores)
+    return (
+        (-max(-low, high), max(-low, high))
+        if any(s.scale == "diverging" for s in scores)
+        else (low, high)
+    )
 
 # %% ../../nbs/show/display.ipynb #05bef28d
 def strips(
     *scores: TokenScores,  # scores to be shown together
-    names: "Sequence[str] | None" = None,  # a name for each; None: their own
+    names: Sequence[str] | None = None,  # a name for each; None: their own
 ) -> Markup:  # the strips, one under the other
     "Several strips on one scale."
-    limits, out = shared_limits(*scores), []
+    limits = shared_limits(*scores)
+    out = []
     scale = "diverging" if any(s.scale == "diverging" for s in scores) else "sequential"
     for s, name in zip(scores, names or [s.name for s in scores]):
-        out.append(TokenScores(s.tokens, s.values, name=name, unit=s.unit, scale=scale, limits=limits, layers=s.layers, kept=s.kept, hatched=s.hatched, note=s.note).html(style=not out))
+        out.append(
+            TokenScores(
+                s.tokens,
+                s.values,
+                name=name,
+                unit=s.unit,
+                scale=scale,
+                limits=limits,
+                layers=s.layers,
+                kept=s.kept,
+                hatched=s.hatched,
+                note=s.note,
+            ).html(style=not out)
+        )
     return Markup("".join(out))
 
 # %% ../../nbs/show/display.ipynb #fb7c6395
@@ -269,16 +448,39 @@ def heatmap(self: TokenScores):  # a matplotlib Figure
     "Layers by tokens as a figure."
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
-    rows, names = self.values if self.values.ndim == 2 else self.values[None], [visible_text(t) for t in self.tokens]
+
+    rows = self.values if self.values.ndim == 2 else self.values[None]
+    names = [visible_text(t) for t in self.tokens]
     steps = range(-STEPS if self.scale == "diverging" else 0, STEPS + 1, 4)
-    colours = LinearSegmentedColormap.from_list("tint", [tuple(c / 255 for c in rgb_over(shade_colour(s, self.scale, 0.95))) for s in steps])
-    figure = Figure(figsize=(min(1.5 + 0.3 * max(len(self), 4), 14), min(1.4 + 0.22 * len(rows), 9)), layout="constrained")
+    colours = LinearSegmentedColormap.from_list(
+        "tint", [tuple(c / 255 for c in rgb_over(shade_colour(s, self.scale, 0.95))) for s in steps]
+    )
+    figure = Figure(
+        figsize=(min(1.5 + 0.3 * max(len(self), 4), 14), min(1.4 + 0.22 * len(rows), 9)),
+        layout="constrained",
+    )
     axes = figure.subplots()
-    image = axes.imshow(rows, aspect="auto", cmap=colours, vmin=self.limits[0], vmax=self.limits[1], interpolation="nearest")
+    image = axes.imshow(
+        rows,
+        aspect="auto",
+        cmap=colours,
+        vmin=self.limits[0],
+        vmax=self.limits[1],
+        interpolation="nearest",
+    )
     every = max(1, len(self) // 40)
-    axes.set_xticks(range(0, len(self), every), [n.replace("$", r"\$") for n in names[::every]], rotation=90, fontsize=8)
+    axes.set_xticks(
+        range(0, len(self), every),
+        [n.replace("$", r"\$") for n in names[::every]],
+        rotation=90,
+        fontsize=8,
+    )
     skip = max(1, len(rows) // 16)
-    axes.set_yticks(range(0, len(rows), skip), [str(x) for x in (self.layers or range(len(rows)))][::skip], fontsize=8)
+    axes.set_yticks(
+        range(0, len(rows), skip),
+        [str(x) for x in (self.layers or range(len(rows)))][::skip],
+        fontsize=8,
+    )
     figure.colorbar(image, label=f"{self.name} {self.unit}".strip().replace("$", r"\$"))
     return figure
 
@@ -291,6 +493,7 @@ def figure(
     "The strip as a figure; with layers, the heatmap."
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+
     if self.values.ndim == 2:
         return self.heatmap()
     places = box_places(self.tokens, columns)
@@ -298,16 +501,45 @@ def figure(
     figure = Figure(figsize=(8.4, 0.34 * lines + 0.5))
     axes = figure.add_axes([0.02, 0, 0.96, 1], xlim=(-0.5, columns + 0.5), ylim=(lines, -1.4))
     axes.axis("off")
-    axes.text(0, -0.8, f"{self.name} {self.unit}, {short_number(self.limits[0])} to {short_number(self.limits[1])}".replace("$", r"\$"), fontsize=9)
+    axes.text(
+        0,
+        -0.8,
+        f"{self.name} {self.unit}, {short_number(self.limits[0])} to {short_number(self.limits[1])}".replace(
+            "$", r"\$"
+        ),
+        fontsize=9,
+    )
     for box, text, x, line, width in places:
         part = (width + 0.4) / len(box)
         for n, i in enumerate(box):
             colour = [c / 255 for c in rgb_over(tint(self.values[i], self.limits, self.scale))]
             edge = "#888888" if self.tokens.special[i] else colour
-            axes.add_patch(Rectangle((x - 0.2 + n * part, line - 0.36), part, 0.76, facecolor=colour, edgecolor=edge, linewidth=0.8))
+            axes.add_patch(
+                Rectangle(
+                    (x - 0.2 + n * part, line - 0.36),
+                    part,
+                    0.76,
+                    facecolor=colour,
+                    edgecolor=edge,
+                    linewidth=0.8,
+                )
+            )
             if self.kept is not None and not self.kept[i]:
-                axes.plot([x - 0.2 + n * part, x - 0.2 + (n + 1) * part], [line, line], color="#222222", linewidth=1.2)
-        axes.text(x, line, text.replace("$", r"\$"), fontsize=10.5, family=["DejaVu Sans Mono", "DejaVu Sans"], va="center_baseline", color="#111111")
+                axes.plot(
+                    [x - 0.2 + n * part, x - 0.2 + (n + 1) * part],
+                    [line, line],
+                    color="#222222",
+                    linewidth=1.2,
+                )
+        axes.text(
+            x,
+            line,
+            text.replace("$", r"\$"),
+            fontsize=10.5,
+            family=["DejaVu Sans Mono", "DejaVu Sans"],
+            va="center_baseline",
+            color="#111111",
+        )
     return figure
 
 # %% ../../nbs/show/display.ipynb #69e701d3
@@ -318,17 +550,31 @@ def save(
 ) -> Path:  # where it is
     "Write the strip to a file; the ending says how."
     import warnings
+
     path = Path(path)
     if path.suffix in (".html", ".txt"):
-        page = (f'<!doctype html><html><head><meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>{escape(self.name)}</title></head>'
-                f"<body>{self.html()}</body></html>\n") if path.suffix == ".html" else self.to_text(most=None) + "\n"
+        page = (
+            (
+                '<!doctype html><html><head><meta charset="utf-8"><meta name="color-scheme" '
+                f'content="light dark"><title>{escape(self.name)}</title></head>'
+                f"<body>{self.html()}</body></html>\n"
+            )
+            if path.suffix == ".html"
+            else self.to_text(most=None) + "\n"
+        )
         path.write_bytes(page.encode("utf-8", "replace"))
     elif path.suffix in (".svg", ".png"):
         from matplotlib import rc_context
+
         nothing = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-        with rc_context({"svg.hashsalt": "tokenscope", "svg.fonttype": "none"}), warnings.catch_warnings():
+        with (
+            rc_context({"svg.hashsalt": "tokenscope", "svg.fonttype": "none"}),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # glyphs that matplotlib's fonts lack
             self.figure().savefig(path, metadata=nothing, dpi=150, facecolor="white")
     else:
-        raise ScopeError(f"Unknown kind of file: {path.name!r}; the name ends in .html, .svg, .png or .txt")
+        raise ScopeError(
+            f"Unknown kind of file: {path.name!r}; the name ends in .html, .svg, .png or .txt"
+        )
     return path

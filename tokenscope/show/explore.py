@@ -20,7 +20,16 @@ from pathlib import Path
 
 from .controls import Choice, Pick, Slider, Switch, Text, as_controls
 from ..text.names import ScopeError
-from .twin import HARD_KB, PANEL_STYLE, PICK_STYLE, STRIP_SCRIPT, red_message, shown, thinned, twin_of
+from tokenscope.show.twin import (
+    HARD_KB,
+    PANEL_STYLE,
+    PICK_STYLE,
+    STRIP_SCRIPT,
+    red_message,
+    shown,
+    thinned,
+    twin_of,
+)
 
 # %% ../../nbs/show/explore.ipynb #7be73344
 def live_control(
@@ -50,7 +59,9 @@ def chosen(
     return value if control.kind == "text" else control.values[int(value)]
 
 # %% ../../nbs/show/explore.ipynb #c237210d
-PICK_SCRIPT = STRIP_SCRIPT + """
+PICK_SCRIPT = (
+    STRIP_SCRIPT
+    + """
 const render = ({model, el}) => {
   const name = document.createElement("span");
   name.textContent = model.get("label"); name.style.marginRight = "8px";
@@ -60,6 +71,8 @@ const render = ({model, el}) => {
 };
 export default {render};
 """
+)
+
 
 @cache
 def pick_widget():  # a widget class
@@ -67,19 +80,35 @@ def pick_widget():  # a widget class
     import anywidget
     import traitlets
 
-    traits = {"tokens": traitlets.List(traitlets.Unicode()).tag(sync=True), "value": traitlets.Int(0).tag(sync=True),
-              "label": traitlets.Unicode("").tag(sync=True), "_esm": PICK_SCRIPT, "_css": PICK_STYLE, "__doc__": "A row of tokens to pick from."}
+    traits = {
+        "tokens": traitlets.List(traitlets.Unicode()).tag(sync=True),
+        "value": traitlets.Int(0).tag(sync=True),
+        "label": traitlets.Unicode("").tag(sync=True),
+        "_esm": PICK_SCRIPT,
+        "_css": PICK_STYLE,
+        "__doc__": "A row of tokens to pick from.",
+    }
     return type("TokenPick", (anywidget.AnyWidget,), traits)
 
 # %% ../../nbs/show/explore.ipynb #ee3e56ae
 STILL = 0.15  # seconds without a change before the function runs
 
+
 class ExplorePanel:
     "A function with controls, which shows itself live and as a saved page."
 
-    def __init__(self, fn, controls: dict, title: str = "", max_kb: Real = 120, max_frames: int = 64):
-        self.fn, self.controls, self.title, self.max_kb, self.max_frames = fn, controls, title, max_kb, max_frames
-        self.error, self._page, self._live, self._waiting = None, None, None, None
+    def __init__(
+        self, fn, controls: dict, title: str = "", max_kb: Real = 120, max_frames: int = 64
+    ):
+        self.fn = fn
+        self.controls = controls
+        self.title = title
+        self.max_kb = max_kb
+        self.max_frames = max_frames
+        self.error = None
+        self._page = None
+        self._live = None
+        self._waiting = None
 
     @property
     def values(self) -> dict:
@@ -91,7 +120,9 @@ class ExplorePanel:
     def twin(self) -> str:
         "The saved page of the panel, computed once."
         if self._page is None:
-            self._page = twin_of(self._html, list(self.controls.values()), self.title, self.max_kb, self.max_frames)
+            self._page = twin_of(
+                self._html, list(self.controls.values()), self.title, self.max_kb, self.max_frames
+            )
         return self._page
 
     def _html(self, values):
@@ -107,7 +138,10 @@ class ExplorePanel:
         return {**view, "text/plain": repr(self), "text/html": str(page)}
 
     def __repr__(self):
-        return f"explore({getattr(self.fn, '__name__', type(self.fn).__name__)}, {', '.join(self.controls)})"
+        return (
+            f"explore({getattr(self.fn, '__name__', type(self.fn).__name__)}, "
+            f"{', '.join(self.controls)})"
+        )
 
 # %% ../../nbs/show/explore.ipynb #bbf77409
 def run_live(
@@ -115,14 +149,17 @@ def run_live(
     picture,  # the HTML widget that shows the result
 ):
     "Run the function with the panel's values and show what it returns."
-    panel._waiting, panel.error = None, None
+    panel._waiting = None
+    panel.error = None
     picture.add_class("ts-busy")
     try:
         picture.value = panel._html(tuple(panel.values.values()))
     except Exception as error:
         panel.error = error
         lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        picture.value = red_message(error, f"<details><summary>Where</summary><pre>{escape(lines)}</pre></details>")
+        picture.value = red_message(
+            error, f"<details><summary>Where</summary><pre>{escape(lines)}</pre></details>"
+        )
     picture.remove_class("ts-busy")
 
 # %% ../../nbs/show/explore.ipynb #7e8aa286
@@ -146,39 +183,61 @@ def live_panel(
     import ipywidgets as w
 
     panel._live = {name: live_control(c) for name, c in panel.controls.items()}
-    picture, style = w.HTML(), w.HTML(f"<style>{PANEL_STYLE}{PICK_STYLE}</style>")
+    picture = w.HTML()
+    style = w.HTML(f"<style>{PANEL_STYLE}{PICK_STYLE}</style>")
     for one in panel._live.values():
         one.observe(lambda change: run_soon(panel, picture), names="value")
     run_live(panel, picture)
-    bar = w.Box(list(panel._live.values()), layout=w.Layout(flex_flow="row wrap", grid_gap="4px 20px", align_items="center"))
+    bar = w.Box(
+        list(panel._live.values()),
+        layout=w.Layout(flex_flow="row wrap", grid_gap="4px 20px", align_items="center"),
+    )
     head = [w.HTML(f"<b>{escape(panel.title)}</b>")] if panel.title else []
-    return w.VBox([style, *head, bar, picture], layout=w.Layout(border="1px solid #8885", padding="8px 12px"))
+    return w.VBox(
+        [style, *head, bar, picture], layout=w.Layout(border="1px solid #8885", padding="8px 12px")
+    )
 
 # %% ../../nbs/show/explore.ipynb #4558ecec
 def explore(
-    fn,  # function of the controls; returns something with `_repr_html_`, a figure, a text, a number, or a list of these
+    # function of the controls; returns something with `_repr_html_`, a figure, a text, a number, or
+    # a list of these
+    fn,
     *,
-    title: "str | None" = None,  # above the panel
-    max_kb: Real = 120,  # the saved page's sliders are thinned to keep it below this, in KB; at most 200
+    title: str | None = None,  # above the panel
+    # the saved page's sliders are thinned to keep it below this, in KB; at most 200
+    max_kb: Real = 120,
     max_frames: int = 64,  # the most settings in the saved page; 1 saves the opening one only
-    **controls,  # parameter -> (low, high, step), list, bool, text, Slider, Choice, Switch, Text or Pick
+    # parameter -> (low, high, step), list, bool, text, Slider, Choice, Switch, Text or Pick
+    **controls,
 ) -> ExplorePanel:  # shows itself
     "A panel that turns a function's parameters."
     if not callable(fn):
         raise ScopeError(f"Nothing to explore: {fn!r} is not a function")
     if not 0 < max_kb <= HARD_KB:
-        raise ScopeError(f"Not a weight for a saved panel: max_kb={max_kb}; give a number above 0, at most {HARD_KB}")
+        raise ScopeError(
+            f"Not a weight for a saved panel: max_kb={max_kb}; give a number above 0, at most "
+            f"{HARD_KB}"
+        )
     ready = as_controls(fn, controls)
     thinned([list(range(len(c.values))) for c in ready.values()], list(ready.values()), max_frames)
     return ExplorePanel(fn, ready, title or "", max_kb, max_frames)
 
 # %% ../../nbs/show/explore.ipynb #09add04a
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
-EXECUTION_NOISE = ("execution", "ExecuteTime", "executionInfo", "scrolled", "trusted", "collapsed", "jp-MarkdownHeadingCollapsed")
+EXECUTION_NOISE = (
+    "execution",
+    "ExecuteTime",
+    "executionInfo",
+    "scrolled",
+    "trusted",
+    "collapsed",
+    "jp-MarkdownHeadingCollapsed",
+)
+
 
 def clean_output(
     output: dict,  # one output of a code cell
-) -> "dict | None":  # the same without its live part; None if nothing is left
+) -> dict | None:  # the same without its live part; None if nothing is left
     "One output as it may be saved."
     if output.get("output_type") == "stream":
         return None if output.get("name") == "stderr" else output
@@ -196,10 +255,17 @@ def clean_notebook(
     "A notebook as it may be saved."
     cells = []
     for cell in notebook["cells"]:
-        cell = {**cell, "metadata": {k: v for k, v in cell.get("metadata", {}).items() if k not in EXECUTION_NOISE}}
+        cell = {
+            **cell,
+            "metadata": {
+                k: v for k, v in cell.get("metadata", {}).items() if k not in EXECUTION_NOISE
+            },
+        }
         if cell["cell_type"] == "code":
             outputs = [clean_output(output) for output in cell.get("outputs", [])]
-            cell.update(execution_count=None, outputs=[output for output in outputs if output is not None])
+            cell.update(
+                execution_count=None, outputs=[output for output in outputs if output is not None]
+            )
         cells.append(cell)
     about = {k: v for k, v in notebook.get("metadata", {}).items() if k != "widgets"}
     return {**notebook, "cells": cells, "metadata": about}
@@ -216,7 +282,9 @@ def clean_outputs(
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ScopeError(f"Cannot clean {path.name}: it is not a notebook") from error
     if after != before:
-        path.write_text(json.dumps(after, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(after, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return after != before
 
 # %% ../../nbs/show/explore.ipynb #ed3aa3fa
@@ -227,5 +295,9 @@ def clean_notebooks(
     root = Path(folder)
     if not root.is_dir():
         raise ScopeError(f"Nothing to clean: {root.name!r} is not a folder")
-    paths = [p for p in sorted(root.rglob("*.ipynb")) if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)]
+    paths = [
+        p
+        for p in sorted(root.rglob("*.ipynb"))
+        if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)
+    ]
     return [str(p) for p in paths if clean_outputs(p)]

@@ -14,12 +14,41 @@ import unicodedata
 from ..text.tokens import Tokens, piece_text
 
 # %% ../../nbs/show/marks.ipynb #c055d6a0
-MARKS = {"\n": "⏎", "\t": "⇥", "\x7f": "DEL", "\xa0": "NBSP", "\xad": "SHY", "\u061c": "ALM", "\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ",
-         "\u200e": "LRM", "\u200f": "RLM", "\u2028": "LSEP", "\u2029": "PSEP", "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO",
-         "\u202e": "RLO", "\u2060": "WJ", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufe0e": "VS15", "\ufe0f": "VS16",
-         "\ufeff": "BOM", "\u3000": "IDSP"}
-NO_INK = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\u034f")  # letters and signs without ink
-NUMBER_SIGNS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")  # format characters with ink
+MARKS = {
+    "\n": "⏎",
+    "\t": "⇥",
+    "\x7f": "DEL",
+    "\xa0": "NBSP",
+    "\xad": "SHY",
+    "\u061c": "ALM",
+    "\u200b": "ZWSP",
+    "\u200c": "ZWNJ",
+    "\u200d": "ZWJ",
+    "\u200e": "LRM",
+    "\u200f": "RLM",
+    "\u2028": "LSEP",
+    "\u2029": "PSEP",
+    "\u202a": "LRE",
+    "\u202b": "RLE",
+    "\u202c": "PDF",
+    "\u202d": "LRO",
+    "\u202e": "RLO",
+    "\u2060": "WJ",
+    "\u2066": "LRI",
+    "\u2067": "RLI",
+    "\u2068": "FSI",
+    "\u2069": "PDI",
+    "\ufe0e": "VS15",
+    "\ufe0f": "VS16",
+    "\ufeff": "BOM",
+    "\u3000": "IDSP",
+}
+NO_INK = frozenset(
+    "\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\u034f"
+)  # letters and signs without ink
+NUMBER_SIGNS = frozenset(
+    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+)  # format characters with ink
 
 # %% ../../nbs/show/marks.ipynb #573f9126
 CONTROLS = "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US".split()
@@ -27,17 +56,22 @@ CONTROLS = "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 
 # %% ../../nbs/show/marks.ipynb #a9c22f8c
 def mark_of(
     char: str,  # one character
-) -> "str | None":  # a sign to show in its place, or None where the character shows itself
+) -> str | None:  # a sign to show in its place, or None where the character shows itself
     "The sign of a character that leaves no ink."
     if char in MARKS or char < " ":
         return MARKS.get(char) or CONTROLS[ord(char)]
-    kind, code = unicodedata.category(char), ord(char)
+    kind = unicodedata.category(char)
+    code = ord(char)
     if kind == "Cc":
         return f"\\x{code:02X}"
     if kind == "Cs":
         return f"\\u{code:04X}"
     hidden = kind in ("Cf", "Zs", "Zl", "Zp", "Co") and char != " " and char not in NUMBER_SIGNS
-    return f"U+{code:04X}" if hidden or char in NO_INK or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF else None
+    return (
+        f"U+{code:04X}"
+        if hidden or char in NO_INK or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+        else None
+    )
 
 # %% ../../nbs/show/marks.ipynb #78b01ba1
 def visible_parts(
@@ -46,12 +80,21 @@ def visible_parts(
     "A token's text with marks for what cannot be seen; a leading space stays a space."
     parts = []
     for n, char in enumerate(piece):
-        mark, follows, inside = mark_of(char), n > 0, 0 < n < len(piece) - 1
-        works = char in "\u200c\u200d" and inside or (char in "\ufe0e\ufe0f" or 0xE0020 <= ord(char) <= 0xE007F) and follows
+        mark = mark_of(char)
+        follows = n > 0
+        inside = 0 < n < len(piece) - 1
+        works = (
+            char in "\u200c\u200d"
+            and inside
+            or (char in "\ufe0e\ufe0f" or 0xE0020 <= ord(char) <= 0xE007F)
+            and follows
+        )
         if char == " " and (follows or len(piece) == 1 or piece[1] == " "):
             mark = "·"
         mark = None if works else mark
-        shown = mark or ("◌" + char if not follows and unicodedata.category(char)[0] == "M" else char)
+        shown = mark or (
+            "◌" + char if not follows and unicodedata.category(char)[0] == "M" else char
+        )
         if parts and parts[-1][1] == bool(mark):
             shown = parts.pop()[0] + shown
         parts.append((shown, bool(mark)))
@@ -71,14 +114,29 @@ def extends_sign(
     after: str,  # the text of the next token
 ) -> bool:  # True where both make one sign
     "Does the next token go on with the sign that the box ends in?"
-    if not before or not after or mark_of(before[-1]) not in (None, "ZWJ", "VS16") or before[-1] <= "~":
+    if (
+        not before
+        or not after
+        or mark_of(before[-1]) not in (None, "ZWJ", "VS16")
+        or before[-1] <= "~"
+    ):
         return False
-    flag = lambda c: 0x1F1E6 <= ord(c) <= 0x1F1FF
+
+    def flag(c):
+        return 0x1F1E6 <= ord(c) <= 0x1F1FF
+
     if flag(after[0]):
-        return (len(before) - len(before.rstrip("".join(map(chr, range(0x1F1E6, 0x1F200)))))) % 2 == 1
+        return (
+            len(before) - len(before.rstrip("".join(map(chr, range(0x1F1E6, 0x1F200)))))
+        ) % 2 == 1
     picture = unicodedata.category(after[0]) == "So" or after[0] in "♀♂⚕❤"
-    return (after[0] in "\u200d\ufe0f" or 0x1F3FB <= ord(after[0]) <= 0x1F3FF or unicodedata.category(after[0])[0] == "M"
-            or before[-1] == "\u200d" and picture)
+    return (
+        after[0] in "\u200d\ufe0f"
+        or 0x1F3FB <= ord(after[0]) <= 0x1F3FF
+        or unicodedata.category(after[0])[0] == "M"
+        or before[-1] == "\u200d"
+        and picture
+    )
 
 # %% ../../nbs/show/marks.ipynb #abd1a1bf
 def token_boxes(
@@ -89,7 +147,9 @@ def token_boxes(
     joined = []
     for group in tokens.groups():
         last = joined[-1] if joined else range(0)
-        whole = not any(tokens.special[i] for i in (*last, *group)) and len(last) + len(group) <= most
+        whole = (
+            not any(tokens.special[i] for i in (*last, *group)) and len(last) + len(group) <= most
+        )
         if joined and whole and extends_sign(box_text(tokens, last), box_text(tokens, group)):
             joined[-1] = range(last.start, group.stop)
         else:
@@ -105,5 +165,5 @@ def box_text(
     if len(box) > 1 and tokens.raw is not None and not any(tokens.special[i] for i in box):
         return piece_text(b"".join(tokens.raw[i] for i in box))
     if len(box) > 1 and tokens.raw is None and tokens.text is not None and tokens.offsets:
-        return tokens.text[tokens.offsets[box[0]][0]:tokens.offsets[box[-1]][1]]
+        return tokens.text[tokens.offsets[box[0]][0] : tokens.offsets[box[-1]][1]]
     return "".join(tokens.pieces[i] for i in box)

@@ -17,8 +17,17 @@ import unicodedata
 import zlib
 from base64 import b64encode
 
-from .colours import (SOLID_MAP, STEPS, Markup, as_numbers, legend_bar, scale_limits, shade_colour, shade_step,
-                                     short_number)
+from tokenscope.show.colours import (
+    SOLID_MAP,
+    STEPS,
+    Markup,
+    as_numbers,
+    legend_bar,
+    scale_limits,
+    shade_colour,
+    shade_step,
+    short_number,
+)
 from .marks import box_text, token_boxes, visible_text
 from ..text.names import ScopeError
 from ..text.tokens import Tokens
@@ -38,33 +47,53 @@ def palette_png(
 ) -> bytes:  # a PNG file
     "A small PNG with an 8-bit translucent palette."
     import numpy as np
+
     pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
     rows, columns = pixels.shape
     colours = [bytes.fromhex(c[1:]) for c in palette]
     lines = b"".join(b"\0" + row.tobytes() for row in pixels)
-    return (b"\x89PNG\r\n\x1a\n" + png_block(b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0))
-            + png_block(b"PLTE", b"".join(c[:3] for c in colours)) + png_block(b"tRNS", bytes(c[3] for c in colours))
-            + png_block(b"IDAT", zlib.compress(lines, 9)) + png_block(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_block(b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0))
+        + png_block(b"PLTE", b"".join(c[:3] for c in colours))
+        + png_block(b"tRNS", bytes(c[3] for c in colours))
+        + png_block(b"IDAT", zlib.compress(lines, 9))
+        + png_block(b"IEND", b"")
+    )
 
 # %% ../../nbs/show/pictures.ipynb #e005441b
 def map_image(
     values,  # (row, column) numbers
-    limits: "tuple",  # where the scale begins and ends
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     alt: str = "map",  # what it shows, in words
     size: str = "width:100%",  # its size on the page, in CSS
 ) -> Markup:  # one <img>
     "Numbers as a picture of one pixel each; NaN is grey."
     import numpy as np
+
     values = np.asarray(values, dtype=float)
     low, high = limits
-    share = np.nan_to_num((values / 2 - low / 2) / (high / 2 - low / 2), nan=0.5 if scale == "diverging" else 0.0)
-    share = np.clip(share if scale == "sequential" else 2 * share - 1, 0.0 if scale == "sequential" else -1.0, 1.0)
+    share = np.nan_to_num(
+        (values / 2 - low / 2) / (high / 2 - low / 2), nan=0.5 if scale == "diverging" else 0.0
+    )
+    share = np.clip(
+        share if scale == "sequential" else 2 * share - 1,
+        0.0 if scale == "sequential" else -1.0,
+        1.0,
+    )
     first = 0 if scale == "sequential" else -STEPS
-    palette = [shade_colour(s, scale, SOLID_MAP) for s in range(first, STEPS + 1)] + ["#80808060"]  # the last one for NaN
-    pixels = np.where(np.isnan(values), len(palette) - 1, np.rint(share * STEPS).astype(int) - first)
+    palette = [shade_colour(s, scale, SOLID_MAP) for s in range(first, STEPS + 1)] + [
+        "#80808060"
+    ]  # the last one for NaN
+    pixels = np.where(
+        np.isnan(values), len(palette) - 1, np.rint(share * STEPS).astype(int) - first
+    )
     data = b64encode(palette_png(pixels, palette)).decode()
-    return Markup(f'<img alt="{html_text.escape(alt)}" style="image-rendering:pixelated;box-shadow:0 0 0 1px #8884;{size}" src="data:image/png;base64,{data}">')
+    return Markup(
+        f'<img alt="{html_text.escape(alt)}" style="image-rendering:pixelated;box-shadow:0 0 0 1px '
+        f'#8884;{size}" src="data:image/png;base64,{data}">'
+    )
 
 # %% ../../nbs/show/pictures.ipynb #c25a1e56
 def shrink_map(
@@ -73,12 +102,15 @@ def shrink_map(
 ):  # the map, and how many rows and columns one pixel holds
     "Make a map smaller; a pixel becomes the largest of its block."
     import numpy as np
+
     step = max(1, math.ceil(max(values.shape[-2:]) / most))
     if step == 1:
         return values, 1
     pad = [(0, 0)] * (values.ndim - 2) + [(0, -n % step) for n in values.shape[-2:]]
     wide = np.pad(values, pad, constant_values=-np.inf)
-    blocks = wide.reshape(*wide.shape[:-2], wide.shape[-2] // step, step, wide.shape[-1] // step, step)
+    blocks = wide.reshape(
+        *wide.shape[:-2], wide.shape[-2] // step, step, wide.shape[-1] // step, step
+    )
     return blocks.max(axis=(-3, -1)), step
 
 # %% ../../nbs/show/pictures.ipynb #5066d1e1
@@ -87,9 +119,12 @@ def map_sheet(
 ):  # one array with a gap of one pixel, NaN, between the maps
     "Several maps side by side."
     import numpy as np
+
     rows, columns, height, width = maps.shape
     framed = np.pad(maps, [(0, 0), (0, 0), (0, 1), (0, 1)], constant_values=np.nan)
-    return framed.transpose(0, 2, 1, 3).reshape(rows * (height + 1), columns * (width + 1))[:-1, :-1]
+    return framed.transpose(0, 2, 1, 3).reshape(rows * (height + 1), columns * (width + 1))[
+        :-1, :-1
+    ]
 
 # %% ../../nbs/show/pictures.ipynb #5113c2a8
 def strongest_pairs(
@@ -99,11 +134,15 @@ def strongest_pairs(
 ) -> str:  # HTML: a sentence, escaped
     "The strongest weights of a pattern in words, without those to the initial token."
     import numpy as np
+
     body = np.nan_to_num(np.array(pattern, dtype=float), nan=-np.inf)
     body[:, 0] = -np.inf
     order = np.argsort(-body, axis=None, kind="stable")[:top]
     pairs = [(*np.unravel_index(o, body.shape), body.flat[o]) for o in order if body.flat[o] > 0]
-    name = lambda i: f"<b>{html_text.escape(visible_text(tokens[int(i)]))}</b><sub>{int(i)}</sub>"
+
+    def name(i):
+        return f"<b>{html_text.escape(visible_text(tokens[int(i)]))}</b><sub>{int(i)}</sub>"
+
     return "; ".join(f"{name(q)} looks at {name(k)} {short_number(w)}" for q, k, w in pairs)
 
 # %% ../../nbs/show/pictures.ipynb #e811f9cc
@@ -115,9 +154,14 @@ def map_with_tokens(
     names = [html_text.escape(visible_text(t)[:14]) for t in tokens]
     side = 18 * len(names)
     column = "".join(f"<div style=height:18px;line-height:18px>{n}</div>" for n in names)
-    top = "".join(f'<div style="width:18px;line-height:18px;writing-mode:vertical-rl;transform:rotate(180deg)">{n}</div>' for n in names)
-    return (f'<div style="display:inline-grid;grid-template-columns:auto {side}px;gap:3px 6px;font-size:12px;white-space:pre"><div></div>'
-            f'<div style="display:flex;align-items:flex-end">{top}</div><div style="text-align:right">{column}</div>{image}</div>')
+    top = "".join(
+        f'<div style="width:18px;line-height:18px;writing-mode:vertical-rl;transform:rotate(180deg)">{n}</div>'
+        for n in names
+    )
+    return (
+        f'<div style="display:inline-grid;grid-template-columns:auto {side}px;gap:3px 6px;font-size:12px;white-space:pre"><div></div>'
+        f'<div style="display:flex;align-items:flex-end">{top}</div><div style="text-align:right">{column}</div>{image}</div>'
+    )
 
 # %% ../../nbs/show/pictures.ipynb #c207c62e
 def attention_map(
@@ -129,37 +173,60 @@ def attention_map(
 ) -> Markup:  # a picture with a legend and its summary
     "Who looks at whom, as one small picture."
     import numpy as np
+
     tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
     maps = as_numbers(pattern)
     if maps.ndim not in (2, 3, 4) or maps.shape[-2:] != (len(tokens),) * 2 or not maps.size:
-        raise ScopeError(f"Pattern does not fit the tokens: shape {maps.shape} for {len(tokens)} tokens; give (query, key), with head and layer before them if there are several")
+        raise ScopeError(
+            f"Pattern does not fit the tokens: shape {maps.shape} for {len(tokens)} tokens; give "
+            "(query, key), with head and layer before them if there are several"
+        )
     scale = "diverging" if np.nanmin(maps) < 0 else "sequential"
     limits = scale_limits(maps, scale, limits)
     sheet = maps.reshape((1,) * (4 - maps.ndim) + maps.shape)
     rows, columns = sheet.shape[:2]
-    small, step = shrink_map(sheet, max(8, min(most, round((2 * most * most / (rows * columns)) ** 0.5))))
+    small, step = shrink_map(
+        sheet, max(8, min(most, round((2 * most * most / (rows * columns)) ** 0.5)))
+    )
     pixels = map_sheet(small) if rows * columns > 1 else small[0, 0]
     fits = maps.ndim == 2 and len(tokens) <= 40
     zoom = 18 if fits else max(1, min(640 // pixels.shape[1], 640 // pixels.shape[0]))
-    size = f"width:{pixels.shape[1] * zoom}px;height:{pixels.shape[0] * zoom}px" + ("" if fits else ";max-width:100%")
+    size = f"width:{pixels.shape[1] * zoom}px;height:{pixels.shape[0] * zoom}px" + (
+        "" if fits else ";max-width:100%"
+    )
     image = map_image(pixels, limits, scale, f"{title}: {len(tokens)} x {len(tokens)} tokens", size)
     lines = [map_with_tokens(tokens, image) if fits else image, *map_summary(tokens, sheet, step)]
     head = f"<b>{html_text.escape(title)}</b> &nbsp; weight {legend_bar(limits, scale, SOLID_MAP)}"
-    return Markup(f'<div style="font:13px/1.6 system-ui,sans-serif;overflow-x:auto">{head}<div style="margin:.5em 1px">' + "</div><div>".join(lines) + "</div></div>")
+    return Markup(
+        f'<div style="font:13px/1.6 system-ui,sans-serif;overflow-x:auto">{head}<div '
+        'style="margin:.5em 1px">' + "</div><div>".join(lines) + "</div></div>"
+    )
 
 # %% ../../nbs/show/pictures.ipynb #e26a09b3
 def map_summary(tokens: Tokens, sheet, step: int) -> list[str]:
     "What the picture of an attention map leaves unsaid."
     import numpy as np
+
     rows, columns = sheet.shape[:2]
-    lines = ["Rows are queries (who looks), columns are keys (who is seen)." if rows * columns == 1 else
-             f"{rows * columns} maps: " + (f"a row is a layer ({rows}), a column a head ({columns})." if rows > 1 else "one for each head.")]
+    lines = [
+        "Rows are queries (who looks), columns are keys (who is seen)."
+        if rows * columns == 1
+        else f"{rows * columns} maps: "
+        + (
+            f"a row is a layer ({rows}), a column a head ({columns})."
+            if rows > 1
+            else "one for each head."
+        )
+    ]
     if step > 1:
         lines.append(f"A pixel is the largest of {step} x {step} weights ({len(tokens)} tokens).")
     if np.isnan(sheet).any():
         lines.append("Grey pixels have no value.")
     if len(tokens) > 2:
-        lines.append(f"Share of the initial token: {short_number(float(np.nanmean(sheet[..., 1:, 0])), 2)} of what later tokens give.")
+        lines.append(
+            f"Share of the initial token: {short_number(float(np.nanmean(sheet[..., 1:, 0])), 2)} "
+            "of what later tokens give."
+        )
     if rows * columns == 1:
         lines.append("Strongest otherwise: " + strongest_pairs(tokens, sheet[0, 0]))
     return lines
@@ -174,9 +241,12 @@ def patch_grid(
 ) -> Markup:  # the grid with its legend
     "A number for each image token, at its place in the image."
     import numpy as np
+
     values = as_numbers(values)
     if len(grid) != 2 or values.size != grid[0] * grid[1] or not values.size:
-        raise ScopeError(f"Patches do not fill the grid: {values.size} values for a grid of {grid}; give (rows, columns) with one value each")
+        raise ScopeError(
+            f"Patches do not fill the grid: {values.size} values for a grid of {grid}; give (rows, columns) with one value each"
+        )
     values = values.reshape(grid)
     scale = "diverging" if np.nanmin(values, initial=0) < 0 else "sequential"
     low_high = scale_limits(values.reshape(-1), scale, limits)
@@ -184,13 +254,27 @@ def patch_grid(
     summary = f"{name} on {grid[0]} x {grid[1]} patches; largest {short_number(values[best])} at row {int(best[0])}, column {int(best[1])}"
     cell = max(8, min(24, 360 // max(grid)))
     if max(grid) <= 24:
-        spot = lambda v: f"<td style=background:{shade_colour(shade_step(v, low_high, scale), scale, SOLID_MAP)} title={short_number(v, 6)}>" + ("×" if math.isnan(v) else "")
-        body = (f'<table aria-label="{html_text.escape(summary)}" data-quarto-disable-processing=true style="border-collapse:collapse;margin:0;table-layout:fixed;width:{cell * grid[1]}px;height:{cell * grid[0]}px;'
-                f'box-shadow:0 0 0 1px #8886">' + "".join("<tr>" + "".join(map(spot, row)) for row in values.tolist()) + "</table>")
+
+        def spot(v):
+            return (
+                f"<td style=background:{shade_colour(shade_step(v, low_high, scale), scale, SOLID_MAP)} title={short_number(v, 6)}>"
+                + ("×" if math.isnan(v) else "")
+            )
+
+        body = (
+            f'<table aria-label="{html_text.escape(summary)}" data-quarto-disable-processing=true style="border-collapse:collapse;margin:0;table-layout:fixed;width:{cell * grid[1]}px;height:{cell * grid[0]}px;'
+            f'box-shadow:0 0 0 1px #8886">'
+            + "".join("<tr>" + "".join(map(spot, row)) for row in values.tolist())
+            + "</table>"
+        )
     else:
-        body = map_image(values, low_high, scale, summary, f"width:{cell * grid[1]}px;max-width:100%")
+        body = map_image(
+            values, low_high, scale, summary, f"width:{cell * grid[1]}px;max-width:100%"
+        )
     head = f"<b>{html_text.escape(name)}</b> {html_text.escape(unit)} &nbsp; {legend_bar(low_high, scale, SOLID_MAP)}"
-    return Markup(f'<div style="font:13px/1.6 system-ui,sans-serif">{head}{body}<div>{html_text.escape(summary)}.</div></div>')
+    return Markup(
+        f'<div style="font:13px/1.6 system-ui,sans-serif">{head}{body}<div>{html_text.escape(summary)}.</div></div>'
+    )
 
 # %% ../../nbs/show/pictures.ipynb #bbb45462
 def box_places(
@@ -198,14 +282,26 @@ def box_places(
     columns: int = 80,  # width of a line in characters
 ) -> list[tuple[range, str, float, int, int]]:  # box, text, x, line, width
     "Where each box stands in a picture with lines of so many characters."
-    cells = lambda c: 0 if unicodedata.category(c)[0] == "M" else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-    places, x, line = [], 0.0, 0
+
+    def cells(c):
+        return (
+            0
+            if unicodedata.category(c)[0] == "M"
+            else 2
+            if unicodedata.east_asian_width(c) in "WF"
+            else 1
+        )
+
+    places = []
+    x = 0.0
+    line = 0
     for box in token_boxes(tokens):
         text = box_text(tokens, box)
         shown = visible_text(text)
         width = max(sum(map(cells, shown)), 1)
         if x and x + width > columns:
-            x, line = 0.0, line + 1
+            x = 0.0
+            line = line + 1
         places.append((box, shown, x, line, width))
         x, line = (0.0, line + text.count("\n")) if "\n" in text else (x + width + 0.8, line)
     return places
@@ -220,35 +316,65 @@ def token_arcs(
 ) -> Markup:  # an SVG with a caption
     "Tokens on a line, arcs between those that are linked."
     import numpy as np
-    strength, weights = np.triu(np.nan_to_num(as_numbers(strength)), 1), as_numbers(weights)
+
+    strength = np.triu(np.nan_to_num(as_numbers(strength)), 1)
+    weights = as_numbers(weights)
     if strength.shape != (len(tokens),) * 2 or weights.shape != (len(tokens),):
-        raise ScopeError(f"Links do not fit the tokens: shapes {strength.shape} and {weights.shape} for {len(tokens)} tokens; give (token, token) and (token,)")
+        raise ScopeError(
+            f"Links do not fit the tokens: shapes {strength.shape} and {weights.shape} for {len(tokens)} tokens; give (token, token) and (token,)"
+        )
     names = [html_text.escape(visible_text(str(t))[:14]) for t in tokens]
     width = [max(34, 9 * min(len(str(t)), 14) + 8) for t in tokens]
-    x, low = np.cumsum(width) - np.array(width) / 2, 165
+    x = np.cumsum(width) - np.array(width) / 2
+    low = 165
     pairs = sorted(np.argwhere(strength > 0).tolist(), key=lambda p: -strength[tuple(p)])
-    arc = lambda i, j: f'<path d="M{x[i]:.0f} {low}Q{(x[i] + x[j]) / 2:.0f} {low - 24 - 276 * (x[j] - x[i]) / (x[-1] - x[0]):.0f} {x[j]:.0f} {low}" stroke-width="{0.5 + 3 * min(strength[i, j], 1) ** 2:.1f}"/>'
-    dot = lambda i: f'<circle cx="{x[i]:.0f}" cy="{low}" fill="#D55E00" r="{2 + 26 * min(max(weights[i], 0), 1) ** 0.5:.1f}"><title>{names[i]} {weights[i]:.3f}</title></circle><text x="{x[i]:.0f}" y="{low + 42}">{names[i]}</text>'
-    told = html_text.escape(f"{title}: {len(pairs)} links" + (f", the {most} strongest drawn" if len(pairs) > most else "") + "; the area of a dot is its weight")
+
+    def arc(i, j):
+        return f'<path d="M{x[i]:.0f} {low}Q{(x[i] + x[j]) / 2:.0f} {low - 24 - 276 * (x[j] - x[i]) / (x[-1] - x[0]):.0f} {x[j]:.0f} {low}" stroke-width="{0.5 + 3 * min(strength[i, j], 1) ** 2:.1f}"/>'
+
+    def dot(i):
+        return f'<circle cx="{x[i]:.0f}" cy="{low}" fill="#D55E00" r="{2 + 26 * min(max(weights[i], 0), 1) ** 0.5:.1f}"><title>{names[i]} {weights[i]:.3f}</title></circle><text x="{x[i]:.0f}" y="{low + 42}">{names[i]}</text>'
+
+    told = html_text.escape(
+        f"{title}: {len(pairs)} links"
+        + (f", the {most} strongest drawn" if len(pairs) > most else "")
+        + "; the area of a dot is its weight"
+    )
     svg = f'<svg viewBox="0 0 {sum(width)} 215" style="width:100%;max-width:{sum(width)}px;min-width:{0.6 * sum(width):.0f}px" role="img" aria-label="{told}" font-family="system-ui" font-size="15" text-anchor="middle" fill="currentColor">'
     body = f'<g fill="none" stroke="#0072B2" stroke-opacity=".45">{"".join(arc(i, j) for i, j in pairs[:most])}</g><g>{"".join(map(dot, range(len(names))))}</g></svg>'
-    return Markup(f'<figure style="margin:0;overflow-x:auto">{svg}{body}<figcaption style="font:13px system-ui">{told}</figcaption></figure>')
+    return Markup(
+        f'<figure style="margin:0;overflow-x:auto">{svg}{body}<figcaption style="font:13px system-ui">{told}</figcaption></figure>'
+    )
 
 # %% ../../nbs/show/pictures.ipynb #a1154811
 def figure_html(
     fig,  # a matplotlib figure
     alt: str = "figure",  # what the picture shows, in words
-    max_kb: "int | float" = 40,  # the most the picture may weigh, in KB
+    max_kb: int | float = 40,  # the most the picture may weigh, in KB
     dpi: int = 150,  # pixels per inch to start from; the picture is shown at its own size
 ) -> Markup:  # one <img>, with the picture inside
     "A matplotlib figure as one small picture."
     from PIL import Image
+
     width = round(fig.get_size_inches()[0] * 96)
     for step in range(6):
-        raw, small = io.BytesIO(), io.BytesIO()
-        fig.savefig(raw, format="png", dpi=dpi * 0.8 ** step, metadata={"Software": None}, bbox_inches="tight", facecolor="white")
-        Image.open(raw).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+        raw = io.BytesIO()
+        small = io.BytesIO()
+        fig.savefig(
+            raw,
+            format="png",
+            dpi=dpi * 0.8**step,
+            metadata={"Software": None},
+            bbox_inches="tight",
+            facecolor="white",
+        )
+        Image.open(raw).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+            small, format="png", optimize=True
+        )
         if small.tell() <= max_kb * 750 or step == 5:
             break
     data = b64encode(small.getvalue()).decode()
-    return Markup(f'<img alt="{html_text.escape(alt)}" style="max-width:100%;width:{width}px" src="data:image/png;base64,{data}">')
+    return Markup(
+        f'<img alt="{html_text.escape(alt)}" style="max-width:100%;width:{width}px" '
+        f'src="data:image/png;base64,{data}">'
+    )

@@ -57,53 +57,95 @@ def strip_style() -> str:  # a <style> element
 
 # %% ../../nbs/show/strip.ipynb #a20166fa
 def value_title(
-    value: "int | float",  # the token's value
-    limits: "tuple",  # where the scale begins and ends
+    value: int | float,  # the token's value
+    limits: tuple,  # where the scale begins and ends
     signed: bool = False,  # write the plus of positive values
-    token_id: "int | None" = None,  # id in the vocabulary
-    raw: "bytes | None" = None,  # bytes of a token that shares its box
+    token_id: int | None = None,  # id in the vocabulary
+    raw: bytes | None = None,  # bytes of a token that shares its box
 ) -> str:  # plain ASCII, but for ▲ and ▼
     "The hover text of a token: exact value, beyond the scale or not, id, bytes."
-    sign = "" if not signed else " " if abs(value) < limits[1] / 1000 else "+" if value > 0 else ""  # next to zero: no mark for the sign
+    sign = (
+        "" if not signed else " " if abs(value) < limits[1] / 1000 else "+" if value > 0 else ""
+    )  # next to zero: no mark for the sign
     text = "no value" if math.isnan(value) else sign + short_number(value, 7)
-    text += " ▲ above the scale" if value > limits[1] else " ▼ below the scale" if value < limits[0] else ""
+    text += (
+        " ▲ above the scale"
+        if value > limits[1]
+        else " ▼ below the scale"
+        if value < limits[0]
+        else ""
+    )
     text += "" if token_id is None else f" id {token_id}"
     return text + ("" if not raw else " bytes " + raw.hex(" ").upper())
 
 # %% ../../nbs/show/strip.ipynb #7ac6e02b
 def marked_html(
     piece: str,  # a token's text
-    raw: "bytes | None" = None,  # its bytes
+    raw: bytes | None = None,  # its bytes
 ) -> str:  # escaped, marks in <u>
     "A token's text as HTML."
     broken = raw and "\ufffd" in raw.decode("utf-8", "replace") and b"\xef\xbf\xbd" not in raw
-    spelled = re.split(r"((?:\\x[0-9A-F]{2})+)", piece) if broken else [piece]  # every second part is a run of broken bytes
-    parts = [part for n, text in enumerate(spelled) for part in ([(text, True)] if n % 2 else visible_parts(text))]
-    html = "".join(f"<u>{html_text.escape(t.replace('⏎', '⏎' + chr(10)))}</u>" if mark else html_text.escape(t) for t, mark in parts)
-    return "".join(html.rsplit("\n", 1)) if piece.endswith("\n") else html  # the last break comes after the box
+    spelled = (
+        re.split(r"((?:\\x[0-9A-F]{2})+)", piece) if broken else [piece]
+    )  # every second part is a run of broken bytes
+    parts = [
+        part
+        for n, text in enumerate(spelled)
+        for part in ([(text, True)] if n % 2 else visible_parts(text))
+    ]
+    html = "".join(
+        f"<u>{html_text.escape(t.replace('⏎', '⏎' + chr(10)))}</u>" if mark else html_text.escape(t)
+        for t, mark in parts
+    )
+    return (
+        "".join(html.rsplit("\n", 1)) if piece.endswith("\n") else html
+    )  # the last break comes after the box
 
 # %% ../../nbs/show/strip.ipynb #ea05c9e1
 def token_html(
     tokens: Tokens,  # the tokens of one text
     i: int,  # which one
-    value: "int | float",  # its value
-    limits: "tuple",  # where the scale begins and ends
+    value: int | float,  # its value
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     kept=True,  # False: struck through; "merged": underlined twice
-    text: "str | None" = None,  # HTML to show; None: the token's own
+    text: str | None = None,  # HTML to show; None: the token's own
     shared: bool = False,  # the token is one of several in a box
 ) -> str:  # one element
     "One token as HTML: an <i>, or an <s> where it was dropped."
     piece = tokens[i]
-    label = (" " if piece[:1] == " " and piece != " " * len(piece) and not shared else "") + visible_text(piece).removeprefix("·" if piece.strip(" ") else "")
+    label = (
+        " " if piece[:1] == " " and piece != " " * len(piece) and not shared else ""
+    ) + visible_text(piece).removeprefix("·" if piece.strip(" ") else "")
     raw = tokens.raw[i] if shared and tokens.raw else None
-    title = value_title(value, limits, scale == "diverging", tokens.ids[i] if tokens.ids else None, raw)
-    marks = [name for name, on in (("o", tokens.special[i]), ("m", isinstance(kept, str)), ("n", "\n" in piece[:-1])) if on]
+    title = value_title(
+        value, limits, scale == "diverging", tokens.ids[i] if tokens.ids else None, raw
+    )
+    marks = [
+        name
+        for name, on in (
+            ("o", tokens.special[i]),
+            ("m", isinstance(kept, str)),
+            ("n", "\n" in piece[:-1]),
+        )
+        if on
+    ]
     tag = "i" if isinstance(kept, str) or kept else "s"
-    style = f"background:{tint(value, limits, scale)}" if math.isfinite(value) or math.isinf(value) else ""
+    style = (
+        f"background:{tint(value, limits, scale)}"
+        if math.isfinite(value) or math.isinf(value)
+        else ""
+    )
     bare = " " not in title
-    parts = [tag, f'class="{" ".join(marks)}"' if marks else "", "role=img tabindex=0", f"style={style}" if style else "",
-             f"title={title}" if bare else f'title="{title}"', f'aria-label="{html_text.escape(label)}, {"no value" if math.isnan(value) else short_number(value)}"']
+    parts = [
+        tag,
+        f'class="{" ".join(marks)}"' if marks else "",
+        "role=img tabindex=0",
+        f"style={style}" if style else "",
+        f"title={title}" if bare else f'title="{title}"',
+        f'aria-label="{html_text.escape(label)}, '
+        f'{"no value" if math.isnan(value) else short_number(value)}"',
+    ]
     shown = marked_html(piece, tokens.raw[i] if tokens.raw else None) if text is None else text
     return f"<{' '.join(p for p in parts if p)}>{shown}</{tag}>"
 
@@ -116,48 +158,72 @@ def arabic_joins(
     right: str,  # text after it
 ) -> bool:  # True where an Arabic letter joins across the border
     "Do two pieces meet inside a written Arabic word?"
-    arabic = lambda c: "\u0620" <= c <= "\u06d3" and unicodedata.category(c) in ("Lo", "Lm")
-    return bool(left and right and arabic(left[-1]) and arabic(right[0]) and left[-1] not in NOT_FORWARD)
+
+    def arabic(c):
+        return "\u0620" <= c <= "\u06d3" and unicodedata.category(c) in ("Lo", "Lm")
+
+    return bool(
+        left and right and arabic(left[-1]) and arabic(right[0]) and left[-1] not in NOT_FORWARD
+    )
 
 # %% ../../nbs/show/strip.ipynb #2b3a9c57
 def box_html(
     tokens: Tokens,  # the tokens of one text
     box: range,  # token indices
-    values: "Sequence",  # values of all tokens
-    limits: "tuple",  # where the scale begins and ends
+    values: Sequence,  # values of all tokens
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
-    kept: "Sequence | None" = None,  # what became of each token
+    kept: Sequence | None = None,  # what became of each token
 ) -> str:  # HTML, with the line breaks that the text has there
     "One box of the strip, with its line breaks after it."
-    state = lambda i: True if kept is None else kept[i]
-    text, first, last = box_text(tokens, box), box[0], box[-1]
+
+    def state(i):
+        return True if kept is None else kept[i]
+
+    text = box_text(tokens, box)
+    first = box[0]
+    last = box[-1]
     raw = b"".join(tokens.raw[i] for i in box) if tokens.raw else None
     start = "\u200d" * arabic_joins(tokens[first - 1] if first else "", text)
     end = "\u200d" * arabic_joins(text, tokens[last + 1] if last + 1 < len(tokens) else "")
     shown = start + marked_html(text, raw) + end
     if len(box) == 1:
-        return token_html(tokens, first, values[first], limits, scale, state(first), shown) + "\n" * text.endswith("\n")
-    ticks = "".join(token_html(tokens, i, values[i], limits, scale, state(i), "", shared=True) for i in box)
+        return token_html(
+            tokens, first, values[first], limits, scale, state(first), shown
+        ) + "\n" * text.endswith("\n")
+    ticks = "".join(
+        token_html(tokens, i, values[i], limits, scale, state(i), "", shared=True) for i in box
+    )
     gone = "" if all(state(i) for i in box) else ' style="text-decoration:line-through"'
     return f"<i class=g{gone}>{shown}<b>{ticks}</b></i>" + "\n" * text.endswith("\n")
 
 # %% ../../nbs/show/strip.ipynb #8430ece0
 def text_direction(
     text: str,  # some text
-) -> "str | None":  # "ltr", "rtl", or None where no letter says
+) -> str | None:  # "ltr", "rtl", or None where no letter says
     "The direction of the first letter that has one."
-    return next(("ltr" if k == "L" else "rtl" for k in map(unicodedata.bidirectional, text) if k in ("L", "R", "AL")), None)
+    return next(
+        (
+            "ltr" if k == "L" else "rtl"
+            for k in map(unicodedata.bidirectional, text)
+            if k in ("L", "R", "AL")
+        ),
+        None,
+    )
 
 # %% ../../nbs/show/strip.ipynb #52f3cddd
 def directed_runs(
     pieces: list[str],  # text of each box
     base: str,  # direction of the row
 ) -> list[tuple[str, range]]:  # direction and boxes of each run
-    "Runs of boxes of one direction; boxes without a letter go with the row, or with the run around them."
+    """Runs of boxes of one direction; boxes without a letter go with the row, or with the run
+    around them."""
     ways = [text_direction(p) for p in pieces]
     for i, way in enumerate(ways):
-        after = next((w for w in ways[i + 1:i + 9] if w), base)
-        ways[i] = way or (ways[i - 1] if i and ways[i - 1] == after and "\n" not in pieces[i] else base)
+        after = next((w for w in ways[i + 1 : i + 9] if w), base)
+        ways[i] = way or (
+            ways[i - 1] if i and ways[i - 1] == after and "\n" not in pieces[i] else base
+        )
     starts = [i for i, w in enumerate(ways) if i == 0 or w != ways[i - 1]]
     return [(ways[a], range(a, b)) for a, b in zip(starts, starts[1:] + [len(ways)])]
 
@@ -168,7 +234,11 @@ def directed_html(
     base: str,  # direction of the row
 ) -> str:  # HTML; numbers keep their digits in order inside text from right to left
     "The boxes of a row in the order in which they are read."
-    html, number = [], lambda i: text_direction(pieces[i]) is None and any(c.isdigit() for c in pieces[i])
+    html = []
+
+    def number(i):
+        return text_direction(pieces[i]) is None and any(c.isdigit() for c in pieces[i])
+
     for way, run in directed_runs(pieces, base):
         out = []
         for i in run:
@@ -181,71 +251,128 @@ def directed_html(
 # %% ../../nbs/show/strip.ipynb #a28fe1c3
 def row_html(
     tokens: Tokens,  # the tokens of one text
-    values: "Sequence",  # one value a token
-    limits: "tuple",  # where the scale begins and ends
+    values: Sequence,  # one value a token
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
-    kept: "Sequence | None" = None,  # what became of each token
+    kept: Sequence | None = None,  # what became of each token
     fold: int = 300,  # tokens shown before the fold
-    most: "int | None" = 2000,  # tokens drawn at all; None: every one
+    most: int | None = 2000,  # tokens drawn at all; None: every one
 ) -> str:  # HTML
     "A row of tokens, folded where it is long."
     every = token_boxes(tokens)
     drawn = [b for b in every if most is None or b.stop <= most]
-    base = text_direction("".join(p for p, s in zip(tokens[:fold], tokens.special) if not s)) or "ltr"
+    base = (
+        text_direction("".join(p for p, s in zip(tokens[:fold], tokens.special) if not s)) or "ltr"
+    )
     html = []
     for part in (drawn[:fold], drawn[fold:]):
         body = [box_html(tokens, b, values, limits, scale, kept) for b in part]
         text = directed_html([box_text(tokens, b) for b in part], body, base)
-        html.append(f'<p{" dir=rtl" if base == "rtl" else ""} style="white-space:pre-wrap">{text}</p>')
-    more = f"<details><summary>{sum(map(len, drawn[fold:])):,} more tokens</summary>{html[1]}</details>" if len(drawn) > fold else ""
+        html.append(
+            f'<p{" dir=rtl" if base == "rtl" else ""} style="white-space:pre-wrap">{text}</p>'
+        )
+    more = (
+        f"<details><summary>{sum(map(len, drawn[fold:])):,} more "
+        f"tokens</summary>{html[1]}</details>"
+        if len(drawn) > fold
+        else ""
+    )
     left = len(tokens) - (drawn[-1].stop if drawn else 0)
-    rest = f"<p>… and {left:,} tokens that are not drawn; <code>html(most=None)</code> draws all.</p>" if left else ""
+    rest = (
+        f"<p>… and {left:,} tokens that are not drawn; <code>html(most=None)</code> draws all.</p>"
+        if left
+        else ""
+    )
     return html[0] + more + rest
 
 # %% ../../nbs/show/strip.ipynb #ba7a8448
 def layers_html(
     tokens: Tokens,  # the tokens of one text
     values,  # (layer, token)
-    limits: "tuple",  # where the scale begins and ends
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
-    layers: "Sequence | None" = None,  # names of the rows
+    layers: Sequence | None = None,  # names of the rows
     most: int = 1500,  # cells drawn as a table, else as a picture
 ) -> str:  # HTML
     "A table of layers and tokens, or a picture where it is large."
     names = [str(x) for x in (range(len(values)) if layers is None else layers)]
     if values.size > most:
-        image = map_image(values, limits, scale, f"{len(names)} layers by {len(tokens)} tokens", f"width:100%;height:{max(120, 8 * len(names))}px")
-        return (f"<div>{image}</div><p>One pixel a token and layer: {len(tokens):,} tokens from left to right, layers {html_text.escape(names[0])} (top) to "
-                f"{html_text.escape(names[-1])} (bottom). <code>heatmap()</code> and <code>to_df()</code> give the numbers.</p>")
+        image = map_image(
+            values,
+            limits,
+            scale,
+            f"{len(names)} layers by {len(tokens)} tokens",
+            f"width:100%;height:{max(120, 8 * len(names))}px",
+        )
+        return (
+            f"<div>{image}</div><p>One pixel a token and layer: {len(tokens):,} tokens from left "
+            f"to right, layers {html_text.escape(names[0])} (top) to "
+            f"{html_text.escape(names[-1])} (bottom). <code>heatmap()</code> and "
+            "<code>to_df()</code> give the numbers.</p>"
+        )
     head = "".join(f"<th scope=col>{marked_html(p)}" for p in tokens)
-    beyond = lambda v: "▲" if v > limits[1] else "▼" if v < limits[0] else ""
-    cell = lambda v: "<td>∅" if math.isnan(v) else f"<td style=background:{tint(v, limits, scale)} title={short_number(v, 6)}>{short_number(v)}{beyond(v)}"
-    rows = "".join(f"<tr><th scope=row>{html_text.escape(n)}" + "".join(map(cell, row)) for n, row in zip(names, values.tolist()))
-    return f'<div class=r role=region tabindex=0 aria-label="layers by tokens"><table data-quarto-disable-processing=true><tr><th>layer{head}{rows}</table></div>'
+
+    def beyond(v):
+        return "▲" if v > limits[1] else "▼" if v < limits[0] else ""
+
+    def cell(v):
+        return (
+            "<td>∅"
+            if math.isnan(v)
+            else f"<td style=background:{tint(v, limits, scale)} "
+            f"title={short_number(v, 6)}>{short_number(v)}{beyond(v)}"
+        )
+
+    rows = "".join(
+        f"<tr><th scope=row>{html_text.escape(n)}" + "".join(map(cell, row))
+        for n, row in zip(names, values.tolist())
+    )
+    return (
+        '<div class=r role=region tabindex=0 aria-label="layers by tokens"><table '
+        f"data-quarto-disable-processing=true><tr><th>layer{head}{rows}</table></div>"
+    )
 
 # %% ../../nbs/show/strip.ipynb #4d253156
 def strip_notes(
     tokens: Tokens,  # the tokens of one text
     values,  # (token,) or (layer, token)
-    limits: "tuple",  # where the scale begins and ends
-    kept: "Sequence | None" = None,  # what became of each token
+    limits: tuple,  # where the scale begins and ends
+    kept: Sequence | None = None,  # what became of each token
     hatched: bool = False,  # numbers not to be trusted
-    note: "str | None" = None,  # a sentence of the caller
+    note: str | None = None,  # a sentence of the caller
 ) -> list[str]:  # sentences, plain text
     "What the strip has to say beside its colours."
-    notes, rows = [], values if values.ndim == 2 else values[None]
+    notes = []
+    rows = values if values.ndim == 2 else values[None]
     first = rows[:, :1].ravel()
     if len(tokens) > 2 and ((first > limits[1]) | (first < limits[0])).any():
         largest = first[abs(first).argmax()]
-        notes.append(f"The initial token ({short_number(largest)}{'' if len(rows) == 1 else ' at most'}) lies beyond the scale.")
-    later = rows[:, 1 if len(tokens) > 2 else 0:]
-    for sign, mask, pick in (("▲ above", later > limits[1], "max"), ("▼ below", later < limits[0], "min")):
+        notes.append(
+            f"The initial token ({short_number(largest)}{'' if len(rows) == 1 else ' at most'}) "
+            "lies beyond the scale."
+        )
+    later = rows[:, 1 if len(tokens) > 2 else 0 :]
+    for sign, mask, pick in (
+        ("▲ above", later > limits[1], "max"),
+        ("▼ below", later < limits[0], "min"),
+    ):
         if mask.any():
-            notes.append(f"{sign} the scale: {int(mask.sum())}, up to {short_number(getattr(later[mask], pick)())}.")
+            notes.append(
+                f"{sign} the scale: {int(mask.sum())}, up to "
+                f"{short_number(getattr(later[mask], pick)())}."
+            )
     states = [True] * len(tokens) if kept is None else list(kept)
-    merged, dropped = sum(isinstance(k, str) for k in states), sum(not isinstance(k, str) and not k for k in states)
-    count = lambda n, word: [f"{word}: {n} of {len(tokens)}."] if n else []
-    notes += count(dropped, "Struck through, dropped") + count(merged, "Underlined twice, merged") + count(int((rows != rows).any(0).sum()), "Dashed, no value")
+    merged = sum(isinstance(k, str) for k in states)
+    dropped = sum(not isinstance(k, str) and not k for k in states)
+
+    def count(n, word):
+        return [f"{word}: {n} of {len(tokens)}."] if n else []
+
+    notes += (
+        count(dropped, "Struck through, dropped")
+        + count(merged, "Underlined twice, merged")
+        + count(int((rows != rows).any(0).sum()), "Dashed, no value")
+    )
     notes += ["Hatched: do not trust these numbers."] if hatched else []
     return notes + ([note] if note else [])
 
@@ -253,23 +380,31 @@ def strip_notes(
 def strip_html(
     tokens: Tokens,  # the tokens of one text
     values,  # array, (token,) or (layer, token)
-    limits: "tuple",  # where the scale begins and ends
+    limits: tuple,  # where the scale begins and ends
     scale: str = "sequential",  # or "diverging"
     name: str = "score",  # what the numbers are
     unit: str = "",  # their unit
-    layers: "Sequence | None" = None,  # names of the rows
-    kept: "Sequence | None" = None,  # what became of each token
+    layers: Sequence | None = None,  # names of the rows
+    kept: Sequence | None = None,  # what became of each token
     hatched: bool = False,  # numbers not to be trusted
-    note: "str | None" = None,  # a sentence under the strip
+    note: str | None = None,  # a sentence under the strip
     style: bool = True,  # with the style sheet; a page with many strips needs it once
     **options,  # `fold` and `most`, see `row_html`
 ) -> Markup:  # self-contained HTML
     "A whole strip: legend, tokens, notes."
-    body = layers_html(tokens, values, limits, scale, layers) if values.ndim == 2 else row_html(tokens, values.tolist(), limits, scale, kept, **options)
-    notes = " ".join(html_text.escape(n) for n in strip_notes(tokens, values, limits, kept, hatched, note))
+    body = (
+        layers_html(tokens, values, limits, scale, layers)
+        if values.ndim == 2
+        else row_html(tokens, values.tolist(), limits, scale, kept, **options)
+    )
+    notes = " ".join(
+        html_text.escape(n) for n in strip_notes(tokens, values, limits, kept, hatched, note)
+    )
     bar = legend_bar(limits, scale, SOLID_MAP if "<img" in body and values.ndim == 2 else SOLID)
     kinds = STRIP_CLASS + " d" * (scale == "diverging") + " h" * hatched
-    head = f"<div class=l><b>{html_text.escape(name)}</b> {html_text.escape(unit)} &nbsp;{bar}</div>"
+    head = (
+        f"<div class=l><b>{html_text.escape(name)}</b> {html_text.escape(unit)} &nbsp;{bar}</div>"
+    )
     foot = f"<div class=f>{notes}</div>" if notes else ""
     empty = "" if len(tokens) else "<p>No tokens.</p>"
     sheet = strip_style() if style else ""

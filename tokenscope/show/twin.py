@@ -29,7 +29,11 @@ def shown(
     value,  # what the function returned
 ) -> str:  # HTML
     "Anything a panel can show, as HTML."
-    own = value._repr_html_() if hasattr(value, "_repr_html_") and not isinstance(value, type) else None
+    own = (
+        value._repr_html_()
+        if hasattr(value, "_repr_html_") and not isinstance(value, type)
+        else None
+    )
     if own is not None:
         return str(own)
     if isinstance(value, str):
@@ -42,7 +46,9 @@ def shown(
     if hasattr(figure, "savefig"):
         return shown_figure(figure)
     if value is None or type(value).__repr__ is object.__repr__:
-        raise ScopeError(f"Nothing to show: the function returned {type(value).__name__}; return something with _repr_html_, a figure, a text, a number or a list")
+        raise ScopeError(
+            f"Nothing to show: the function returned {type(value).__name__}; return something with _repr_html_, a figure, a text, a number or a list"
+        )
     return f'<pre style="white-space:pre-wrap">{escape(repr(value))}</pre>'
 
 # %% ../../nbs/show/twin.ipynb #446c80cf
@@ -64,8 +70,11 @@ def red_message(
     more: str = "",  # HTML below the message
 ) -> str:  # HTML
     "An error that cannot be overlooked."
-    return ('<div role="alert" style="border-left:4px solid #d6336c;background:#d6336c22;padding:.4em .8em;margin:.3em 0">'
-            f"<b>{escape(type(error).__name__)}</b>: {escape(str(error)) or 'no message'}{more}</div>")
+    return (
+        '<div role="alert" style="border-left:4px solid #d6336c;background:#d6336c22;padding:.4em '
+        '.8em;margin:.3em 0">'
+        f"<b>{escape(type(error).__name__)}</b>: {escape(str(error)) or 'no message'}{more}</div>"
+    )
 
 # %% ../../nbs/show/twin.ipynb #1ee4b2b6
 def evenly(
@@ -98,10 +107,18 @@ def thinned(
     while prod(counts) > most:
         longest = max(sliders, key=lambda i: counts[i], default=None)
         if longest is None or counts[longest] == 1:
-            fixed = " x ".join(f"{len(c.values)} ({c.label})" for c in controls if c.kind != "slider")
-            raise ScopeError(f"Too many settings for the saved page: {fixed} is more than {most}; give fewer options, or a larger max_frames")
+            fixed = " x ".join(
+                f"{len(c.values)} ({c.label})" for c in controls if c.kind != "slider"
+            )
+            raise ScopeError(
+                f"Too many settings for the saved page: {fixed} is more than {most}; give fewer "
+                "options, or a larger max_frames"
+            )
         counts[longest] -= 1
-    return [evenly(places, count, control.start) for places, count, control in zip(kept, counts, controls)]
+    return [
+        evenly(places, count, control.start)
+        for places, count, control in zip(kept, counts, controls)
+    ]
 
 # %% ../../nbs/show/twin.ipynb #abccc63f
 def left_out(
@@ -109,7 +126,11 @@ def left_out(
     controls: list,  # the controls
 ) -> str:  # a sentence, or nothing
     "What the saved page does not have."
-    thin = [f"{c.label}: {len(places)} of {len(c.values)}" for c, places in zip(controls, kept) if len(places) < len(c.values)]
+    thin = [
+        f"{c.label}: {len(places)} of {len(c.values)}"
+        for c, places in zip(controls, kept)
+        if len(places) < len(c.values)
+    ]
     texts = [f"{c.label}: any text" for c in controls if c.kind == "text"]
     said = f"This saved page holds some of the settings ({'; '.join(thin)}). " if thin else ""
     live = "all of them" if thin else "; ".join(texts)
@@ -137,20 +158,35 @@ def frames_of(
     compute,  # tuple of values -> HTML
     controls: list,  # the controls
     kept: list,  # places of the values kept, a list for each control
-    known: "dict | None" = None,  # places -> HTML computed before; grows
+    known: dict | None = None,  # places -> HTML computed before; grows
 ) -> tuple:  # the different frames as HTML, and for each setting the place of its frame
     "Every setting's picture, the equal ones once."
     from tqdm import tqdm
 
-    known, failed, values = {} if known is None else known, [], [control.values for control in controls]
-    opening = tuple(control.start for control in controls)  # computed first: a panel that cannot open stops here
+    known = {} if known is None else known
+    failed = []
+    values = [control.values for control in controls]
+    opening = tuple(
+        control.start for control in controls
+    )  # computed first: a panel that cannot open stops here
     missing = [at for at in dict.fromkeys([opening, *product(*kept)]) if at not in known]
-    for at in tqdm(missing, desc="settings for the saved page", delay=2, leave=False, file=sys.stderr):
-        known[at] = frame_html(compute, tuple(column[i] for column, i in zip(values, at)), failed, at == opening)
+    for at in tqdm(
+        missing, desc="settings for the saved page", delay=2, leave=False, file=sys.stderr
+    ):
+        known[at] = frame_html(
+            compute, tuple(column[i] for column, i in zip(values, at)), failed, at == opening
+        )
     if failed:
-        warnings.warn(f"the saved panel shows an error for {len(failed)} of its settings, the first at {failed[0]}", stacklevel=2)
+        warnings.warn(
+            f"the saved panel shows an error for {len(failed)} of its settings, the first at "
+            f"{failed[0]}",
+            stacklevel=2,
+        )
     stored = {}
-    order = [stored.setdefault(sha1(known[at].encode()).hexdigest(), (len(stored), known[at]))[0] for at in product(*kept)]
+    order = [
+        stored.setdefault(sha1(known[at].encode()).hexdigest(), (len(stored), known[at]))[0]
+        for at in product(*kept)
+    ]
     return [html for _, html in stored.values()], order
 
 # %% ../../nbs/show/twin.ipynb #79642c79
@@ -251,7 +287,12 @@ def script_json(
     data,  # anything JSON takes
 ) -> str:  # JSON that may stand in a <script>
     "JSON without a character that HTML could read."
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return (
+        json.dumps(data, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+    )
 
 # %% ../../nbs/show/twin.ipynb #2cb782ba
 def turnable(
@@ -259,8 +300,16 @@ def turnable(
     kept: list,  # places of the values kept, a list for each control
 ) -> list:  # what the script needs to build them
     "The controls that have something to turn in a saved page."
-    return [{"kind": "choice" if c.kind == "text" else c.kind, "label": c.label, "texts": [c.labels[i] for i in places], "at": places.index(c.start)}
-            for c, places in zip(controls, kept) if len(places) > 1]
+    return [
+        {
+            "kind": "choice" if c.kind == "text" else c.kind,
+            "label": c.label,
+            "texts": [c.labels[i] for i in places],
+            "at": places.index(c.start),
+        }
+        for c, places in zip(controls, kept)
+        if len(places) > 1
+    ]
 
 # %% ../../nbs/show/twin.ipynb #857f3b98
 def twin_html(
@@ -271,19 +320,45 @@ def twin_html(
     title: str = "",  # above the panel
 ) -> str:  # HTML that needs nothing else
     "The static twin of a panel."
-    parts, place = turnable(controls, kept), 0
+    parts = turnable(controls, kept)
+    place = 0
     for control, places in zip(controls, kept):
         place = place * len(places) + places.index(control.start)
-    first, note = frames[order[place]], left_out(kept, controls)
+    first = frames[order[place]]
+    note = left_out(kept, controls)
     name = sha1(json.dumps([title, parts, frames, order]).encode()).hexdigest()[:12]
     setting = " · ".join(f"<b>{escape(c.label)}</b> {escape(c.labels[c.start])}" for c in controls)
-    fixed = "".join(f"<b>{escape(c.label)}</b> {escape(c.labels[c.start])}. " for c, places in zip(controls, kept) if len(places) == 1 and parts)
+    fixed = "".join(
+        f"<b>{escape(c.label)}</b> {escape(c.labels[c.start])}. "
+        for c, places in zip(controls, kept)
+        if len(places) == 1 and parts
+    )
     head = f'<p class="ts-title">{escape(title)}</p>' if title else ""
     foot = f'<p class="ts-note">{fixed}{escape(note)}</p>' if fixed or note else ""
-    data = script_json({"id": name, "controls": parts, "order": order, "frames": packed([None if html == first else html for html in frames])}) if parts else ""
-    script = f"<script>(() => {{\nconst data = {data};{STRIP_SCRIPT}{CONTROL_SCRIPT}{TWIN_SCRIPT}}})();</script>" if parts else ""
-    return (f'<div class="ts-panel" data-ts="{name}" role="group" aria-label="{escape(title or "panel")}"><style>{PANEL_STYLE}{PICK_STYLE}</style>'
-            f'{head}<div class="ts-bar"><span>{setting}</span></div><div class="ts-picture">{first}</div>{foot}{script}</div>')
+    data = (
+        script_json(
+            {
+                "id": name,
+                "controls": parts,
+                "order": order,
+                "frames": packed([None if html == first else html for html in frames]),
+            }
+        )
+        if parts
+        else ""
+    )
+    script = (
+        f"<script>(() => {{\nconst data = "
+        f"{data};{STRIP_SCRIPT}{CONTROL_SCRIPT}{TWIN_SCRIPT}}})();</script>"
+        if parts
+        else ""
+    )
+    return (
+        f'<div class="ts-panel" data-ts="{name}" role="group" '
+        f'aria-label="{escape(title or "panel")}"><style>{PANEL_STYLE}{PICK_STYLE}</style>'
+        f'{head}<div class="ts-bar"><span>{setting}</span></div><div '
+        f'class="ts-picture">{first}</div>{foot}{script}</div>'
+    )
 
 # %% ../../nbs/show/twin.ipynb #393838c0
 class TwinPage(str):
@@ -298,6 +373,7 @@ class TwinPage(str):
 # %% ../../nbs/show/twin.ipynb #103a7f53
 HARD_KB = 200  # the most a twin may ever weigh
 
+
 def twin_of(
     compute,  # tuple of values -> HTML
     controls: list,  # the controls
@@ -306,17 +382,24 @@ def twin_of(
     max_frames: int = 64,  # the most settings; 1 keeps the opening one only
 ) -> TwinPage:  # HTML
     "The static twin of a function with controls."
-    kept, known = thinned([list(range(len(c.values))) for c in controls], controls, max_frames), {}
+    kept = thinned([list(range(len(c.values))) for c in controls], controls, max_frames)
+    known = {}
     while True:
-        page = TwinPage(twin_html(controls, kept, *frames_of(compute, controls, kept, known), title=title))
+        page = TwinPage(
+            twin_html(controls, kept, *frames_of(compute, controls, kept, known), title=title)
+        )
         weight = len(page.encode()) / 1000
-        count, limit = prod(map(len, kept)), min(max_kb, HARD_KB)
+        count = prod(map(len, kept))
+        limit = min(max_kb, HARD_KB)
         sliders = [len(places) for c, places in zip(controls, kept) if c.kind == "slider"]
         fewest = count // prod(sliders) * 3 ** len(sliders)
         if weight <= limit or count <= fewest:
             break
         kept = thinned(kept, controls, max(fewest, min(count - 1, int(count * limit / weight))))
     if weight > HARD_KB:
-        raise ScopeError(f"The saved panel is too heavy: {weight:.0f} KB, at most {HARD_KB} KB; show less in each picture (fewer tokens or layers, "
-                         "a smaller figure), give fewer options, or a smaller max_frames")
+        raise ScopeError(
+            f"The saved panel is too heavy: {weight:.0f} KB, at most {HARD_KB} KB; show less in "
+            "each picture (fewer tokens or layers, "
+            "a smaller figure), give fewer options, or a smaller max_frames"
+        )
     return page

@@ -20,7 +20,15 @@ from ..change.contrasts import Contrasts, answer_rows, warn_imbalance
 from ..change.directions import checked_length
 from ..show.display import TokenScores
 from ..core.edit import Edit
-from ..text.names import ATTENTION_SITES, LAYERLESS_SITES, SITES, ScopeError, check_site, resolve_indices, resolve_layers
+from tokenscope.text.names import (
+    ATTENTION_SITES,
+    LAYERLESS_SITES,
+    SITES,
+    ScopeError,
+    check_site,
+    resolve_indices,
+    resolve_layers,
+)
 from ..show.pictures import figure_html
 from ..core.scope import Scope
 from ..core.states import last_states
@@ -36,10 +44,15 @@ technique = {
     "front": "austeer",
     "control": "random_units",
     "neutral": {"alpha": 0.0},
-    "example": {"contrasts": [[[5, 6, 7], [8, 9], [5, 9, 7, 6]], [[10], [11], [12]], [[11], [12], [10]]], "k": 8, "alpha": 8.0},
+    "example": {
+        "contrasts": [[[5, 6, 7], [8, 9], [5, 9, 7, 6]], [[10], [11], [12]], [[11], [12], [10]]],
+        "k": 8,
+        "alpha": 8.0,
+    },
     "builds_on": [],
     "extra": None,
-    "cost": "one reading of each prompt with its right and its wrong answer; then one multiplication in each layer touched",
+    "cost": "one reading of each prompt with its right and its wrong answer; then one "
+    "multiplication in each layer touched",
     "picture": "layer by dimension, with the chosen numbers circled",
 }
 
@@ -53,13 +66,20 @@ strong powerful weak|victory triumph defeat|huge giant tiny|wise smart foolish|b
 famous known unknown|permit allow forbid|save keep lose|attack strike defend|arrive come leave|depart leave arrive|entire whole partial|frequent common rare|rare scarce common|generous giving selfish|
 honest true dishonest|peaceful calm violent|ruin destroy create|create make destroy|wealth riches poverty|joy delight sorrow|grief sorrow joy|expand grow shrink|shrink reduce grow|remember recall forget"""
 
+
 def word_contrasts(
     part: slice = slice(None),  # of the 80 words, two pairs each
 ) -> Contrasts:
     "Another word, or the opposite? Every answer is right once and wrong once."
     rows = [t.split() for t in _word_triples.replace("\n", "").split("|")[part]]
-    asked = [q.format(w) for w, _, _ in rows for q in ("Another word for {} is", "The opposite of {} is")]
-    return Contrasts(asked, [" " + x for _, same, other in rows for x in (same, other)], [" " + x for _, same, other in rows for x in (other, same)])
+    asked = [
+        q.format(w) for w, _, _ in rows for q in ("Another word for {} is", "The opposite of {} is")
+    ]
+    return Contrasts(
+        asked,
+        [" " + x for _, same, other in rows for x in (same, other)],
+        [" " + x for _, same, other in rows for x in (other, same)],
+    )
 
 # %% ../../nbs/steering/austeer.ipynb #babbc49b
 def momentum(
@@ -73,6 +93,7 @@ def momentum(
 @dataclass(frozen=True, eq=False)
 class AtomicUnits:
     "How every number at a site moves from wrong answers to right ones."
+
     moves: Float[Tensor, "pair layer width"]  # right minus wrong, at the last token
     spread: Float[Tensor, "layer width"]  # standard deviation over all these texts
     peak: Float[Tensor, "layer width"]  # largest size in them
@@ -87,31 +108,46 @@ class AtomicUnits:
     @cached_property
     def t(self) -> Float[Tensor, "layer width"]:
         "Mean move over its standard error."
-        return self.moves.mean(0) / (self.moves.std(0, correction=0) / len(self.moves) ** 0.5).clamp(min=1e-12)
+        return self.moves.mean(0) / (
+            self.moves.std(0, correction=0) / len(self.moves) ** 0.5
+        ).clamp(min=1e-12)
 
     def flipped(self, seed: int = 0) -> "AtomicUnits":
         "The same with right and wrong exchanged in a random half of the pairs: the null."
         order = torch.randperm(len(self.moves), generator=torch.Generator().manual_seed(seed))
-        return replace(self, moves=self.moves * torch.where(order < len(order) // 2, -1.0, 1.0)[:, None, None])
+        return replace(
+            self, moves=self.moves * torch.where(order < len(order) // 2, -1.0, 1.0)[:, None, None]
+        )
 
     def __repr__(self):
-        return f"AtomicUnits({self.beta.numel():,} numbers at {self.site}, {len(self.layers)} layers, {len(self.moves)} pairs)"
+        return (
+            f"AtomicUnits({self.beta.numel():,} numbers at {self.site}, {len(self.layers)} layers, "
+            f"{len(self.moves)} pairs)"
+        )
 
 # %% ../../nbs/steering/austeer.ipynb #b50916ea
 RANKINGS = ("count", "magnitude", "t", "null", "random")  # the last two are controls: see `austeer`
 
+
 def top_units(
     self: AtomicUnits,
-    k: "int | None",  # how many in all layers together; None for all
+    k: int | None,  # how many in all layers together; None for all
     ranking: str = "count",  # the paper's; or "magnitude" of the mean move, or "t"
 ) -> Bool[Tensor, "layer width"]:  # which ones
     "The k units that rank highest; ties go to the larger |t|."
-    score = {"count": self.beta.abs(), "magnitude": self.moves.mean(0).abs(), "t": self.t.abs()}[ranking].flatten()
+    score = {"count": self.beta.abs(), "magnitude": self.moves.mean(0).abs(), "t": self.t.abs()}[
+        ranking
+    ].flatten()
     if k is not None and (isinstance(k, bool) or not 0 <= k <= len(score)):
-        raise ScopeError(f"Not a number of atomic units: {k!r}; give 0 to {len(score)}, or None for all")
+        raise ScopeError(
+            f"Not a number of atomic units: {k!r}; give 0 to {len(score)}, or None for all"
+        )
     by_t = self.t.abs().flatten().argsort(descending=True, stable=True)
     best = by_t[score[by_t].argsort(descending=True, stable=True)][:k]
-    return torch.zeros(len(score), dtype=torch.bool).index_fill(0, best, True).view_as(self.beta) & (self.beta != 0)
+    return torch.zeros(len(score), dtype=torch.bool).index_fill(0, best, True).view_as(
+        self.beta
+    ) & (self.beta != 0)
+
 
 AtomicUnits.top = top_units
 
@@ -129,17 +165,34 @@ def atomic_units(
     scope: Scope,
     contrasts: Contrasts,
     site: str = "z",  # or "mlp_post", "mlp_out", "resid_post"
-    layers: "None | int | slice | list[int]" = None,  # None for all
+    layers: None | int | slice | list[int] = None,  # None for all
 ) -> AtomicUnits:
     "Read every number at a site on right and wrong answers (Feng et al. 2026)."
     warn_imbalance(contrasts)
-    states = last_states(scope, answer_rows(scope, contrasts.prompts * 2, contrasts.right + contrasts.wrong)[0], site, layers)
-    moves = states[:len(contrasts)] - states[len(contrasts):]
+    states = last_states(
+        scope,
+        answer_rows(scope, contrasts.prompts * 2, contrasts.right + contrasts.wrong)[0],
+        site,
+        layers,
+    )
+    moves = states[: len(contrasts)] - states[len(contrasts) :]
     if not moves.isfinite().all():
-        raise ScopeError("The states are not finite: the model gives NaN or infinity on these texts; try a wider number type")
+        raise ScopeError(
+            "The states are not finite: the model gives NaN or infinity on these texts; try a "
+            "wider number type"
+        )
     if not moves.any():
-        raise ScopeError(f"No unit moves: right and wrong answers are the same to the model at {site}, so there is no direction; give answers that differ in their tokens")
-    return AtomicUnits(moves, states.std(0), states.abs().amax(0), resolve_layers(layers, scope.n_layers), check_site(site))
+        raise ScopeError(
+            f"No unit moves: right and wrong answers are the same to the model at {site}, so there "
+            "is no direction; give answers that differ in their tokens"
+        )
+    return AtomicUnits(
+        moves,
+        states.std(0),
+        states.abs().amax(0),
+        resolve_layers(layers, scope.n_layers),
+        check_site(site),
+    )
 
 # %% ../../nbs/steering/austeer.ipynb #402ee62c
 def unit_picture(
@@ -150,18 +203,30 @@ def unit_picture(
 ):  # a matplotlib Figure
     "Layer by dimension, the chosen units circled."
     from matplotlib.figure import Figure
+
     fig = Figure(figsize=(7, 3.2), layout="constrained")
-    ax, layers = fig.subplots(), torch.tensor(units.layers)
+    ax = fig.subplots()
+    layers = torch.tensor(units.layers)
     among = units.top(min(shown, units.beta.numel()))
-    at = lambda mask: (mask.nonzero()[:, 1].numpy(), layers[mask.nonzero()[:, 0]].numpy())
+
+    def at(mask):
+        return (mask.nonzero()[:, 1].numpy(), layers[mask.nonzero()[:, 0]].numpy())
+
     dots = ax.scatter(*at(among), s=6, c=units.beta[among].numpy(), cmap="PuOr", vmin=-1, vmax=1)
     ax.scatter(*at(chosen), s=60, facecolors="none", edgecolors="black", lw=1)
     fig.colorbar(dots, ax=ax, label="momentum β")
     ax.set(title=title, xlabel=f"dimension of {units.site}", ylabel="layer")
     return fig
 
+
 def _units_shown(self):
-    return str(figure_html(unit_picture(self, self.top(min(10, self.beta.numel()))), alt="layer by dimension: the numbers that move most reliably, the best ten circled"))
+    return str(
+        figure_html(
+            unit_picture(self, self.top(min(10, self.beta.numel()))),
+            alt="layer by dimension: the numbers that move most reliably, the best ten circled",
+        )
+    )
+
 
 AtomicUnits._repr_html_ = _units_shown
 
@@ -170,20 +235,36 @@ def unit_edits(
     scope: Scope,
     units: AtomicUnits,
     chosen: Bool[Tensor, "layer width"],
-    alpha: "int | float",
+    alpha: int | float,
     mode: str = "scale",  # the paper's; or "add"
-    positions: "None | int | slice | str | list[int]" = None,  # as in `Edit`: None leaves out the first token, "all" is the paper's
+    positions: None
+    | int
+    | slice
+    | str
+    | list[int] = None,  # as in `Edit`: None leaves out the first token, "all" is the paper's
 ) -> list[Edit]:  # one for each layer touched
     "Scale each chosen unit by 1 + alpha times its momentum (Feng et al. 2026)."
     if mode not in ("scale", "add"):
         raise ScopeError(f"Unknown way of turning units: {mode!r}; accepted: 'scale', 'add'")
     if units.beta.shape != chosen.shape or max(units.layers) >= scope.n_layers:
-        raise ScopeError(f"The units do not fit: they were read in {len(units.layers)} layers of width {units.beta.shape[1]}, the choice has shape {tuple(chosen.shape)}, and the model has {scope.n_layers} layers")
+        raise ScopeError(
+            f"The units do not fit: they were read in {len(units.layers)} layers of width "
+            f"{units.beta.shape[1]}, the choice has shape {tuple(chosen.shape)}, and the model has "
+            f"{scope.n_layers} layers"
+        )
     beta = units.beta * chosen
-    checked_length(alpha, float((beta.abs() * (units.peak if mode == "scale" else units.spread)).max()), scope.dtype)  # can the numbers hold it?
+    checked_length(
+        alpha,
+        float((beta.abs() * (units.peak if mode == "scale" else units.spread)).max()),
+        scope.dtype,
+    )  # can the numbers hold it?
     change = alpha * beta + 1 if mode == "scale" else alpha * beta * units.spread
     shape = (-1, scope.d_head) if units.site in ATTENTION_SITES else (-1,)
-    return [Edit(units.site, layers=i, positions=positions, **{mode: change[at].view(shape)}) for at, i in enumerate(units.layers) if alpha and beta[at].any()]
+    return [
+        Edit(units.site, layers=i, positions=positions, **{mode: change[at].view(shape)})
+        for at, i in enumerate(units.layers)
+        if alpha and beta[at].any()
+    ]
 
 # %% ../../nbs/steering/austeer.ipynb #30870721
 def unit_column(
@@ -195,7 +276,10 @@ def unit_column(
     "What a unit adds to the residual stream when it grows by one: its column of the weights."
     outlet = {"z": "attn_out", "mlp_post": "mlp_out"}.get(check_site(site), site)
     if SITES[outlet].axes != "token d_model" or outlet in LAYERLESS_SITES:
-        raise ScopeError(f"No column of weights at {site}: a unit writes to the residual stream from z, mlp_post, or a site of that stream")
+        raise ScopeError(
+            f"No column of weights at {site}: a unit writes to the residual stream from z, "
+            "mlp_post, or a site of that stream"
+        )
     plain = scope.read([[0]], [site, outlet], layers=layer)
     x = plain[site].flatten(2)[0, 0]
     one = torch.zeros(x.shape[-1], device=x.device)
@@ -216,27 +300,47 @@ def au_tokens(
     "The tokens that a unit promotes when it grows, and those that it holds down."
     column = unit_column(scope, site, layer, index)
     with torch.no_grad():
-        logits = scope.unembed(torch.stack([column, torch.zeros_like(column)]).to(scope.dtype)).float()
+        logits = scope.unembed(
+            torch.stack([column, torch.zeros_like(column)]).to(scope.dtype)
+        ).float()
     logits = (logits[0] - logits[1]).cpu()
     ids = torch.cat([logits.topk(n).indices, (-logits).topk(n).indices.flip(0)])
     words = [scope.tokenizer.decode([i]) if scope.tokenizer else str(i) for i in ids.tolist()]
-    return TokenScores(words, logits[ids].numpy(), name=f"what unit {index} of {site} {layer} writes", unit="logits", scale="diverging", limits="all")
+    return TokenScores(
+        words,
+        logits[ids].numpy(),
+        name=f"what unit {index} of {site} {layer} writes",
+        unit="logits",
+        scale="diverging",
+        limits="all",
+    )
 
 # %% ../../nbs/steering/austeer.ipynb #be817421
 def austeer(
     scope: Scope,
     *,
-    contrasts: "None | Contrasts | tuple | list" = None,  # or (prompts, right, wrong); None for `word_contrasts()`
-    k: "int | None" = 100,  # units in all; the paper takes 2 to 100; None for all
-    alpha: "int | float" = 2.0,  # 8 to 100 in the paper, in models of 7 billion parameters and more; negative turns the other way
+    contrasts: None
+    | Contrasts
+    | tuple
+    | list = None,  # or (prompts, right, wrong); None for `word_contrasts()`
+    k: int | None = 100,  # units in all; the paper takes 2 to 100; None for all
+    alpha: int
+    # 8 to 100 in the paper, in models of 7 billion parameters and more; negative turns the other
+    # way
+    | float = 2.0,
     site: str = "z",  # or "mlp_post", "mlp_out", "resid_post"
-    layers: "None | int | slice | list[int]" = None,  # None for all
+    layers: None | int | slice | list[int] = None,  # None for all
     mode: str = "scale",  # the paper's; or "add"
     ranking: str = "count",  # the paper's; or "magnitude", "t", "null", "random"
-    positions: "None | int | slice | str | list[int]" = None,  # None for all but the first token; "all" is the paper's
+    positions: None
+    | int
+    | slice
+    | str
+    | list[int] = None,  # None for all but the first token; "all" is the paper's
     seed: int = 0,  # of the controls
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
-    "Turn the few numbers that move most reliably between right and wrong answers (Feng et al. 2026)."
+    """Turn the few numbers that move most reliably between right and wrong answers (Feng et al.
+    2026)."""
     if ranking not in RANKINGS:
         raise ScopeError(f"Unknown ranking of units: {ranking!r}; accepted: {', '.join(RANKINGS)}")
     contrasts = word_contrasts() if contrasts is None else Contrasts.of(contrasts)
@@ -245,20 +349,38 @@ def austeer(
     found = atomic_units(scope, contrasts, site, layers)
     found = found.flipped(seed) if ranking == "null" else found
     chosen = found.top(k, "count" if ranking in ("null", "random") else ranking)
-    return unit_edits(scope, found, same_layer_units(chosen, seed) if ranking == "random" else chosen, alpha, mode, positions)
+    return unit_edits(
+        scope,
+        found,
+        same_layer_units(chosen, seed) if ranking == "random" else chosen,
+        alpha,
+        mode,
+        positions,
+    )
 
 # %% ../../nbs/steering/austeer.ipynb #46eee526
 def random_units(
     scope: Scope,
     *,
-    contrasts: "None | Contrasts | tuple | list" = None,
-    k: "int | None" = 100,
-    alpha: "int | float" = 2.0,
+    contrasts: None | Contrasts | tuple | list = None,
+    k: int | None = 100,
+    alpha: int | float = 2.0,
     site: str = "z",
-    layers: "None | int | slice | list[int]" = None,
+    layers: None | int | slice | list[int] = None,
     mode: str = "scale",
-    positions: "None | int | slice | str | list[int]" = None,
+    positions: None | int | slice | str | list[int] = None,
     seed: int = 0,
 ) -> list[Edit]:
     "The same rule on as many random units of the same layers: the control of `austeer`."
-    return austeer(scope, contrasts=contrasts, k=k, alpha=alpha, site=site, layers=layers, mode=mode, ranking="random", positions=positions, seed=seed)
+    return austeer(
+        scope,
+        contrasts=contrasts,
+        k=k,
+        alpha=alpha,
+        site=site,
+        layers=layers,
+        mode=mode,
+        ranking="random",
+        positions=positions,
+        seed=seed,
+    )

@@ -12,9 +12,23 @@ __all__ = ['METHODS', 'language_directions', 'steer_language', 'random_language_
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..change.answers import ask, continuation_nll, distinct_pairs, harmonic_mean, own_question
+from tokenscope.change.answers import (
+    ask,
+    continuation_nll,
+    distinct_pairs,
+    harmonic_mean,
+    own_question,
+)
 from ..data.data import udhr
-from ..change.directions import Directions, Subspace, checked_length, difference_of_means, lda_direction, principal_directions, probe_direction
+from tokenscope.change.directions import (
+    Directions,
+    Subspace,
+    checked_length,
+    difference_of_means,
+    lda_direction,
+    principal_directions,
+    probe_direction,
+)
 from ..core.edit import Edit
 from ..data.languages import identify_language, open_questions, parallel_text
 from ..text.names import ScopeError, resolve_layers
@@ -32,7 +46,11 @@ technique = {
     "front": "steer_language",
     "control": "random_language_direction",
     "neutral": {"strength": 0.0},
-    "example": {"source": [[5, 6, 7, 8], [9, 10, 11]], "target": [[40, 41, 42, 43], [44, 45, 46]], "strength": 2.0},
+    "example": {
+        "source": [[5, 6, 7, 8], [9, 10, 11]],
+        "target": [[40, 41, 42, 43], [44, 45, 46]],
+        "strength": 2.0,
+    },
     "builds_on": [],
     "extra": "languages",
     "cost": "one reading of a few paragraphs in each language; then one addition a token",
@@ -42,39 +60,59 @@ technique = {
 # %% ../../nbs/steering/clas_bench.ipynb #6ec8f909
 METHODS = ("diffmean", "probe", "lda", "pca", "random")
 
+
 def language_directions(
     scope: Scope,
-    source: "str | Iterable",  # a language code, or texts (or lists of token ids) of your own
-    target: "str | Iterable",
+    source: str | Iterable,  # a language code, or texts (or lists of token ids) of your own
+    target: str | Iterable,
     method: str = "diffmean",  # or "probe", "lda", "pca", "random"
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all
+    layers: None | int | slice | Iterable[int] = None,  # None for all
     seed: int = 0,  # for "random", and for the sample of "probe"
     ridge: float = 1e-2,  # of "lda": the share of the mean variance that is added
-    moments=None,  # of source and target, if they were taken before with `state_moments(…, second=True)`
-) -> "Directions | Subspace":  # every vector as long as the difference of means
+    # of source and target, if they were taken before with `state_moments(…, second=True)`
+    moments=None,
+) -> Directions | Subspace:  # every vector as long as the difference of means
     "What moves the states from one language to another (Gurgurov et al. 2026, section 3)."
     if method not in METHODS:
         raise ScopeError(f"Unknown steering method {method!r}; accepted: {', '.join(METHODS)}")
     s, t = (parallel_text([x])[x] if isinstance(x, str) else list(x) for x in (source, target))
-    a, b = moments or [state_moments(scope, x, layers=layers, second=method in ("lda", "pca")) for x in (s, t)]
+    a, b = moments or [
+        state_moments(scope, x, layers=layers, second=method in ("lda", "pca")) for x in (s, t)
+    ]
     diff = difference_of_means(scope, b, a)
     if method == "pca":
-        return replace(principal_directions(scope, b, min(20, scope.d_model, b.n_tokens)), lengths=diff.lengths)
-    made = {"diffmean": lambda: diff, "random": lambda: diff.random(seed), "lda": lambda: lda_direction(scope, b, a, ridge),
-            "probe": lambda: probe_direction(scope, t, s, seed=seed, layers=diff.layers)}[method]()
-    return replace(made.as_long_as(diff), name=f"{method}, {source} to {target}" if isinstance(source, str) and isinstance(target, str) else method)
+        return replace(
+            principal_directions(scope, b, min(20, scope.d_model, b.n_tokens)), lengths=diff.lengths
+        )
+    made = {
+        "diffmean": lambda: diff,
+        "random": lambda: diff.random(seed),
+        "lda": lambda: lda_direction(scope, b, a, ridge),
+        "probe": lambda: probe_direction(scope, t, s, seed=seed, layers=diff.layers),
+    }[method]()
+    return replace(
+        made.as_long_as(diff),
+        name=f"{method}, {source} to {target}"
+        if isinstance(source, str) and isinstance(target, str)
+        else method,
+    )
 
 # %% ../../nbs/steering/clas_bench.ipynb #914028a2
 def steer_language(
     scope: Scope,
     *,
-    source: "str | Iterable" = "eng",  # a language code, or texts of your own
-    target: "str | Iterable" = "spa",
-    layers: "None | int | slice | Iterable[int]" = None,  # None: one, at a seventh of the depth; try others on a larger model
-    strength: "int | float" = 1.0,  # negative moves away from the target
-    unit: str = "diff",  # the distance of the two means; or "norm", the mean length of a state; or "absolute", the paper's
+    source: str | Iterable = "eng",  # a language code, or texts of your own
+    target: str | Iterable = "spa",
+    layers: None
+    | int
+    | slice
+    | Iterable[int] = None,  # None: one, at a seventh of the depth; try others on a larger model
+    strength: int | float = 1.0,  # negative moves away from the target
+    # the distance of the two means; or "norm", the mean length of a state; or "absolute", the
+    # paper's
+    unit: str = "diff",
     method: str = "diffmean",  # see `language_directions`
-    positions: "None | int | slice | str | Iterable[int]" = None,  # None for all but the first token
+    positions: None | int | slice | str | Iterable[int] = None,  # None for all but the first token
     seed: int = 0,
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Make the model answer in another language (Gurgurov et al. 2026, section 3)."
@@ -89,21 +127,32 @@ def steer_language(
 def random_language_direction(
     scope: Scope,
     *,
-    source: "str | Iterable" = "eng",
-    target: "str | Iterable" = "spa",
-    layers: "None | int | slice | Iterable[int]" = None,
-    strength: "int | float" = 1.0,
+    source: str | Iterable = "eng",
+    target: str | Iterable = "spa",
+    layers: None | int | slice | Iterable[int] = None,
+    strength: int | float = 1.0,
     unit: str = "diff",
-    positions: "None | int | slice | str | Iterable[int]" = None,
+    positions: None | int | slice | str | Iterable[int] = None,
     seed: int = 0,
 ) -> list[Edit]:
     "The same length in a random direction: the control of `steer_language`."
-    return steer_language(scope, source=source, target=target, layers=layers, strength=strength, unit=unit, method="random", positions=positions, seed=seed)
+    return steer_language(
+        scope,
+        source=source,
+        target=target,
+        layers=layers,
+        strength=strength,
+        unit=unit,
+        method="random",
+        positions=positions,
+        seed=seed,
+    )
 
 # %% ../../nbs/steering/clas_bench.ipynb #a5373938
 @dataclass(frozen=True)
 class SteeringScore:
     "How well a set of answers was steered."
+
     lfs: float  # language forcing: share of answers in the target language
     relevance: float  # of the answers, 0 to 1
     hm: float  # harmonic mean of the two
@@ -117,17 +166,29 @@ def clas_score(
     target: str,  # the language that was wanted
     relevance,  # of each answer, 0 to 1: from `own_question`, from a judge
     langs: Iterable[str] = ("eng", "spa", "fra", "deu", "ita", "por"),  # the languages in play
-    chance: float = 0.5,  # relevance of an answer that has nothing to do with its question; it becomes 0
+    # relevance of an answer that has nothing to do with its question; it becomes 0
+    chance: float = 0.5,
 ) -> SteeringScore:
     "Language, relevance and their harmonic mean (Gurgurov et al. 2026, section 4)."
     relevance = [float(r) for r in relevance]
     if not answers or len(relevance) != len(answers) or not all(0 <= r <= 1 for r in relevance):
-        raise ScopeError(f"A score needs answers with one relevance from 0 to 1 each; given: {len(answers)} answers, relevance {relevance[:5]}")
+        raise ScopeError(
+            f"A score needs answers with one relevance from 0 to 1 each; given: {len(answers)} "
+            f"answers, relevance {relevance[:5]}"
+        )
     langs = tuple(dict.fromkeys([*langs, target]))
     hit = [next(iter(identify_language(a, langs)), None) == target for a in answers]
-    lfs, above = sum(hit) / len(hit), [max(0.0, (r - chance) / (1 - chance)) for r in relevance]
+    lfs = sum(hit) / len(hit)
+    above = [max(0.0, (r - chance) / (1 - chance)) for r in relevance]
     fits = max(0.0, (sum(relevance) / len(relevance) - chance) / (1 - chance))
-    return SteeringScore(lfs, fits, harmonic_mean(lfs, fits), sum(harmonic_mean(h, r) for h, r in zip(hit, above)) / len(hit), distinct_pairs(answers), len(answers))
+    return SteeringScore(
+        lfs,
+        fits,
+        harmonic_mean(lfs, fits),
+        sum(harmonic_mean(h, r) for h, r in zip(hit, above)) / len(hit),
+        distinct_pairs(answers),
+        len(answers),
+    )
 
 # %% ../../nbs/steering/clas_bench.ipynb #22af6e22
 def parallel_gain(
@@ -139,27 +200,47 @@ def parallel_gain(
 ):  # a pandas DataFrame, a row for each paragraph: gain, margin, margin_plain; nats a token
     "Language gain and content margin on parallel text, by teacher forcing."
     import pandas as pd
+
     if len(source) < 2 or len(source) != len(target):
-        raise ScopeError(f"Parallel text needs at least two paragraphs, as many in each language; given: {len(source)} and {len(target)}")
-    run = lambda: continuation_nll(scope, source * 2, target + target[1:] + target[:1], most).view(2, -1)
+        raise ScopeError(
+            "Parallel text needs at least two paragraphs, as many in each language; given: "
+            f"{len(source)} and {len(target)}"
+        )
+
+    def run():
+        return continuation_nll(scope, source * 2, target + target[1:] + target[:1], most).view(
+            2, -1
+        )
+
     plain = run()
     with scope.edit(*edits):
         steered = run()
-    return pd.DataFrame(dict(gain=(plain[0] - steered[0]).tolist(), margin=(steered[1] - steered[0]).tolist(), margin_plain=(plain[1] - plain[0]).tolist()))
+    return pd.DataFrame(
+        dict(
+            gain=(plain[0] - steered[0]).tolist(),
+            margin=(steered[1] - steered[0]).tolist(),
+            margin_plain=(plain[1] - plain[0]).tolist(),
+        )
+    )
 
 # %% ../../nbs/steering/clas_bench.ipynb #2d43b131
 def clas_bench(
     scope: Scope,
-    ways: "dict[str, Iterable[Edit] | str]",  # name -> edits, or a sentence added to each question
+    ways: dict[str, Iterable[Edit] | str],  # name -> edits, or a sentence added to each question
     target: str,  # the language wanted; not that of the questions, where nothing is steered
-    questions: "list[str] | None" = None,  # None for `open_questions()`
+    questions: list[str] | None = None,  # None for `open_questions()`
     langs: Iterable[str] = ("eng", "spa", "fra", "deu", "ita", "por"),
     max_new_tokens: int = 16,
 ):  # a pandas DataFrame, a row for each way, with the columns of `SteeringScore` and `answers`
     "Several ways of steering side by side (Gurgurov et al. 2026)."
     import pandas as pd
-    questions, rows = open_questions() if questions is None else questions, {}
+
+    questions = open_questions() if questions is None else questions
+    rows = {}
     for name, edits in ways.items():
         answers = ask(scope, questions, edits, max_new_tokens)
-        rows[name] = {**vars(clas_score(answers, target, own_question(scope, questions, answers), langs)), "answers": answers}
+        rows[name] = {
+            **vars(clas_score(answers, target, own_question(scope, questions, answers), langs)),
+            "answers": answers,
+        }
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -32,18 +32,28 @@ from ..text.tokens import Tokens, tokens_of
 # %% ../../nbs/steering/grains.ipynb #f27f3c68
 technique = {
     "title": "GrAInS",
-    "paper": "GrAInS: Gradient-based Attribution for Inference-Time Steering of LLMs and VLMs (Nguyen et al., 2025)",
+    "paper": "GrAInS: Gradient-based Attribution for Inference-Time Steering of LLMs and VLMs "
+    "(Nguyen et al., 2025)",
     "arxiv": "2507.18043",
     "family": "steering",
     "returns": "list of Edit",
     "model": "causal-lm",
     "front": "grains",
     "control": "random_grains",
-    "neutral": {"contrasts": [[[5, 6, 7, 8], [9, 10, 11]], [[40, 41], [42]], [[50], [51, 52]]], "angle": 0.0},
-    "example": {"contrasts": [[[5, 6, 7, 8], [9, 10, 11]], [[40, 41], [42]], [[50], [51, 52]]], "k": 1, "n_steps": 4, "angle": 30.0},
+    "neutral": {
+        "contrasts": [[[5, 6, 7, 8], [9, 10, 11]], [[40, 41], [42]], [[50], [51, 52]]],
+        "angle": 0.0,
+    },
+    "example": {
+        "contrasts": [[[5, 6, 7, 8], [9, 10, 11]], [[40, 41], [42]], [[50], [51, 52]]],
+        "k": 1,
+        "n_steps": 4,
+        "angle": 30.0,
+    },
     "builds_on": [],
     "extra": "",
-    "cost": "20 gradients of each answer and three readings of it; then a rotation of each token's state",
+    "cost": "20 gradients of each answer and three readings of it; then a rotation of each "
+    "token's state",
     "picture": "the prompt, each token coloured by which answer it pulls towards",
 }
 
@@ -51,26 +61,42 @@ technique = {
 @dataclass(frozen=True, eq=False)
 class ContrastScores:
     "How far each token pulls the model towards the right answer, or away from it."
+
     right: Float[Tensor, " right_token"]  # share in log p(right), nats, of prompt and right answer
     wrong: Float[Tensor, " wrong_token"]  # share in -log p(wrong), of prompt and wrong answer
     tokens: Tokens  # the prompt
-    gap: Float[Tensor, " sequence"]  # share of the difference that each of the two sums misses; NaN without such a promise
+    gap: Float[
+        Tensor, " sequence"
+    ]  # share of the difference that each of the two sums misses; NaN without such a promise
     method: str
     is_image: Bool[Tensor, " token"]  # which tokens of the prompt are patches of an image
 
     @property
     def prompt(self) -> Float[Tensor, " token"]:
         "One number for each token of the prompt: its share in the preference."
-        return self.right[:len(self.tokens)] + self.wrong[:len(self.tokens)]
+        return self.right[: len(self.tokens)] + self.wrong[: len(self.tokens)]
 
     def scores(self) -> TokenScores:
         "The prompt as a strip, hatched where a sum misses more than a tenth."
         missed = ", ".join(f"{100 * g:.0f} %" for g in self.gap.tolist())
-        return TokenScores(self.tokens, self.prompt.numpy(), name=f"pull towards the right answer ({self.method})", unit="nats", scale="diverging",
-                           hatched=bool((self.gap > 0.1).any()), note=None if self.gap.isnan().all() else f"Sums over the right and the wrong answer's sequence miss {missed} of the difference.")
+        return TokenScores(
+            self.tokens,
+            self.prompt.numpy(),
+            name=f"pull towards the right answer ({self.method})",
+            unit="nats",
+            scale="diverging",
+            hatched=bool((self.gap > 0.1).any()),
+            note=None
+            if self.gap.isnan().all()
+            else f"Sums over the right and the wrong answer's sequence miss {missed} of the "
+            "difference.",
+        )
 
-    def _repr_html_(self): return self.scores()._repr_html_()
-    def __repr__(self): return self.scores().to_text()
+    def _repr_html_(self):
+        return self.scores()._repr_html_()
+
+    def __repr__(self):
+        return self.scores().to_text()
 
 # %% ../../nbs/steering/grains.ipynb #925d2984
 def path_shares(
@@ -78,99 +104,163 @@ def path_shares(
     some: list[int],  # numbers of the rows to take
     attribution: str,  # "ig", "grad_x_input" or "smoothgrad"
     n_steps: int,
-    baseline: "str | int | Tensor",
+    baseline: str | int | Tensor,
     sd: float,
     seed: int,
     batch_tokens: int,
-) -> tuple[Float[Tensor, "row token"], Float[Tensor, " row"]]:  # shares in log p(answer), and the completeness gaps
+) -> tuple[
+    Float[Tensor, "row token"], Float[Tensor, " row"]
+]:  # shares in log p(answer), and the completeness gaps
     "Slope times input, averaged over points (Sundararajan et al. 2017; Smilkov et al. 2017)."
     batch = inputs.batch(some)
     x = inputs.read(batch)
-    integrated, n = attribution == "ig", 1 if attribution == "grad_x_input" else n_steps
-    start = embedding_baseline(inputs.scope, baseline, x.shape[1])[0].expand_as(x) if integrated else torch.zeros_like(x)
+    integrated = attribution == "ig"
+    n = 1 if attribution == "grad_x_input" else n_steps
+    start = (
+        embedding_baseline(inputs.scope, baseline, x.shape[1])[0].expand_as(x)
+        if integrated
+        else torch.zeros_like(x)
+    )
     at_once = max(batch_tokens // (x.shape[0] * x.shape[1]), 1)
-    noise = iter(_noise(inputs, some, x, n, sd, seed).split(at_once)) if attribution == "smoothgrad" else None
+    noise = (
+        iter(_noise(inputs, some, x, n, sd, seed).split(at_once))
+        if attribution == "smoothgrad"
+        else None
+    )
 
     def F(points):  # (point, row * token, d_model) -> (point, row)
-        return inputs.logprobs(some, batch, points.unflatten(1, x.shape[:2]) + (next(noise) if noise else 0))
+        return inputs.logprobs(
+            some, batch, points.unflatten(1, x.shape[:2]) + (next(noise) if noise else 0)
+        )
 
     alphas = path_points("middle", n)[0] if integrated else [1.0] * n
-    total = lambda points: F(points).sum(1, keepdim=True)
-    shares = path_slopes(total, x.flatten(0, 1), start.flatten(0, 1), alphas, at_once)[1].mean(0)[0].view(x.shape[:2])
+
+    def total(points):
+        return F(points).sum(1, keepdim=True)
+
+    shares = (
+        path_slopes(total, x.flatten(0, 1), start.flatten(0, 1), alphas, at_once)[1]
+        .mean(0)[0]
+        .view(x.shape[:2])
+    )
     if not integrated:
         return shares.float(), torch.full((len(some),), float("nan"))
     with torch.no_grad():
         ends = F(torch.stack([start, x]).flatten(1, 2)).double().cpu()
     return shares.float(), relative_gap(shares.sum(1), ends[1] - ends[0]).float()
 
+
 def _noise(inputs, some, x, n, sd, seed):
     "The same draws for a row, whatever it is batched with."
     noise = x.new_zeros(n, *x.shape)
     for row, i in enumerate(some):
-        noise[:, row, :inputs.lengths[i]] = sd * torch.randn(n, inputs.lengths[i], x.shape[-1], generator=torch.Generator().manual_seed(seed)).to(x)
+        noise[:, row, : inputs.lengths[i]] = sd * torch.randn(
+            n, inputs.lengths[i], x.shape[-1], generator=torch.Generator().manual_seed(seed)
+        ).to(x)
     return noise
 
 # %% ../../nbs/steering/grains.ipynb #42189c1c
 ATTRIBUTIONS = ("ig", "grad_x_input", "smoothgrad", "random")
 
+
 def contrast_attribution(
     scope: Scope,
-    contrasts: "Contrasts | tuple | list",  # prompts, right and wrong answers
+    contrasts: Contrasts | tuple | list,  # prompts, right and wrong answers
     attribution: str = "ig",  # or "grad_x_input", "smoothgrad", "random"
     n_steps: int = 20,  # points of "ig", draws of "smoothgrad"
-    baseline: "str | int | Tensor" = "zero",  # of "ig", as in `integrated_gradients`
+    baseline: str | int | Tensor = "zero",  # of "ig", as in `integrated_gradients`
     sd: float = 0.01,  # of the noise of "smoothgrad"
     seed: int = 0,  # of "smoothgrad" and "random"
-    images: "Tensor | None" = None,  # (pair, channel, height, width), if prompts hold image tokens
+    images: Tensor | None = None,  # (pair, channel, height, width), if prompts hold image tokens
     batch_tokens: int = 512,  # tokens in a forward, all points together
 ) -> list[ContrastScores]:
-    "The share of each input token in the preference, with its sign (Nguyen et al. 2025, section 3)."
+    """The share of each input token in the preference, with its sign (Nguyen et al. 2025, section
+    3)."""
     if attribution not in ATTRIBUTIONS:
-        raise ScopeError(f"Unknown attribution {attribution!r}; accepted: {', '.join(ATTRIBUTIONS)}")
+        raise ScopeError(
+            f"Unknown attribution {attribution!r}; accepted: {', '.join(ATTRIBUTIONS)}"
+        )
     path_points("middle", n_steps)  # refuses what is no number of steps
-    inputs, generator = contrast_inputs(scope, contrasts, images), torch.Generator().manual_seed(seed)
-    shares, gaps = [torch.randn(n, generator=generator) for n in inputs.lengths], torch.full((len(inputs.ids),), float("nan"))
-    packs = [] if attribution == "random" else batches_by_length(inputs.lengths, max(batch_tokens // (1 if attribution == "grad_x_input" else n_steps), 1))
+    inputs = contrast_inputs(scope, contrasts, images)
+    generator = torch.Generator().manual_seed(seed)
+    shares = [torch.randn(n, generator=generator) for n in inputs.lengths]
+    gaps = torch.full((len(inputs.ids),), float("nan"))
+    packs = (
+        []
+        if attribution == "random"
+        else batches_by_length(
+            inputs.lengths,
+            max(batch_tokens // (1 if attribution == "grad_x_input" else n_steps), 1),
+        )
+    )
     for some in tqdm(packs, desc="answers", delay=2, leave=False):
-        found, gaps[some] = path_shares(inputs, some, attribution, n_steps, baseline, sd, seed, batch_tokens)
+        found, gaps[some] = path_shares(
+            inputs, some, attribution, n_steps, baseline, sd, seed, batch_tokens
+        )
         for i, row in zip(some, found):
-            shares[i] = row[:inputs.lengths[i]]
-    pairs, image = len(inputs.ids) // 2, getattr(scope.model.config, "image_token_id", None)
+            shares[i] = row[: inputs.lengths[i]]
+    pairs = len(inputs.ids) // 2
+    image = getattr(scope.model.config, "image_token_id", None)
     prompts = [torch.tensor(row[:n]) for row, n in zip(inputs.ids, inputs.starts)]
-    return [ContrastScores(shares[i], -shares[pairs + i], tokens_of(scope.tokenizer, prompts[i].tolist()), gaps[[i, pairs + i]], attribution,
-                           torch.zeros_like(prompts[i]).bool() if image is None else prompts[i] == image) for i in range(pairs)]
+    return [
+        ContrastScores(
+            shares[i],
+            -shares[pairs + i],
+            tokens_of(scope.tokenizer, prompts[i].tolist()),
+            gaps[[i, pairs + i]],
+            attribution,
+            torch.zeros_like(prompts[i]).bool() if image is None else prompts[i] == image,
+        )
+        for i in range(pairs)
+    ]
 
 # %% ../../nbs/steering/grains.ipynb #0d7d000d
 def influential_tokens(
     scores: ContrastScores,
     k: int = 10,  # at most half of the prompt
     each: bool = False,  # rank each sequence by its own scores; False: both by their sum
-) -> Bool[Tensor, "sign sequence token"]:  # [0] is T+, [1] is T-; in the right and the wrong sequence; over the prompt
+) -> Bool[
+    Tensor, "sign sequence token"
+]:  # [0] is T+, [1] is T-; in the right and the wrong sequence; over the prompt
     "The most influential tokens of the prompt, positive and negative."
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ScopeError(f"k must be an integer of at least 1: without tokens there are no differences; given: {k!r}")
+        raise ScopeError(
+            "k must be an integer of at least 1: without tokens there are no differences; "
+            f"given: {k!r}"
+        )
     n = len(scores.tokens)
     ranked = torch.stack([scores.right[:n], scores.wrong[:n]] if each else [scores.prompt] * 2)
-    order, few = ranked.argsort(dim=-1, descending=True, stable=True), max(min(k, n // 2), 1)
+    order = ranked.argsort(dim=-1, descending=True, stable=True)
+    few = max(min(k, n // 2), 1)
     chosen = torch.zeros(2, 2, n, dtype=torch.bool)
     return chosen.scatter_(-1, torch.stack([order[:, :few], order[:, -few:]]), True)
 
 # %% ../../nbs/steering/grains.ipynb #9766d891
 def neutral_input(
     scope: Scope,
-    replace_by: "str | int | Tensor" = "pad",  # or "zero", "mean", a token id, a tensor (d_model,)
+    replace_by: str | int | Tensor = "pad",  # or "zero", "mean", a token id, a tensor (d_model,)
 ) -> Float[Tensor, " d_model"]:
     "What takes the place of a token."
-    named = [getattr(scope.tokenizer, "pad_token_id", None), getattr(scope.tokenizer, "eos_token_id", None), getattr(scope.model.config, "pad_token_id", None), 0]
+    named = [
+        getattr(scope.tokenizer, "pad_token_id", None),
+        getattr(scope.tokenizer, "eos_token_id", None),
+        getattr(scope.model.config, "pad_token_id", None),
+        0,
+    ]
     pad = isinstance(replace_by, str) and replace_by == "pad"
-    return embedding_baseline(scope, next(i for i in named if i is not None) if pad else replace_by, 1)[0][0]
+    return embedding_baseline(
+        scope, next(i for i in named if i is not None) if pad else replace_by, 1
+    )[0][0]
+
 
 def preference_without(
     scope: Scope,
-    contrasts: "Contrasts | tuple | list",
-    absent: "list[Tensor]",  # for each pair: which tokens of its prompt are replaced, (token,) or (sequence, token)
-    replace_by: "str | int | Tensor" = "pad",
-    images: "Tensor | None" = None,
+    contrasts: Contrasts | tuple | list,
+    absent: list[
+        Tensor
+    ],  # for each pair: which tokens of its prompt are replaced, (token,) or (sequence, token)
+    replace_by: str | int | Tensor = "pad",
+    images: Tensor | None = None,
 ) -> Float[Tensor, " pair"]:  # nats
     "By how much each right answer is preferred while some tokens of its prompt are replaced."
     inputs = contrast_inputs(scope, contrasts, images)
@@ -180,7 +270,9 @@ def preference_without(
 # %% ../../nbs/steering/grains.ipynb #0272ad82
 def common_axis(
     differences: Float[Tensor, "sequence layer width"],
-    reduce: str = "pca",  # length 1, signed by the mean; or "centred pca", the same without the mean; or "mean", with its length
+    # length 1, signed by the mean; or "centred pca", the same without the mean; or "mean", with its
+    # length
+    reduce: str = "pca",
 ) -> Float[Tensor, "layer width"]:
     "What some differences have in common, at each layer."
     if reduce not in ("pca", "centred pca", "mean"):
@@ -188,83 +280,138 @@ def common_axis(
     mean = differences.mean(0)
     if reduce == "mean":
         return mean
-    _, size, axes = torch.linalg.svd((differences - mean * (reduce == "centred pca")).transpose(0, 1), full_matrices=False)
-    axis = axes[:, 0] * (size[:, :1] > 1e-6 * differences.norm(dim=-1).amax(0)[:, None])  # nothing varies: no axis
+    _, size, axes = torch.linalg.svd(
+        (differences - mean * (reduce == "centred pca")).transpose(0, 1), full_matrices=False
+    )
+    axis = axes[:, 0] * (
+        size[:, :1] > 1e-6 * differences.norm(dim=-1).amax(0)[:, None]
+    )  # nothing varies: no axis
     return torch.where((axis * mean).sum(-1, keepdim=True) < 0, -axis, axis)
 
 # %% ../../nbs/steering/grains.ipynb #1c1c558f
 def grains_directions(
     scope: Scope,
-    contrasts: "Contrasts | tuple | list",
+    contrasts: Contrasts | tuple | list,
     scores: list[ContrastScores],  # from `contrast_attribution`
     k: int = 10,  # the paper takes 50 where there are images
     layers=None,  # None for all
     reduce: str = "pca",  # see `common_axis`
     sides: str = "both",  # v+ - v-; or "pos", v+; or "neg", -v-
-    replace_by: "str | int | Tensor" = "pad",
+    replace_by: str | int | Tensor = "pad",
     each: bool = False,
-    images: "Tensor | None" = None,
+    images: Tensor | None = None,
 ) -> Directions:
-    "From what the influential tokens put into the last state to a vector for each layer (Nguyen et al. 2025, section 3)."
+    """From what the influential tokens put into the last state to a vector for each layer (Nguyen
+    et al. 2025, section 3)."""
     if sides not in ("both", "pos", "neg"):
         raise ScopeError(f"Unknown sides={sides!r}; accepted: 'both', 'pos', 'neg'")
-    inputs, other, layers = contrast_inputs(scope, contrasts, images), neutral_input(scope, replace_by), list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
+    inputs = contrast_inputs(scope, contrasts, images)
+    other = neutral_input(scope, replace_by)
+    layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
     if len(scores) * 2 != len(inputs.ids):
-        raise ScopeError(f"Scores do not belong to these contrasts: {len(scores)} scores and {len(inputs.ids) // 2} pairs; take both from the same contrasts")
-    read = lambda some, batch: scope.read(batch, "resid_post", layers=layers, positions=-1)["resid_post"][:, :, 0]
-    last = lambda absent=None: inputs.measure(read, absent, other)
-    chosen, full, total = [influential_tokens(s, k, each) for s in scores], last(), 0.0
+        raise ScopeError(
+            f"Scores do not belong to these contrasts: {len(scores)} scores and "
+            f"{len(inputs.ids) // 2} pairs; take both from the same contrasts"
+        )
+
+    def read(some, batch):
+        return scope.read(batch, "resid_post", layers=layers, positions=-1)["resid_post"][:, :, 0]
+
+    def last(absent=None):
+        return inputs.measure(read, absent, other)
+
+    chosen = [influential_tokens(s, k, each) for s in scores]
+    full = last()
+    total = 0.0
     for sign, side, factor in ((0, "pos", 1.0), (1, "neg", -1.0)):
         if sides in ("both", side):
-            total = total + factor * common_axis(full - last([c[sign, sequence] for sequence in (0, 1) for c in chosen]), reduce)
+            total = total + factor * common_axis(
+                full - last([c[sign, sequence] for sequence in (0, 1) for c in chosen]), reduce
+            )
     if not total.isfinite().all() or not total.norm(dim=-1).all():
-        raise ScopeError("No direction: replacing the tokens changes nothing that the answers have in common, or the states are not finite; give prompts of several tokens, another k or another `replace_by`")
-    return Directions(total, layers, full.norm(dim=-1).mean(0), "resid_post", len(full), "GrAInS", dict(k=k, reduce=reduce, sides=sides))
+        raise ScopeError(
+            "No direction: replacing the tokens changes nothing that the answers have in common, "
+            "or the states are not finite; give prompts of several tokens, another k or another "
+            "`replace_by`"
+        )
+    return Directions(
+        total,
+        layers,
+        full.norm(dim=-1).mean(0),
+        "resid_post",
+        len(full),
+        "GrAInS",
+        dict(k=k, reduce=reduce, sides=sides),
+    )
 
 # %% ../../nbs/steering/grains.ipynb #ed00470a
 def turning_edits(
     scope: Scope,
     directions: Directions,  # from `grains_directions`, `difference_of_means`, a file
-    angle: "int | float | None" = None,  # degrees from -180 to 180; negative turns away
-    strength: "int | float" = 40.0,  # the paper's lambda, if no angle is given; negative for the other way
+    angle: int | float | None = None,  # degrees from -180 to 180; negative turns away
+    strength: int
+    | float = 40.0,  # the paper's lambda, if no angle is given; negative for the other way
     keep_norm: bool = True,  # False: add and do not rescale; only with `strength`
     positions=None,  # as in `Edit`; None for all but the first token
 ) -> list[Edit]:  # one a layer
     "Turn states towards a direction and keep their lengths (Nguyen et al. 2025, section 3)."
     if directions.vectors.shape[-1] != scope.d_model:
-        raise ScopeError(f"The directions have another width: {directions.vectors.shape[-1]}, and the model's states have {scope.d_model}; make them with this model")
-    if angle is not None and (isinstance(angle, bool) or not isinstance(angle, (int, float)) or not -180 <= angle <= 180):
-        raise ScopeError(f"Not an angle: {angle!r}; give degrees from -180 to 180, or None to use strength")
+        raise ScopeError(
+            f"The directions have another width: {directions.vectors.shape[-1]}, and the model's "
+            f"states have {scope.d_model}; make them with this model"
+        )
+    if angle is not None and (
+        isinstance(angle, bool) or not isinstance(angle, (int, float)) or not -180 <= angle <= 180
+    ):
+        raise ScopeError(
+            f"Not an angle: {angle!r}; give degrees from -180 to 180, or None to use strength"
+        )
     if angle is not None and not keep_norm:
-        raise ScopeError("An angle keeps the length: keep_norm=False goes with strength, not with angle")
+        raise ScopeError(
+            "An angle keeps the length: keep_norm=False goes with strength, not with angle"
+        )
     how_far = strength if angle is None else float(angle)
     for length in directions.lengths.tolist():
         checked_length(how_far, length if angle is None else 1.0, scope.dtype)
     if angle is not None:
-        change = lambda v: {"fn": TurnTowards(v if angle > 0 else -v, abs(how_far))}
+
+        def change(v):
+            return {"fn": TurnTowards(v if angle > 0 else -v, abs(how_far))}
     else:
-        change = lambda v: {"fn": AddKeepingNorm(how_far * v)} if keep_norm else {"add": how_far * v}
-    return [Edit(directions.site, layers=layer, positions=positions, **change(v)) for layer, v in zip(directions.layers, directions.vectors)] if how_far else []
+
+        def change(v):
+            return {"fn": AddKeepingNorm(how_far * v)} if keep_norm else {"add": how_far * v}
+
+    return (
+        [
+            Edit(directions.site, layers=layer, positions=positions, **change(v))
+            for layer, v in zip(directions.layers, directions.vectors)
+        ]
+        if how_far
+        else []
+    )
 
 # %% ../../nbs/steering/grains.ipynb #ab3c18d8
 def grains(
     scope: Scope,
     *,
-    contrasts: "Contrasts | tuple | list",  # prompts, right answers, wrong answers: some dozens
+    contrasts: Contrasts | tuple | list,  # prompts, right answers, wrong answers: some dozens
     k: int = 10,  # tokens in T+ and in T-; 50 where there are images
     n_steps: int = 20,
     layers=None,  # None: one, at 27/32 of the depth
-    angle: "int | float | None" = None,  # degrees
-    strength: "int | float" = 40.0,  # used where no angle is given
+    angle: int | float | None = None,  # degrees
+    strength: int | float = 40.0,  # used where no angle is given
     reduce: str = "pca",  # or "centred pca", "mean"
     sides: str = "both",  # or "pos", "neg"
     attribution: str = "ig",  # or "grad_x_input", "smoothgrad", "random"
-    baseline: "str | int | Tensor" = "zero",  # of "ig"
-    replace_by: "str | int | Tensor" = "pad",  # what takes the place of a token; or "zero", "mean", a token id
+    baseline: str | int | Tensor = "zero",  # of "ig"
+    replace_by: str
+    | int
+    | Tensor = "pad",  # what takes the place of a token; or "zero", "mean", a token id
     each: bool = False,  # rank the tokens of each sequence by themselves
     keep_norm: bool = True,
     positions=None,
-    images: "Tensor | None" = None,
+    images: Tensor | None = None,
     seed: int = 0,
 ) -> list[Edit]:
     "Steer by what the influential tokens of some examples do (Nguyen et al. 2025)."
@@ -272,8 +419,12 @@ def grains(
     chosen = resolve_layers(scope.n_layers * 27 // 32 if layers is None else layers, scope.n_layers)
     if not (checked_length(strength, 1.0, scope.dtype) if angle is None else angle):
         return []
-    scores = contrast_attribution(scope, contrasts, attribution, n_steps, baseline, seed=seed, images=images)
-    made = grains_directions(scope, contrasts, scores, k, chosen, reduce, sides, replace_by, each, images)
+    scores = contrast_attribution(
+        scope, contrasts, attribution, n_steps, baseline, seed=seed, images=images
+    )
+    made = grains_directions(
+        scope, contrasts, scores, k, chosen, reduce, sides, replace_by, each, images
+    )
     return turning_edits(scope, made, angle, strength, keep_norm, positions)
 
 # %% ../../nbs/steering/grains.ipynb #10068d6e

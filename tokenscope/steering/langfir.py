@@ -30,7 +30,8 @@ from ..core.scope import Scope
 # %% ../../nbs/steering/langfir.ipynb #61113f0c
 technique = {
     "title": "LangFIR",
-    "paper": "LangFIR: Discovering Sparse Language-Specific Features from Monolingual Data for Language Steering (Wong et al., 2026)",
+    "paper": "LangFIR: Discovering Sparse Language-Specific Features from Monolingual Data for "
+    "Language Steering (Wong et al., 2026)",
     "arxiv": "2604.03532",
     "family": "steering",
     "returns": "list of Edit",
@@ -38,10 +39,19 @@ technique = {
     "front": "langfir",
     "control": "random_langfir",
     "neutral": {"alpha": 0.0},
-    "example": {"language": [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12], [7, 5, 8, 6]], "sae": "fit", "tau": 0.01, "rho": 1.1, "n_random": 8, "length": 6, "alpha": 0.5},
+    "example": {
+        "language": [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12], [7, 5, 8, 6]],
+        "sae": "fit",
+        "tau": 0.01,
+        "rho": 1.1,
+        "n_random": 8,
+        "length": 6,
+        "alpha": 0.5,
+    },
     "builds_on": [],
     "extra": "languages",
-    "cost": "one reading of the texts and of random tokens, up to the layer of the autoencoder; then one addition or projection a token",
+    "cost": "one reading of the texts and of random tokens, up to the layer of the autoencoder; "
+    "then one addition or projection a token",
     "picture": "how often each feature fires on a language and on random tokens",
 }
 
@@ -49,13 +59,22 @@ technique = {
 @dataclass(frozen=True, eq=False)
 class Firing:
     "How often, and how much, each feature fires in each of some texts."
+
     counts: Float[Tensor, "text feature"]  # tokens on which it fires
     amounts: Float[Tensor, "text feature"]  # sum of its activations
     lengths: Float[Tensor, " text"]  # tokens that were looked at
 
-    token_rate = property(lambda self: self.counts.sum(0) / self.lengths.sum())
-    sentence_rate = property(lambda self: (self.counts > 0).float().mean(0))
-    mean_active = property(lambda self: self.amounts.sum(0) / self.counts.sum(0).clamp(min=1))  # over tokens where it fires
+    @property
+    def token_rate(self):
+        return self.counts.sum(0) / self.lengths.sum()
+
+    @property
+    def sentence_rate(self):
+        return (self.counts > 0).float().mean(0)
+
+    @property
+    def mean_active(self):
+        return self.amounts.sum(0) / self.counts.sum(0).clamp(min=1)  # over tokens where it fires
 
     def rate(self, kind: str) -> Float[Tensor, " feature"]:
         "One of the two rates."
@@ -63,7 +82,7 @@ class Firing:
             raise ScopeError(f"Unknown rate of firing {kind!r}; accepted: 'sentence', 'token'")
         return getattr(self, f"{kind}_rate")
 
-    def some(self, texts: "list[int]") -> "Firing":
+    def some(self, texts: list[int]) -> "Firing":
         "Of a part of the texts."
         return Firing(self.counts[texts], self.amounts[texts], self.lengths[texts])
 
@@ -75,30 +94,47 @@ def firing(
 ) -> Firing:
     "Count the features of a set of texts (Wong et al. 2026, activation analysis)."
     texts = list(texts)
-    counts, amounts, lengths = torch.zeros(len(texts), sae.n_features), torch.zeros(len(texts), sae.n_features), torch.zeros(len(texts))
+    counts = torch.zeros(len(texts), sae.n_features)
+    amounts = torch.zeros(len(texts), sae.n_features)
+    lengths = torch.zeros(len(texts))
     for numbers, z, meant in code_batches(scope, sae, texts):
         z = z * meant[..., None]
-        counts[numbers], amounts[numbers], lengths[numbers] = (z > 0).sum(1).float().cpu(), z.sum(1).cpu(), meant.sum(1).float().cpu()
+        counts[numbers], amounts[numbers], lengths[numbers] = (
+            (z > 0).sum(1).float().cpu(),
+            z.sum(1).cpu(),
+            meant.sum(1).float().cpu(),
+        )
     if not lengths.sum() > 0 or not amounts.isfinite().all():
-        raise ScopeError("No firing to count: the set is empty, its texts have one token each, or the states are not finite; give at least one text of two tokens")
+        raise ScopeError(
+            "No firing to count: the set is empty, its texts have one token each, or the states "
+            "are not finite; give at least one text of two tokens"
+        )
     return Firing(counts, amounts, lengths)
 
 # %% ../../nbs/steering/langfir.ipynb #5a4b5b82
 THRESHOLDS = {"token": (0.1, 0.05), "sentence": (0.9, 0.3)}  # tau, rho
 
+
 def specific_features(
     own: Firing,  # on the language
     noise: Firing,  # on random tokens
-    tau: "float | None" = None,  # consistent from this rate on; None: see `THRESHOLDS`
-    rho: "float | None" = None,  # noise from this rate on; above 1 for no filter
+    tau: float | None = None,  # consistent from this rate on; None: see `THRESHOLDS`
+    rho: float | None = None,  # noise from this rate on; above 1 for no filter
     rate: str = "token",  # or "sentence"
     max_features: int = 5,
 ) -> list[int]:  # the most frequent first; may be empty
-    "The features of a language: consistent on it, and not set off by random tokens (Wong et al. 2026)."
-    consistent, random = own.rate(rate), noise.rate(rate)
-    tau, rho = (default if given is None else given for given, default in zip((tau, rho), THRESHOLDS[rate]))
+    """The features of a language: consistent on it, and not set off by random tokens (Wong et al.
+    2026)."""
+    consistent = own.rate(rate)
+    random = noise.rate(rate)
+    tau, rho = (
+        default if given is None else given for given, default in zip((tau, rho), THRESHOLDS[rate])
+    )
     if max_features < 1 or not (0 <= tau <= 1 and rho >= 0):
-        raise ScopeError(f"Thresholds that keep nothing: max_features must be at least 1, tau between 0 and 1, rho at least 0; given: {max_features}, {tau}, {rho}")
+        raise ScopeError(
+            "Thresholds that keep nothing: max_features must be at least 1, tau between 0 and 1, "
+            f"rho at least 0; given: {max_features}, {tau}, {rho}"
+        )
     kept = ((consistent >= tau) & ~(random >= rho)).nonzero()[:, 0]
     return kept[own.token_rate[kept].argsort(descending=True, stable=True)][:max_features].tolist()
 
@@ -106,6 +142,7 @@ def specific_features(
 @dataclass(frozen=True, eq=False)
 class LanguageFeatures:
     "Features of a language, with what is needed to use them."
+
     sae: SparseAutoencoder
     own: Firing  # on the language
     noise: Firing  # on random tokens
@@ -116,22 +153,42 @@ class LanguageFeatures:
         "Directions of the features, each as long as it fires on average."
         return self.own.mean_active[self.indices] @ self.sae.W_dec[self.indices]
 
-    def steer(self, alpha: "int | float" = 0.5, positions=None) -> list[Edit]:
+    def steer(self, alpha: int | float = 0.5, positions=None) -> list[Edit]:
         "Add the features, alpha times as long as each state."
         move = AddInProportion(self.vector, _share(alpha))
-        return [Edit(self.sae.site, layers=self.sae.layer, fn=move, positions=positions)] if alpha and self.indices else []
+        return (
+            [Edit(self.sae.site, layers=self.sae.layer, fn=move, positions=positions)]
+            if alpha and self.indices
+            else []
+        )
 
-    def ablate(self, mean: "Tensor | float | None" = None, positions=None) -> list[Edit]:  # None: the mean the autoencoder is centred on
+    def ablate(
+        self, mean: Tensor | float | None = None, positions=None
+    ) -> list[Edit]:  # None: the mean the autoencoder is centred on
         "Take the features out of each state."
-        move = ProjectOut(orthonormal_basis(self.sae.W_dec[self.indices]), self.sae.centre if mean is None else mean)
-        return [Edit(self.sae.site, layers=self.sae.layer, fn=move, positions=positions)] if self.indices else []
+        move = ProjectOut(
+            orthonormal_basis(self.sae.W_dec[self.indices]),
+            self.sae.centre if mean is None else mean,
+        )
+        return (
+            [Edit(self.sae.site, layers=self.sae.layer, fn=move, positions=positions)]
+            if self.indices
+            else []
+        )
 
-    def random(self, seed: int = 0, near: int = 12) -> "LanguageFeatures":  # near: drawn among so many
+    def random(
+        self, seed: int = 0, near: int = 12
+    ) -> "LanguageFeatures":  # near: drawn among so many
         "As many other features that fire about as often on the language: the control."
-        draw, drawn = torch.Generator().manual_seed(seed), []
+        draw = torch.Generator().manual_seed(seed)
+        drawn = []
         for i in self.indices:
-            closest = (self.own.token_rate - self.own.token_rate[i]).abs().argsort(stable=True).tolist()
-            pool = [j for j in closest if self.own.token_rate[j] > 0 and j not in self.indices + drawn][:near] or [i]
+            closest = (
+                (self.own.token_rate - self.own.token_rate[i]).abs().argsort(stable=True).tolist()
+            )
+            pool = [
+                j for j in closest if self.own.token_rate[j] > 0 and j not in self.indices + drawn
+            ][:near] or [i]
             drawn.append(pool[int(torch.randint(len(pool), (1,), generator=draw))])
         return replace(self, indices=drawn)
 
@@ -139,22 +196,28 @@ class LanguageFeatures:
 def _share(alpha):
     "A share of a state's length, if it is one."
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= 10:
-        raise ScopeError(f"Not a share of a state's length: alpha={alpha!r}; give a number from -10 to 10, 0 for no change")
+        raise ScopeError(
+            f"Not a share of a state's length: alpha={alpha!r}; give a number from -10 to 10, 0 "
+            "for no change"
+        )
     return float(alpha)
 
 # %% ../../nbs/steering/langfir.ipynb #bbf7b655
 def find_language_features(
     scope: Scope,
-    language: "str | Iterable",  # a language code, or texts (or lists of token ids) of your own
-    sae: "SparseAutoencoder | str | None" = None,  # None: the shipped one; "fit": fit one
-    layers: "None | int | slice | Iterable[int]" = None,  # None: the autoencoder's own; with "fit" the layer to fit
+    language: str | Iterable,  # a language code, or texts (or lists of token ids) of your own
+    sae: SparseAutoencoder | str | None = None,  # None: the shipped one; "fit": fit one
+    layers: None
+    | int
+    | slice
+    | Iterable[int] = None,  # None: the autoencoder's own; with "fit" the layer to fit
     rate: str = "token",
-    tau: "float | None" = None,
-    rho: "float | None" = None,
+    tau: float | None = None,
+    rho: float | None = None,
     max_features: int = 5,
     n_random: int = 100,  # random sequences
     length: int = 64,  # tokens in each
-    noise: "Firing | None" = None,  # on random tokens, if they were counted before
+    noise: Firing | None = None,  # on random tokens, if they were counted before
     seed: int = 0,
 ) -> LanguageFeatures:
     "Find the features of a language from its own texts and random tokens (Wong et al. 2026)."
@@ -163,30 +226,52 @@ def find_language_features(
     chosen = None if layers is None else resolve_layers(layers, scope.n_layers)
     if isinstance(sae, str) and sae == "fit":
         width = scope.d_model
-        sae = sae_from_texts(scope, texts + drawn, chosen[0] if chosen else scope.n_layers // 2, 2 * width, k=max(1, width // 24), steps=300, seed=seed)
+        sae = sae_from_texts(
+            scope,
+            texts + drawn,
+            chosen[0] if chosen else scope.n_layers // 2,
+            2 * width,
+            k=max(1, width // 24),
+            steps=300,
+            seed=seed,
+        )
     sae = default_sae(scope) if sae is None else sae
-    if not isinstance(sae, SparseAutoencoder) or (chosen is not None and list(chosen) != [sae.layer]):
-        raise ScopeError(f"An autoencoder of another layer, or none at all: sae={sae!r} and layers={layers!r}; give a SparseAutoencoder, None or 'fit', and leave layers out")
+    if not isinstance(sae, SparseAutoencoder) or (
+        chosen is not None and list(chosen) != [sae.layer]
+    ):
+        raise ScopeError(
+            f"An autoencoder of another layer, or none at all: sae={sae!r} and layers={layers!r}; "
+            "give a SparseAutoencoder, None or 'fit', and leave layers out"
+        )
     own = firing(scope, sae.check(scope), texts)
     noise = firing(scope, sae, drawn) if noise is None else noise
     if noise.counts.shape[1] != sae.n_features:
-        raise ScopeError(f"Noise of another autoencoder: it has {noise.counts.shape[1]} features and this one {sae.n_features}; count it again with firing(scope, sae, …)")
+        raise ScopeError(
+            f"Noise of another autoencoder: it has {noise.counts.shape[1]} features and this one "
+            f"{sae.n_features}; count it again with firing(scope, sae, …)"
+        )
     found = specific_features(own, noise, tau, rho, rate, max_features)
     if not found:
-        raise ScopeError(f"No feature is special to these texts: the highest {rate} rate is {own.rate(rate).max():.2g}; lower tau, or raise rho")
+        raise ScopeError(
+            f"No feature is special to these texts: the highest {rate} rate is "
+            f"{own.rate(rate).max():.2g}; lower tau, or raise rho"
+        )
     return LanguageFeatures(sae, own, noise, found)
 
 # %% ../../nbs/steering/langfir.ipynb #d437362f
 def langfir(
     scope: Scope,
     *,
-    language: "str | Iterable" = "spa",
-    sae: "SparseAutoencoder | str | None" = None,
-    layers: "None | int | slice | Iterable[int]" = None,
+    language: str | Iterable = "spa",
+    sae: SparseAutoencoder | str | None = None,
+    layers: None | int | slice | Iterable[int] = None,
     mode: str = "steer",  # or "ablate"
-    alpha: "int | float" = 0.5,  # of "steer": the change, as a share of each state's length
-    mean: "Tensor | float | None" = None,  # of "ablate": what is put in its place; None for the autoencoder's centre, 0.0 for nothing
-    positions: "None | int | slice | str | Iterable[int]" = None,  # None for all but the first token
+    alpha: int | float = 0.5,  # of "steer": the change, as a share of each state's length
+    mean: Tensor
+    | float
+    # of "ablate": what is put in its place; None for the autoencoder's centre, 0.0 for nothing
+    | None = None,
+    positions: None | int | slice | str | Iterable[int] = None,  # None for all but the first token
     seed: int = 0,
     random: bool = False,  # other features of equal rate: see `random_langfir`
     **search,  # of `find_language_features`: rate, tau, rho, max_features, n_random, length
@@ -200,25 +285,43 @@ def langfir(
     found = found.random(seed) if random else found
     return found.steer(alpha, positions) if mode == "steer" else found.ablate(mean, positions)
 
+
 def random_langfir(
     scope: Scope,
     **settings,  # as of `langfir`
 ) -> list[Edit]:
-    "The same with other features that fire about as often on the language: the control of `langfir`."
+    """The same with other features that fire about as often on the language: the control of
+    `langfir`."""
     return langfir(scope, **settings, random=True)
 
 # %% ../../nbs/steering/langfir.ipynb #0529e47f
 def ablation_matrix(
     scope: Scope,
-    edits: "dict[str, list[Edit]]",  # name -> edits
-    texts: "dict[str, list]",  # language -> texts, or lists of token ids, of two tokens or more
-):  # a pandas DataFrame, a row for each text: language, cross-entropy without edits ("plain"), change under each of them; nats a token
-    "Change of cross-entropy under edits, language by language (Wong et al. 2026, directional ablation)."
+    edits: dict[str, list[Edit]],  # name -> edits
+    texts: dict[str, list],  # language -> texts, or lists of token ids, of two tokens or more
+    # a pandas DataFrame, a row for each text: language, cross-entropy without edits ("plain"),
+    # change under each of them; nats a token
+):
+    """Change of cross-entropy under edits, language by language (Wong et al. 2026, directional
+    ablation)."""
     import pandas as pd
-    flat = [(lang, rows_of([text], scope.tokenizer)[0][0]) for lang, own in texts.items() for text in own]
+
+    flat = [
+        (lang, rows_of([text], scope.tokenizer)[0][0])
+        for lang, own in texts.items()
+        for text in own
+    ]
     if short := [i for i, (_, ids) in enumerate(flat) if len(ids) < 2] or not flat:
-        raise ScopeError(f"Nothing to score: a text needs two tokens or more; given: {len(flat)} texts, too short: {short if flat else 'all'}")
-    nll = lambda: -answer_logprobs(scope, [ids[:1] for _, ids in flat], [ids[1:] for _, ids in flat], mean=True)
+        raise ScopeError(
+            f"Nothing to score: a text needs two tokens or more; given: {len(flat)} texts, too "
+            f"short: {short if flat else 'all'}"
+        )
+
+    def nll():
+        return -answer_logprobs(
+            scope, [ids[:1] for _, ids in flat], [ids[1:] for _, ids in flat], mean=True
+        )
+
     table = pd.DataFrame({"language": [lang for lang, _ in flat], "plain": nll()})
     for name, some in tqdm(edits.items(), desc="ablations", delay=2):
         with scope.edit(*some):

@@ -34,7 +34,8 @@ from ..core.states import last_states, state_batches
 # %% ../../nbs/steering/neural_foxp2.ipynb #eca2d059
 technique = {
     "title": "Neural FOXP2",
-    "paper": "Neural FOXP2: Language Specific Neuron Steering for Targeted Language Improvement in LLMs (Saha et al., 2026)",
+    "paper": "Neural FOXP2: Language Specific Neuron Steering for Targeted Language Improvement in "
+    "LLMs (Saha et al., 2026)",
     "arxiv": "2602.00945",
     "family": "steering",
     "returns": "list of Edit",
@@ -42,11 +43,21 @@ technique = {
     "front": "neural_foxp2",
     "control": "random_foxp2",
     "neutral": {"lam": 0.0, "beta": 0.0},
-    "example": {"target": [[5, 6, 7, 5, 6, 7, 5, 6, 7], [5, 6, 8, 8, 8, 9, 9, 9]], "english": [[40, 41, 42, 40, 41, 42, 40, 41, 42], [40, 44, 44, 44, 45, 45, 45]], "prompts": [[1, 2, 3, 4], [9, 8, 7]],
-                "layers": 1, "lam": 0.5, "beta": 0.5, "n_features": 16, "epochs": 20, "top": 16},
+    "example": {
+        "target": [[5, 6, 7, 5, 6, 7, 5, 6, 7], [5, 6, 8, 8, 8, 9, 9, 9]],
+        "english": [[40, 41, 42, 40, 41, 42, 40, 41, 42], [40, 44, 44, 44, 45, 45, 45]],
+        "prompts": [[1, 2, 3, 4], [9, 8, 7]],
+        "layers": 1,
+        "lam": 0.5,
+        "beta": 0.5,
+        "n_features": 16,
+        "epochs": 20,
+        "top": 16,
+    },
     "builds_on": ["clas_bench"],
     "extra": "",
-    "cost": "for each layer a sparse autoencoder (about 10 s here) and one token's forward for each feature, strength and prompt",
+    "cost": "for each layer a sparse autoencoder (about 10 s here) and one token's forward for "
+    "each feature, strength and prompt",
     "picture": "answers before and after, each word coloured by its language",
 }
 
@@ -56,19 +67,29 @@ def parallel_states(
     texts: Iterable,  # texts, or lists of token ids
     layers: list[int],
     cuts: tuple = (0.2, 0.4, 0.6, 0.8, 1.0),  # shares of a text
-) -> tuple[Float[Tensor, "token layer width"], Float[Tensor, "prefix layer width"]]:  # of all tokens, and of the last token of each prefix
+) -> tuple[
+    Float[Tensor, "token layer width"], Float[Tensor, "prefix layer width"]
+]:  # of all tokens, and of the last token of each prefix
     "States of texts after every token, and where some prefixes of each text end."
-    tokens, ends = [], {}
+    tokens = []
+    ends = {}
     for numbers, states, meant in state_batches(scope, texts, layers=layers):
         for i, x, m in zip(numbers, states.cpu(), meant.cpu()):
             if not len(own := x[m]):
-                raise ScopeError(f"A text of one token: number {i}; give at least two, since the first token of a text is left out")
+                raise ScopeError(
+                    f"A text of one token: number {i}; give at least two, since the first token of "
+                    "a text is left out"
+                )
             tokens.append(own)
             ends[i] = own[[max(0, math.ceil(c * len(own)) - 1) for c in cuts]]
     return torch.cat(tokens), torch.cat([ends[i] for i in sorted(ends)])
 
-def selectivity(target: Float[Tensor, "row feature"], english: Float[Tensor, "row feature"]) -> Float[Tensor, " feature"]:
-    "How far each feature is on for the target language and off for English, in standard deviations."
+
+def selectivity(
+    target: Float[Tensor, "row feature"], english: Float[Tensor, "row feature"]
+) -> Float[Tensor, " feature"]:
+    """How far each feature is on for the target language and off for English, in standard
+    deviations."""
     return (target.mean(0) - english.mean(0)) / (target.std(0) + english.std(0) + 1e-6)
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #40f8d53a
@@ -81,13 +102,28 @@ def mass_along(
 ) -> Float[Tensor, " trial"]:
     "Language mass of one prompt with each of some vectors added to its last token."
     ids = torch.tensor([prompt], device=scope.device)
-    before, past = ids[:, :-1], None
+    before = ids[:, :-1]
+    past = None
     if before.shape[1]:
-        past = scope.model(before, attention_mask=torch.ones_like(before), use_cache=True).past_key_values
+        past = scope.model(
+            before, attention_mask=torch.ones_like(before), use_cache=True
+        ).past_key_values
         past.batch_repeat_interleave(len(added))
-    length = scope.read([prompt], "resid_post", layers=layer, positions=-1)["resid_post"].float().norm().cpu()
-    with scope.edit(Edit("resid_post", layers=layer, add=(added * length)[:, None], positions="all")):
-        out = scope.model(ids[:, -1:].repeat(len(added), 1), past_key_values=past, attention_mask=torch.ones_like(ids).repeat(len(added), 1), use_cache=past is not None)
+    length = (
+        scope.read([prompt], "resid_post", layers=layer, positions=-1)["resid_post"]
+        .float()
+        .norm()
+        .cpu()
+    )
+    with scope.edit(
+        Edit("resid_post", layers=layer, add=(added * length)[:, None], positions="all")
+    ):
+        out = scope.model(
+            ids[:, -1:].repeat(len(added), 1),
+            past_key_values=past,
+            attention_mask=torch.ones_like(ids).repeat(len(added), 1),
+            use_cache=past is not None,
+        )
     return mass_of(out.logits[:, -1].float().softmax(-1).cpu(), sets)
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #f3cfeea9
@@ -98,31 +134,42 @@ def causal_lift(
     prompts: list,  # weak prompts: they name no language
     sets: tuple,
     shares: tuple = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5),  # strengths, in shares of the state's length
-) -> tuple[Float[Tensor, " feature"], Float[Tensor, "share feature"]]:  # median slope; gain in mass at each strength
+) -> tuple[
+    Float[Tensor, " feature"], Float[Tensor, "share feature"]
+]:  # median slope; gain in mass at each strength
     "By how much adding each direction raises the language mass."
     sizes = torch.tensor(shares)
-    added = torch.cat([torch.zeros_like(directions[:1]), (sizes[:, None, None] * directions).flatten(0, 1)])
+    added = torch.cat(
+        [torch.zeros_like(directions[:1]), (sizes[:, None, None] * directions).flatten(0, 1)]
+    )
     with torch.no_grad():
-        mass = torch.stack([mass_along(scope, ids, layer, added, sets) for ids in rows_of(prompts, scope.tokenizer)[0]])
+        mass = torch.stack(
+            [
+                mass_along(scope, ids, layer, added, sets)
+                for ids in rows_of(prompts, scope.tokenizer)[0]
+            ]
+        )
     gain = (mass[:, 1:] - mass[:, :1]).mean(0).view(len(shares), -1)
     return (gain / sizes[:, None]).quantile(0.5, dim=0), gain
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #a907bddc
 def choose_window(
-    scores: "dict[int, float]",  # layer -> score
+    scores: dict[int, float],  # layer -> score
     least: int = 3,
     most: int = 6,
 ) -> list[int]:
     "The run of neighbouring layers, among those that were scored, with the largest sum of scores."
     layers = sorted(scores)
     widths = range(min(least, len(layers)), min(most, len(layers)) + 1)
-    runs = [layers[i:i + n] for n in widths for i in range(len(layers) - n + 1)]
+    runs = [layers[i : i + n] for n in widths for i in range(len(layers) - n + 1)]
     return max(runs, key=lambda run: sum(scores[layer] for layer in run))
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #67439f21
 @dataclass(frozen=True, eq=False)
 class SparseShift(Move):
-    "Shift the code of a state towards one language and away from another, on some features (Saha et al., stage III)."
+    """Shift the code of a state towards one language and away from another, on some features (Saha
+    et al., stage III)."""
+
     W_enc: Float[Tensor, "width feature"]  # of these features only
     b_enc: Float[Tensor, " feature"]
     W_dec: Float[Tensor, "feature width"]
@@ -148,6 +195,7 @@ class SparseShift(Move):
 @dataclass(frozen=True, eq=False)
 class LanguageLayer:
     "What one layer knows about a language."
+
     sae: SparseAutoencoder
     selectivity: Float[Tensor, " feature"]
     lift: Float[Tensor, " feature"]  # NaN where it was not tried
@@ -156,10 +204,19 @@ class LanguageLayer:
     target: Float[Tensor, " chosen"]  # prototypes, of length 1
     english: Float[Tensor, " chosen"]
 
-    def move(self, lam: "int | float", beta: "int | float") -> SparseShift:
+    def move(self, lam: int | float, beta: int | float) -> SparseShift:
         "The change of this layer's states."
         j = self.features
-        return SparseShift(self.sae.W_enc[:, j], self.sae.b_enc[j], self.sae.W_dec[j], self.target, self.english, self.geometry.basis, float(lam), float(beta))
+        return SparseShift(
+            self.sae.W_enc[:, j],
+            self.sae.b_enc[j],
+            self.sae.W_dec[j],
+            self.target,
+            self.english,
+            self.geometry.basis,
+            float(lam),
+            float(beta),
+        )
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #c99d1caa
 def language_layer(
@@ -171,19 +228,27 @@ def language_layer(
     sets: tuple,
     top: int = 50,  # features whose lift is tried, the most selective
     shares: tuple = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5),
-    rank: "int | None" = None,
-) -> "LanguageLayer | None":  # None if no feature counts
+    rank: int | None = None,
+) -> LanguageLayer | None:  # None if no feature counts
     "Find the language features of one layer, their directions and prototypes."
-    z, z_en = sae.encode(target), sae.encode(english)
+    z = sae.encode(target)
+    z_en = sae.encode(english)
     sel = selectivity(z, z_en)
     tried = sel.topk(min(top, len(sel))).indices
-    lift = torch.full_like(sel, math.nan).index_copy(0, tried, causal_lift(scope, sae.W_dec[tried], sae.layer, prompts, sets, shares)[0])
+    lift = torch.full_like(sel, math.nan).index_copy(
+        0, tried, causal_lift(scope, sae.W_dec[tried], sae.layer, prompts, sets, shares)[0]
+    )
     chosen = (sel.clamp(min=0) * lift.nan_to_num().clamp(min=0)).nonzero()[:, 0]
     if not len(chosen):
         return None
     shifts = (z - z_en)[:, chosen]
     geometry = shift_geometry(shifts, rank)
-    unit = lambda x: torch.nn.functional.normalize(x @ geometry.basis.T @ geometry.basis, dim=-1, eps=1e-30)
+
+    def unit(x):
+        return torch.nn.functional.normalize(
+            x @ geometry.basis.T @ geometry.basis, dim=-1, eps=1e-30
+        )
+
     weak = sae.encode(last_states(scope, prompts, layers=sae.layer)[:, 0])[:, chosen]
     return LanguageLayer(sae, sel, lift, chosen, geometry, unit(shifts.mean(0)), unit(weak.mean(0)))
 
@@ -198,48 +263,79 @@ def language_layers(
     l1: float = 5e-3,
     epochs: int = 150,
     seed: int = 0,
-    saes: "dict | None" = None,  # layer -> a fitted autoencoder
+    saes: dict | None = None,  # layer -> a fitted autoencoder
     **how,  # top, shares, rank of `language_layer`
-) -> "dict[int, LanguageLayer]":  # without layers in which no feature counts
+) -> dict[int, LanguageLayer]:  # without layers in which no feature counts
     "Fit and localise at each of some layers."
-    both, layers = [list(target), list(english)], list(layers)
+    both = [list(target), list(english)]
+    layers = list(layers)
     if len(both[0]) != len(both[1]) or not both[0] or not prompts:
-        raise ScopeError(f"Shifts need as many texts in both languages, in the same order, and at least one prompt; given: {len(both[0])} and {len(both[1])} texts, {len(prompts)} prompts")
+        raise ScopeError(
+            "Shifts need as many texts in both languages, in the same order, and at least one "
+            f"prompt; given: {len(both[0])} and {len(both[1])} texts, {len(prompts)} prompts"
+        )
     sets = token_sets(scope, *both)
     (tokens, ends), (tokens_en, ends_en) = (parallel_states(scope, texts, layers) for texts in both)
-    found, saes = {}, dict(saes or {})
+    found = {}
+    saes = dict(saes or {})
     for k, layer in enumerate(layers):
         x = torch.cat([tokens[:, k], tokens_en[:, k]])
-        sae = saes.get(layer) or fit_sae(x, n_features, l1=l1, tied=True, inputs="unit", lr=5e-4, steps=max(1, epochs * len(x) // 512), layer=layer, seed=seed)
+        sae = saes.get(layer) or fit_sae(
+            x,
+            n_features,
+            l1=l1,
+            tied=True,
+            inputs="unit",
+            lr=5e-4,
+            steps=max(1, epochs * len(x) // 512),
+            layer=layer,
+            seed=seed,
+        )
         if sae.inputs != "unit" or sae.activation != "relu" or sae.layer != layer:
-            raise ScopeError(f"Not an autoencoder for this: it needs activation 'relu', inputs 'unit' and layer {layer}; given: {sae}")
+            raise ScopeError(
+                "Not an autoencoder for this: it needs activation 'relu', inputs 'unit' and layer "
+                f"{layer}; given: {sae}"
+            )
         found[layer] = language_layer(scope, sae, ends[:, k], ends_en[:, k], prompts, sets, **how)
     return {layer: one for layer, one in found.items() if one is not None}
 
+
 def foxp2_edits(
-    found: "dict[int, LanguageLayer]",
+    found: dict[int, LanguageLayer],
     window: Iterable[int],
-    lam: "int | float",
-    beta: "int | float",
-    positions: "None | int | slice | str | Iterable[int]" = "last",  # "last": the last token of the prompt, then each that is generated
+    lam: int | float,
+    beta: int | float,
+    positions: None
+    | int
+    | slice
+    | str
+    | Iterable[int] = "last",  # "last": the last token of the prompt, then each that is generated
 ) -> list[Edit]:
     "The switch, in some layers."
     where = ("last", "generated") if positions == "last" else (positions,)
-    return [Edit("resid_post", layers=layer, fn=found[layer].move(lam, beta), positions=p) for layer in window if layer in found for p in where]
+    return [
+        Edit("resid_post", layers=layer, fn=found[layer].move(lam, beta), positions=p)
+        for layer in window
+        if layer in found
+        for p in where
+    ]
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #71da4b08
 def neural_foxp2(
     scope: Scope,
     *,
-    target: "str | Iterable" = "spa",  # a code of `udhr`, or texts
-    english: "str | Iterable" = "eng",  # the same in English
-    prompts: "list | None" = None,  # weak prompts; None: open questions
-    layers: "None | int | slice | Iterable[int]" = None,  # None: candidates, of which a window is chosen
-    lam: "int | float" = 0.2,  # lambda: towards the target
-    beta: "int | float" = 0.0,  # beta: away from English
-    rank: "int | None" = None,  # None: by `spectrum_rank`
-    width: "tuple[int, int]" = (3, 6),  # of the window, in candidates
-    positions: "None | int | slice | str | Iterable[int]" = "last",  # "last": see `foxp2_edits`
+    target: str | Iterable = "spa",  # a code of `udhr`, or texts
+    english: str | Iterable = "eng",  # the same in English
+    prompts: list | None = None,  # weak prompts; None: open questions
+    layers: None
+    | int
+    | slice
+    | Iterable[int] = None,  # None: candidates, of which a window is chosen
+    lam: int | float = 0.2,  # lambda: towards the target
+    beta: int | float = 0.0,  # beta: away from English
+    rank: int | None = None,  # None: by `spectrum_rank`
+    width: tuple[int, int] = (3, 6),  # of the window, in candidates
+    positions: None | int | slice | str | Iterable[int] = "last",  # "last": see `foxp2_edits`
     n_features: int = 1024,
     l1: float = 5e-3,
     epochs: int = 150,
@@ -249,16 +345,43 @@ def neural_foxp2(
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Turn the language that a model answers in (Saha et al., 2026)."
     n = scope.n_layers
-    candidates = resolve_layers(slice(round(0.13 * n), max(1, round(0.63 * n)), 2) if layers is None else layers, n)
+    candidates = resolve_layers(
+        slice(round(0.13 * n), max(1, round(0.63 * n)), 2) if layers is None else layers, n
+    )
     if not any([checked_length(x, 1.0, scope.dtype) for x in (lam, beta)]):
         return []
     texts = [parallel_text([t])[t] if isinstance(t, str) else list(t) for t in (target, english)]
     if prompts is None:
-        prompts = [[{"role": "user", "content": q}] if getattr(scope.tokenizer, "chat_template", None) else q + "\n" for q in open_questions(8)]
-    found = language_layers(scope, *texts, dict.fromkeys(candidates), prompts, n_features, l1, epochs, seed, top=top, shares=shares, rank=rank)
+        prompts = [
+            [{"role": "user", "content": q}]
+            if getattr(scope.tokenizer, "chat_template", None)
+            else q + "\n"
+            for q in open_questions(8)
+        ]
+    found = language_layers(
+        scope,
+        *texts,
+        dict.fromkeys(candidates),
+        prompts,
+        n_features,
+        l1,
+        epochs,
+        seed,
+        top=top,
+        shares=shares,
+        rank=rank,
+    )
     if not found:
-        warnings.warn("No feature is both selective and causal at these layers: there is nothing to turn, and no edit", stacklevel=2)
-    window = choose_window({layer: one.geometry.score for layer, one in found.items()}, *width) if layers is None and found else found
+        warnings.warn(
+            "No feature is both selective and causal at these layers: there is nothing to turn, "
+            "and no edit",
+            stacklevel=2,
+        )
+    window = (
+        choose_window({layer: one.geometry.score for layer, one in found.items()}, *width)
+        if layers is None and found
+        else found
+    )
     return foxp2_edits(found, window, lam, beta, positions)
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #9794f8f7
@@ -268,7 +391,10 @@ def random_foxp2(
     seed: int = 0,
     **how,  # as in `neural_foxp2`
 ) -> list[Edit]:
-    "The same shifts of the same codes, written along directions turned at random: the control of `neural_foxp2`."
+    """The same shifts of the same codes, written along directions turned at random: the control of
+    `neural_foxp2`."""
     edits = neural_foxp2(scope, seed=seed, **how)
-    turn = torch.linalg.qr(torch.randn(scope.d_model, scope.d_model, generator=torch.Generator().manual_seed(seed)))[0]
+    turn = torch.linalg.qr(
+        torch.randn(scope.d_model, scope.d_model, generator=torch.Generator().manual_seed(seed))
+    )[0]
     return [replace(e, fn=replace(e.fn, W_dec=e.fn.W_dec @ turn)) for e in edits]

@@ -26,7 +26,8 @@ from ..core.scope import Scope
 # %% ../../nbs/steering/zerotuning.ipynb #d26ff33b
 technique = {
     "title": "ZeroTuning",
-    "paper": "ZeroTuning: Unlocking the Initial Token's Power to Enhance Large Language Models Without Training (Han et al., 2025)",
+    "paper": "ZeroTuning: Unlocking the Initial Token's Power to Enhance Large Language Models "
+    "Without Training (Han et al., 2025)",
     "arxiv": "2505.11739",
     "family": "steering",
     "returns": "list of Edit",
@@ -54,34 +55,58 @@ def scaled_row(
 def zerotuning(
     scope: Scope,
     *,
-    gamma: float = 2.0,  # factor on the token's attention weight; above 1 the rest is flattened, below 1 sharpened
-    layers: "None | int | slice | Iterable[int]" = None,  # None for all; the paper finds early and middle layers best
-    heads: "None | Iterable[int] | dict[int, list[int]]" = None,  # head indices, or layer -> head indices; None for all
+    # factor on the token's attention weight; above 1 the rest is flattened, below 1 sharpened
+    gamma: float = 2.0,
+    layers: None
+    | int
+    | slice
+    | Iterable[int] = None,  # None for all; the paper finds early and middle layers best
+    heads: None
+    | Iterable[int]
+    | dict[int, list[int]] = None,  # head indices, or layer -> head indices; None for all
     token: int = 0,  # which token's column; 0 is the paper's, others are its ablation
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
-    "Scale the attention to the initial token (Han et al. 2025), as ln(gamma) added before the softmax."
+    """Scale the attention to the initial token (Han et al. 2025), as ln(gamma) added before the
+    softmax."""
     if not (math.isfinite(gamma) and gamma > 0):
-        raise ScopeError(f"gamma must be a positive number; given: {gamma!r} (1 changes nothing, below 1 looks less at the token)")
+        raise ScopeError(
+            f"gamma must be a positive number; given: {gamma!r} (1 changes nothing, below 1 looks "
+            "less at the token)"
+        )
     if gamma == 1:
         return []
     chosen = resolve_layers(layers, scope.n_layers)
-    groups = [(chosen, heads)] if not isinstance(heads, dict) else [([i], h) for i, h in heads.items() if i in chosen]
-    return [Edit("attn_scores", layers=i, heads=h, keys=token, add=math.log(gamma)) for i, h in groups]
+    groups = (
+        [(chosen, heads)]
+        if not isinstance(heads, dict)
+        else [([i], h) for i, h in heads.items() if i in chosen]
+    )
+    return [
+        Edit("attn_scores", layers=i, heads=h, keys=token, add=math.log(gamma)) for i, h in groups
+    ]
 
 # %% ../../nbs/steering/zerotuning.ipynb #7f5bbcbc
 def random_column_tuning(
     scope: Scope,
     *,
     gamma: float = 2.0,
-    layers: "None | int | slice | Iterable[int]" = None,
-    heads: "None | Iterable[int] | dict[int, list[int]]" = None,
+    layers: None | int | slice | Iterable[int] = None,
+    heads: None | Iterable[int] | dict[int, list[int]] = None,
     among: int = 8,  # the column is drawn from 1 … among - 1
     seed: int = 0,
 ) -> list[Edit]:
     "The same edit on a random column other than the first: the control of `zerotuning`."
     if among < 2:
-        raise ScopeError(f"among must be at least 2, so that there is a column beside the first; given: {among}")
-    return zerotuning(scope, gamma=gamma, layers=layers, heads=heads, token=random.Random(seed).randrange(1, among))
+        raise ScopeError(
+            f"among must be at least 2, so that there is a column beside the first; given: {among}"
+        )
+    return zerotuning(
+        scope,
+        gamma=gamma,
+        layers=layers,
+        heads=heads,
+        token=random.Random(seed).randrange(1, among),
+    )
 
 # %% ../../nbs/steering/zerotuning.ipynb #6d97bb44
 def leverage(
@@ -90,40 +115,69 @@ def leverage(
     *,
     gammas: Iterable[float] = (0.25, 0.5, 2.0, 4.0),
     tokens: Iterable[int] = (0, 1),  # columns
-    layers: "None | int | slice | Iterable[int]" = None,
-    heads: "None | Iterable[int] | dict[int, list[int]]" = None,
+    layers: None | int | slice | Iterable[int] = None,
+    heads: None | Iterable[int] | dict[int, list[int]] = None,
 ):  # a pandas DataFrame: token, gamma, kl in nats
     "How far the last prediction moves when one column's weight is scaled."
     import pandas as pd
-    last = lambda: scope.read(text, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)
-    base, rows = last(), []
+
+    def last():
+        return scope.read(text, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)
+
+    base = last()
+    rows = []
     for token in tokens:
         for gamma in gammas:
-            with scope.edit(*zerotuning(scope, gamma=gamma, layers=layers, heads=heads, token=token)):
-                rows.append(dict(token=token, gamma=gamma, kl=(base.exp() * (base - last())).sum().item()))
+            with scope.edit(
+                *zerotuning(scope, gamma=gamma, layers=layers, heads=heads, token=token)
+            ):
+                rows.append(
+                    dict(token=token, gamma=gamma, kl=(base.exp() * (base - last())).sum().item())
+                )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/steering/zerotuning.ipynb #d051c0b2
 @dataclass(frozen=True)
 class LabelledPrompts:
     "Prompts with the right one among a few label words."
+
     prompts: list[str]
     answers: list[int]  # index into `labels`
     labels: list[str]  # with their leading space, if the label follows a space
 
-    def __len__(self): return len(self.prompts)
-    def __getitem__(self, part: slice): return LabelledPrompts(self.prompts[part], self.answers[part], self.labels)
+    def __len__(self):
+        return len(self.prompts)
+
+    def __getitem__(self, part: slice):
+        return LabelledPrompts(self.prompts[part], self.answers[part], self.labels)
 
     def shuffled(self, seed: int) -> "LabelledPrompts":
         "The same prompts with their answers dealt at random: a check that must find nothing."
-        return LabelledPrompts(self.prompts, random.Random(seed).sample(self.answers, len(self)), self.labels)
+        return LabelledPrompts(
+            self.prompts, random.Random(seed).sample(self.answers, len(self)), self.labels
+        )
 
 # %% ../../nbs/steering/zerotuning.ipynb #19d2424e
-_good = "wonderful excellent charming delightful brilliant superb pleasant moving clever gripping refreshing thoughtful elegant funny warm inspiring"
-_bad = "dull awful boring clumsy tedious dreadful bland annoying confusing weak disappointing shallow sloppy dreary stale lifeless"
-_things = "film book song play concert novel show album story performance game exhibition speech lecture dinner hotel"
-_frames = ("The {t} was {a}.", "I found the {t} {a}.", "What a {a} {t}.", "Everyone said the {t} was {a}, and it was.",
-           "My sister took me to see the {t} yesterday; to my surprise it was rather {a}.", "Honestly, the {t} turned out to be {a} from start to end.")
+_good = (
+    "wonderful excellent charming delightful brilliant superb pleasant moving clever gripping "
+    "refreshing thoughtful elegant funny warm inspiring"
+)
+_bad = (
+    "dull awful boring clumsy tedious dreadful bland annoying confusing weak disappointing shallow "
+    "sloppy dreary stale lifeless"
+)
+_things = (
+    "film book song play concert novel show album story performance game exhibition speech lecture "
+    "dinner hotel"
+)
+_frames = (
+    "The {t} was {a}.",
+    "I found the {t} {a}.",
+    "What a {a} {t}.",
+    "Everyone said the {t} was {a}, and it was.",
+    "My sister took me to see the {t} yesterday; to my surprise it was rather {a}.",
+    "Honestly, the {t} turned out to be {a} from start to end.",
+)
 
 # %% ../../nbs/steering/zerotuning.ipynb #faa48409
 def sentiment_prompts(
@@ -132,11 +186,21 @@ def sentiment_prompts(
     template: str = "Review: {x}\nSentiment (negative or positive):",  # {x} is the sentence
 ) -> LabelledPrompts:
     "Short reviews made from templates, all different, with the labels negative and positive."
-    every = [(f.format(t=t, a=a), y) for y, words in enumerate((_bad, _good)) for a in words.split() for t in _things.split() for f in _frames]
+    every = [
+        (f.format(t=t, a=a), y)
+        for y, words in enumerate((_bad, _good))
+        for a in words.split()
+        for t in _things.split()
+        for f in _frames
+    ]
     if not 1 <= n <= len(every):
-        raise ScopeError(f"n must lie between 1 and {len(every)}, the number of different reviews; given: {n}")
+        raise ScopeError(
+            f"n must lie between 1 and {len(every)}, the number of different reviews; given: {n}"
+        )
     some = random.Random(seed).sample(every, n)
-    return LabelledPrompts([template.format(x=x) for x, _ in some], [y for _, y in some], [" negative", " positive"])
+    return LabelledPrompts(
+        [template.format(x=x) for x, _ in some], [y for _, y in some], [" negative", " positive"]
+    )
 
 # %% ../../nbs/steering/zerotuning.ipynb #4f163189
 def label_logprobs(
@@ -144,19 +208,33 @@ def label_logprobs(
     task: LabelledPrompts,
     edits: Iterable[Edit] = (),  # in force during the pass
     batch_size: int = 50,
-) -> tuple[Float[Tensor, "example label"], Float[Tensor, " example"]]:  # log-probabilities and entropies, in nats
+) -> tuple[
+    Float[Tensor, "example label"], Float[Tensor, " example"]
+]:  # log-probabilities and entropies, in nats
     "The labels' log-probabilities and the entropy of the next token, for each prompt."
     if not len(task):
         raise ScopeError("The task is empty: give at least one labelled prompt")
-    first = [scope.tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in task.labels]
+    first = [
+        scope.tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in task.labels
+    ]
     if len(set(first)) < len(first):
-        raise ScopeError(f"Two labels begin with the same token: {task.labels}; choose labels that differ in their first token")
-    order = sorted(range(len(task)), key=lambda i: len(task.prompts[i]))  # like lengths together: little padding
-    scores, entropies = torch.empty(len(task), len(first)), torch.empty(len(task))
+        raise ScopeError(
+            f"Two labels begin with the same token: {task.labels}; choose labels that differ in "
+            "their first token"
+        )
+    order = sorted(
+        range(len(task)), key=lambda i: len(task.prompts[i])
+    )  # like lengths together: little padding
+    scores = torch.empty(len(task), len(first))
+    entropies = torch.empty(len(task))
     with scope.edit(*edits):
         for start in range(0, len(order), batch_size):
-            rows = order[start:start + batch_size]
-            lp = scope.read([task.prompts[i] for i in rows], "logits", positions=-1)["logits"][:, 0].float().log_softmax(-1)
+            rows = order[start : start + batch_size]
+            lp = (
+                scope.read([task.prompts[i] for i in rows], "logits", positions=-1)["logits"][:, 0]
+                .float()
+                .log_softmax(-1)
+            )
             scores[rows], entropies[rows] = lp[:, first].cpu(), -(lp.exp() * lp).sum(-1).cpu()
     return scores, entropies
 
@@ -172,14 +250,18 @@ def accuracy(
 @dataclass
 class HeadProfile:
     "What scaling one head (or one layer's head) at a time does to the score of each example."
+
     units: list  # head indices, or (layer, head) pairs
     gains: Float[Tensor, "unit example"]  # score with the edit minus score without
     gamma: float
 
     @property
-    def up(self) -> list: return self._where(1)  # effective when scaled up
+    def up(self) -> list:
+        return self._where(1)  # effective when scaled up
+
     @property
-    def down(self) -> list: return self._where(-1)
+    def down(self) -> list:
+        return self._where(-1)
 
     def _where(self, sign):
         mean = self.gains.mean(1) * (1 if self.gamma > 1 else -1)
@@ -205,23 +287,44 @@ def profile_heads(
     *,
     gamma: float = 2.0,
     unit: str = "head_index",  # or "layer_head": every pair, n_layers times as many passes
-    score: str = "accuracy",  # or "margin": log-probability of the right label minus the best wrong one
-    layers: "None | int | slice | Iterable[int]" = None,
+    # or "margin": log-probability of the right label minus the best wrong one
+    score: str = "accuracy",
+    layers: None | int | slice | Iterable[int] = None,
 ) -> HeadProfile:
     "Scale one head at a time and record what it does to each example (Han et al. 2025, section 4)."
     if unit not in ("head_index", "layer_head") or score not in ("accuracy", "margin"):
-        raise ScopeError(f"Unknown unit {unit!r} or score {score!r}; accepted: 'head_index', 'layer_head'; 'accuracy', 'margin'")
+        raise ScopeError(
+            f"Unknown unit {unit!r} or score {score!r}; accepted: 'head_index', 'layer_head'; "
+            "'accuracy', 'margin'"
+        )
     chosen = resolve_layers(layers, scope.n_layers)
-    units = list(range(scope.n_heads)) if unit == "head_index" else [(i, h) for i in chosen for h in range(scope.n_heads)]
-    of = lambda edits: _example_scores(label_logprobs(scope, task, edits)[0], task.answers, score)
+    units = (
+        list(range(scope.n_heads))
+        if unit == "head_index"
+        else [(i, h) for i in chosen for h in range(scope.n_heads)]
+    )
+
+    def of(edits):
+        return _example_scores(label_logprobs(scope, task, edits)[0], task.answers, score)
+
     base = of([])
-    where = lambda u: dict(layers=chosen, heads=[u]) if unit == "head_index" else dict(heads={u[0]: [u[1]]})
-    return HeadProfile(units, torch.stack([of(zerotuning(scope, gamma=gamma, **where(u))) - base for u in units]), gamma)
+
+    def where(u):
+        return (
+            dict(layers=chosen, heads=[u]) if unit == "head_index" else dict(heads={u[0]: [u[1]]})
+        )
+
+    return HeadProfile(
+        units,
+        torch.stack([of(zerotuning(scope, gamma=gamma, **where(u))) - base for u in units]),
+        gamma,
+    )
 
 # %% ../../nbs/steering/zerotuning.ipynb #faec2d8e
 @dataclass
 class Calibration:
     "Accuracy and mean entropy over a grid of gammas, and the one chosen."
+
     gammas: list[float]
     accuracies: list[float]
     entropies: list[float]  # nats
@@ -240,16 +343,19 @@ def calibrate(
     *,
     gammas: Iterable[float] = tuple(2 ** (k / 2) for k in range(-6, 7)),
     objective: str = "accuracy",  # or "entropy", which looks at no label
-    layers: "None | int | slice | Iterable[int]" = None,
-    heads: "None | Iterable[int] | dict[int, list[int]]" = None,
+    layers: None | int | slice | Iterable[int] = None,
+    heads: None | Iterable[int] | dict[int, list[int]] = None,
     token: int = 0,
 ) -> Calibration:
     "Choose gamma on a set of prompts (Han et al. 2025, section 5). Report on others than these."
     if objective not in ("accuracy", "entropy"):
         raise ScopeError(f"Unknown objective {objective!r}; accepted: 'accuracy', 'entropy'")
-    gammas, found = list(gammas), []
+    gammas = list(gammas)
+    found = []
     for gamma in gammas:
-        scores, entropies = label_logprobs(scope, task, zerotuning(scope, gamma=gamma, layers=layers, heads=heads, token=token))
+        scores, entropies = label_logprobs(
+            scope, task, zerotuning(scope, gamma=gamma, layers=layers, heads=heads, token=token)
+        )
         found.append((accuracy(scores, task.answers), entropies.mean().item()))
     return Calibration(gammas, [a for a, _ in found], [e for _, e in found], objective)
 
@@ -260,5 +366,6 @@ def content_free_bias(
     empty: str,  # the prompt's template with nothing in it
     edits: Iterable[Edit] = (),
 ) -> Float[Tensor, " label"]:  # subtract it from the scores of `label_logprobs`
-    "The labels' log-probabilities for a prompt without content (contextual calibration, Zhao et al. 2021): the baseline to beat."
+    """The labels' log-probabilities for a prompt without content (contextual calibration, Zhao et
+    al. 2021): the baseline to beat."""
     return label_logprobs(scope, LabelledPrompts([empty], [0], task.labels), edits)[0][0]

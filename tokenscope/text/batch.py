@@ -22,6 +22,7 @@ from .tokens import Tokens, tokens_of
 @dataclass
 class Batch:
     "Token ids with their mask, ready for a model."
+
     input_ids: Int[Tensor, "batch token"]
     attention_mask: Int[Tensor, "batch token"]  # 1 for real tokens
     tokens: list  # one `Tokens` a row, without padding
@@ -48,18 +49,27 @@ def _row_positions(positions, length, row):
     "The chosen real positions of one row."
     if isinstance(positions, str):
         if positions not in ("all", "last"):
-            raise ScopeError(f"Unknown positions {positions!r}; accepted: an integer, a list, a slice, 'last', 'all', or None")
+            raise ScopeError(
+                f"Unknown positions {positions!r}; accepted: an integer, a list, a slice, 'last', "
+                "'all', or None"
+            )
         return list(range(length)) if positions == "all" else [length - 1]
     try:
         return resolve_indices(positions, length, "position")
     except ScopeError as e:
-        raise ScopeError(f"{e} (text {row} of the batch has {length} tokens)".replace("the model has", "the text has")) from None
+        raise ScopeError(
+            f"{e} (text {row} of the batch has {length} tokens)".replace(
+                "the model has", "the text has"
+            )
+        ) from None
 
 # %% ../../nbs/text/batch.ipynb #80784a6d
 def choose_columns(
-    positions: "None | int | slice | str | Iterable[int]",  # counted among real tokens
+    positions: None | int | slice | str | Iterable[int],  # counted among real tokens
     attention_mask: Int[Tensor, "batch token"],
-) -> tuple[Int[Tensor, "batch chosen"], Bool[Tensor, "batch chosen"]]:  # columns of the batch, and which of them are real
+) -> tuple[
+    Int[Tensor, "batch chosen"], Bool[Tensor, "batch chosen"]
+]:  # columns of the batch, and which of them are real
     "Turn positions into columns of a padded batch."
     index = real_index(attention_mask)
     if positions is None:
@@ -69,34 +79,45 @@ def choose_columns(
     columns = torch.zeros(len(rows), width, dtype=torch.long, device=index.device)
     real = torch.zeros(len(rows), width, dtype=torch.bool, device=index.device)
     for i, chosen in enumerate(rows):
-        columns[i, :len(chosen)] = torch.nonzero(index[i] >= 0)[:, 0][chosen]
-        real[i, :len(chosen)] = True
+        columns[i, : len(chosen)] = torch.nonzero(index[i] >= 0)[:, 0][chosen]
+        real[i, : len(chosen)] = True
     return columns, real
 
 # %% ../../nbs/text/batch.ipynb #c0d3288a
-def _is_message(x): return isinstance(x, Mapping) and "role" in x
+def _is_message(x):
+    return isinstance(x, Mapping) and "role" in x
 
 # %% ../../nbs/text/batch.ipynb #20f18696
 def _chat_text(tokenizer, messages):
     "A conversation as one text, by the tokenizer's chat template."
     if not getattr(tokenizer, "chat_template", None):
-        raise ScopeError("No chat template: this tokenizer cannot turn messages into text; give a text instead")
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant")
+        raise ScopeError(
+            "No chat template: this tokenizer cannot turn messages into text; give a text instead"
+        )
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
+    )
 
 # %% ../../nbs/text/batch.ipynb #2d265086
 def _tokenise(tokenizer, text, is_chat):
     "One text as (ids, tokens)."
     if tokenizer is None:
-        raise ScopeError("No tokenizer: this scope can take token ids only; give a tokenizer to Scope(model, tokenizer) to use text")
+        raise ScopeError(
+            "No tokenizer: this scope can take token ids only; give a tokenizer to Scope(model, "
+            "tokenizer) to use text"
+        )
     fast = getattr(tokenizer, "is_fast", False)
-    made = tokenizer(text, return_offsets_mapping=fast, add_special_tokens=not is_chat)  # a chat template writes its own
+    made = tokenizer(
+        text, return_offsets_mapping=fast, add_special_tokens=not is_chat
+    )  # a chat template writes its own
     ids = list(made["input_ids"])
     offsets = made["offset_mapping"] if fast else None
     return ids, tokens_of(tokenizer, ids, text=text, offsets=offsets)
 
 # %% ../../nbs/text/batch.ipynb #2c7c87f1
 def rows_of(
-    text,  # a text, a list of texts, a chat, a list of chats, a list of ids, or a list of such lists
+    # a text, a list of texts, a chat, a list of chats, a list of ids, or a list of such lists
+    text,
     tokenizer,  # a Hugging Face tokenizer, or None if ids are given
 ) -> tuple[list[list[int]], list[Tokens]]:  # ids and tokens of each row, without padding
     "Token ids and tokens of whatever was given."
@@ -105,7 +126,10 @@ def rows_of(
     elif isinstance(text, (list, tuple)) and text and isinstance(text[0], int):
         text = [text]
     if not isinstance(text, (list, tuple)):
-        raise ScopeError(f"Not a text: {type(text).__name__}; give a string, a list of strings, chat messages, token ids, or a BatchEncoding")
+        raise ScopeError(
+            f"Not a text: {type(text).__name__}; give a string, a list of strings, chat messages, "
+            "token ids, or a BatchEncoding"
+        )
     rows = []
     for one in text:
         if isinstance(one, str):
@@ -115,7 +139,10 @@ def rows_of(
         elif isinstance(one, (list, tuple)) and all(isinstance(i, int) for i in one):
             rows.append((list(one), tokens_of(tokenizer, list(one))))
         else:
-            raise ScopeError(f"Not a text: an item of type {type(one).__name__} in the list; give strings, chats or token ids")
+            raise ScopeError(
+                f"Not a text: an item of type {type(one).__name__} in the list; give strings, "
+                "chats or token ids"
+            )
     return [ids for ids, _ in rows], [tokens for _, tokens in rows]
 
 # %% ../../nbs/text/batch.ipynb #faf49789
@@ -124,21 +151,29 @@ def _check_rows(rows, vocab_size, max_tokens):
         raise ScopeError("Nothing to read: the batch is empty; give at least one text")
     for i, ids in enumerate(rows):
         if not ids:
-            raise ScopeError(f"Nothing to read: text {i} has no tokens; give at least one character")
+            raise ScopeError(
+                f"Nothing to read: text {i} has no tokens; give at least one character"
+            )
         if vocab_size and not 0 <= min(ids) <= max(ids) < vocab_size:
             wrong = next(t for t in ids if not 0 <= t < vocab_size)
-            raise ScopeError(f"Token id {wrong} is outside the model's vocabulary of {vocab_size}: the tokenizer is not this model's")
+            raise ScopeError(
+                f"Token id {wrong} is outside the model's vocabulary of {vocab_size}: the "
+                "tokenizer is not this model's"
+            )
         if max_tokens and len(ids) > max_tokens:
-            raise ScopeError(f"Text {i} is too long: {len(ids)} tokens, and the model's context is {max_tokens}; cut it or read it in windows")
+            raise ScopeError(
+                f"Text {i} is too long: {len(ids)} tokens, and the model's context is "
+                f"{max_tokens}; cut it or read it in windows"
+            )
 
 # %% ../../nbs/text/batch.ipynb #dc92546a
 def make_batch(
     text,  # see `rows_of`; or a BatchEncoding, dict of tensors, or tensor of ids
     tokenizer=None,
-    device: "str | torch.device" = "cpu",
+    device: str | torch.device = "cpu",
     padding_side: str = "right",  # "left" for generation
-    vocab_size: "int | None" = None,  # refuse ids beyond it
-    max_tokens: "int | None" = None,  # refuse texts beyond it
+    vocab_size: int | None = None,  # refuse ids beyond it
+    max_tokens: int | None = None,  # refuse texts beyond it
 ) -> Batch:
     "A padded batch from whatever was given."
     if padding_side not in ("left", "right"):
@@ -150,8 +185,19 @@ def make_batch(
     rows, tokens = rows_of(text, tokenizer)
     _check_rows(rows, vocab_size, max_tokens)
     width = max(map(len, rows))
-    pad = next((i for i in (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None)) if i is not None), 0)
-    ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width, dtype=torch.long)
+    pad = next(
+        (
+            i
+            for i in (
+                getattr(tokenizer, "pad_token_id", None),
+                getattr(tokenizer, "eos_token_id", None),
+            )
+            if i is not None
+        ),
+        0,
+    )
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
     for i, row in enumerate(rows):
         where = slice(width - len(row), None) if padding_side == "left" else slice(len(row))
         ids[i, where], mask[i, where] = torch.tensor(row), 1
@@ -161,15 +207,30 @@ def make_batch(
 def _given_batch(given, tokenizer, device, vocab_size, max_tokens):
     "A batch from tensors that a tokenizer or processor has made."
     if "input_ids" not in given:
-        raise ScopeError(f"No input_ids among {', '.join(map(str, given))}; a batch needs token ids")
+        raise ScopeError(
+            f"No input_ids among {', '.join(map(str, given))}; a batch needs token ids"
+        )
     ids = torch.as_tensor(given["input_ids"])
-    mask = torch.as_tensor(given["attention_mask"]) if given.get("attention_mask") is not None else torch.ones_like(ids)
+    mask = (
+        torch.as_tensor(given["attention_mask"])
+        if given.get("attention_mask") is not None
+        else torch.ones_like(ids)
+    )
     if ids.ndim != 2 or mask.shape != ids.shape:
-        raise ScopeError(f"Wrong shape: input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}; both must be (batch, token)")
+        raise ScopeError(
+            f"Wrong shape: input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}; "
+            "both must be (batch, token)"
+        )
     rows = [row[m.bool()].tolist() for row, m in zip(ids, mask)]
     _check_rows(rows, vocab_size, max_tokens)
-    extra = {k: v.to(device) for k, v in given.items() if k not in ("input_ids", "attention_mask", "offset_mapping") and torch.is_tensor(v)}
-    return Batch(ids.to(device), mask.to(device), [tokens_of(tokenizer, row) for row in rows], extra)
+    extra = {
+        k: v.to(device)
+        for k, v in given.items()
+        if k not in ("input_ids", "attention_mask", "offset_mapping") and torch.is_tensor(v)
+    }
+    return Batch(
+        ids.to(device), mask.to(device), [tokens_of(tokenizer, row) for row in rows], extra
+    )
 
 # %% ../../nbs/text/batch.ipynb #100c203e
 def batches_by_length(

@@ -25,66 +25,111 @@ from .names import ScopeError
 @dataclass(frozen=True)
 class Request:
     "Named fields and a question about them."
+
     fields: dict  # name -> text
     question: str
     task: str = ""  # what kind of request it is; not written into the container
-    answer: "str | None" = None
+    answer: str | None = None
     options: tuple = ()  # wrong answers to set against it
     record: dict = field(init=False, repr=False, compare=False)  # the fields, then the question
 
     def __post_init__(self):
         object.__setattr__(self, "record", {**self.fields, "question": self.question})
         for name, value in self.record.items():
-            if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z_]*", name) or (name == "question" and name in self.fields):
-                raise ScopeError(f"Not a field name: {name!r}; give small letters and underscores, and not `question`")
+            if (
+                not isinstance(name, str)
+                or not re.fullmatch(r"[a-z][a-z_]*", name)
+                or (name == "question" and name in self.fields)
+            ):
+                raise ScopeError(
+                    f"Not a field name: {name!r}; give small letters and underscores, and not "
+                    "`question`"
+                )
             if not isinstance(value, str) or (bad := _unwritable(value)):
-                raise ScopeError(f"Not a value for every container: {value!r}" + (f" holds {bad!r}" if isinstance(value, str) else " is no text") + "; give text without control characters or lone surrogates")
+                raise ScopeError(
+                    f"Not a value for every container: {value!r}"
+                    + (f" holds {bad!r}" if isinstance(value, str) else " is no text")
+                    + "; give text without control characters or lone surrogates"
+                )
 
 # %% ../../nbs/text/containers.ipynb #9b570007
 def _unwritable(text):
     "The first character that some container cannot hold."
-    return next((c for c in text if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or c in "\ufffe\uffff\u2028\u2029"), "")
+    return next(
+        (
+            c
+            for c in text
+            if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t")
+            or c in "\ufffe\uffff\u2028\u2029"
+        ),
+        "",
+    )
 
 # %% ../../nbs/text/containers.ipynb #2769fb07
 def _one_line(value, marks=""):
     "A value on one line: backslash, line break and some marks get a backslash."
-    return "".join("\\n" if c == "\n" else "\\" + c if c == "\\" or c in marks else c for c in value)
+    return "".join(
+        "\\n" if c == "\n" else "\\" + c if c == "\\" or c in marks else c for c in value
+    )
+
 
 def _whole(value):
     "The value behind `_one_line`."
     return re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], value)
+
 
 def _to_csv(record):
     out = io.StringIO(newline="")
     csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows([record, record.values()])
     return out.getvalue().removesuffix("\n")
 
+
 def _to_markdown(record):
-    row = lambda cells: "| " + " | ".join(cells) + " |"
-    return "\n".join([row(record), row(["---"] * len(record)), row(_one_line(v, "|") for v in record.values())])
+    def row(cells):
+        return "| " + " | ".join(cells) + " |"
+
+    return "\n".join(
+        [row(record), row(["---"] * len(record)), row(_one_line(v, "|") for v in record.values())]
+    )
+
 
 def _to_plain(record):
     *fields, (_, question) = record.items()
-    return "\n".join([*(f"The {name} is {_one_line(v)}." for name, v in fields), _one_line(question)])
+    return "\n".join(
+        [*(f"The {name} is {_one_line(v)}." for name, v in fields), _one_line(question)]
+    )
 
 # %% ../../nbs/text/containers.ipynb #0dc43a7f
-_sql = lambda value: "'" + value.replace("'", "''") + "'"
-_xml = lambda value: xml_escape(value, {'"': "&quot;", "'": "&apos;"})
+def _sql(value):
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _xml(value):
+    return xml_escape(value, {'"': "&quot;", "'": "&apos;"})
+
+
 _writers = {
     "plain": _to_plain,
     "keyvalue": lambda r: "\n".join(f"{k}={_one_line(v)}" for k, v in r.items()),
     "json": lambda r: json.dumps(r, ensure_ascii=False),
     "yaml": lambda r: "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in r.items()),
-    "xml": lambda r: "<request>" + "".join(f"<{k}>{_xml(v)}</{k}>" for k, v in r.items()) + "</request>",
+    "xml": lambda r: (
+        "<request>" + "".join(f"<{k}>{_xml(v)}</{k}>" for k, v in r.items()) + "</request>"
+    ),
     "csv": _to_csv,
     "markdown_table": _to_markdown,
-    "sql_select": lambda r: "SELECT answer FROM requests WHERE " + " AND ".join(f"{k} = {_sql(v)}" for k, v in r.items()) + ";",
+    "sql_select": lambda r: (
+        "SELECT answer FROM requests WHERE "
+        + " AND ".join(f"{k} = {_sql(v)}" for k, v in r.items())
+        + ";"
+    ),
     "python_call": lambda r: "answer(" + ", ".join(f"{k}={v!r}" for k, v in r.items()) + ")",
 }
 
 # %% ../../nbs/text/containers.ipynb #fb1e34ab
 STRUCTURES = tuple(_writers)
 INSTRUCTION = "Answer the request below in plain words.\n\n"
+
 
 def render(
     request: Request,
@@ -101,21 +146,30 @@ def _from_plain(text):
     found = [re.fullmatch(r"The ([a-z_]+) is (.*)\.", line) for line in fields]
     return {**{m[1]: _whole(m[2]) for m in found}, "question": _whole(question)}
 
+
 def _from_markdown(text):
     names, _, values = text.split("\n")
-    cells = lambda line: re.findall(r"\| ((?:\\.|[^\\|])*) (?=\|)", line)
+
+    def cells(line):
+        return re.findall(r"\| ((?:\\.|[^\\|])*) (?=\|)", line)
+
     return dict(zip(cells(names), map(_whole, cells(values)), strict=True))
+
 
 def _from_python(text):
     call = ast.parse(text, mode="eval").body
     return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+
 
 def _from_csv(text):
     names, values = csv.reader(io.StringIO(text, newline=""), strict=True)
     return dict(zip(names, values, strict=True))
 
 # %% ../../nbs/text/containers.ipynb #cf815030
-_pairs = lambda text, mark: (line.partition(mark)[::2] for line in text.split("\n"))
+def _pairs(text, mark):
+    return (line.partition(mark)[::2] for line in text.split("\n"))
+
+
 _readers = {
     "plain": _from_plain,
     "keyvalue": lambda t: {k: _whole(v) for k, v in _pairs(t, "=")},
@@ -124,7 +178,12 @@ _readers = {
     "xml": lambda t: {e.tag: e.text or "" for e in ElementTree.fromstring(t)},
     "csv": _from_csv,
     "markdown_table": _from_markdown,
-    "sql_select": lambda t: {k: v.replace("''", "'") for k, v in re.findall(r"([a-z_]+) = '((?:[^']|'')*)'(?= AND |;$)", t.partition(" WHERE ")[2])},
+    "sql_select": lambda t: {
+        k: v.replace("''", "'")
+        for k, v in re.findall(
+            r"([a-z_]+) = '((?:[^']|'')*)'(?= AND |;$)", t.partition(" WHERE ")[2]
+        )
+    },
     "python_call": _from_python,
 }
 
@@ -139,16 +198,41 @@ def parse(
     try:
         found = dict(_readers[structure](text.removeprefix(INSTRUCTION)))
         return Request(found, found.pop("question"))
-    except (ScopeError, ValueError, TypeError, KeyError, SyntaxError, AttributeError, csv.Error, ElementTree.ParseError) as e:
-        raise ScopeError(f"Not a request as {structure}: {text[:80]!r} ({type(e).__name__})") from None
+    except (
+        ScopeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        SyntaxError,
+        AttributeError,
+        csv.Error,
+        ElementTree.ParseError,
+    ) as e:
+        raise ScopeError(
+            f"Not a request as {structure}: {text[:80]!r} ({type(e).__name__})"
+        ) from None
 
 # %% ../../nbs/text/containers.ipynb #d035e123
 def canonicalise(
     text: str,
-    structure: "str | None" = None,  # None: the first container that this text is, strict ones first
+    structure: str | None = None,  # None: the first container that this text is, strict ones first
 ) -> str:
     "The same request as plain text."
-    for s in [structure] if structure else ("json", "xml", "sql_select", "python_call", "csv", "markdown_table", "yaml", "keyvalue", "plain"):
+    for s in (
+        [structure]
+        if structure
+        else (
+            "json",
+            "xml",
+            "sql_select",
+            "python_call",
+            "csv",
+            "markdown_table",
+            "yaml",
+            "keyvalue",
+            "plain",
+        )
+    ):
         try:
             return render(parse(text, s))
         except ScopeError as e:
@@ -161,24 +245,55 @@ def keyorder(request: Request, structure: str = "json") -> str:
     turned = Request(dict(reversed(request.fields.items())), request.question)
     return render(turned, structure)
 
+
 def filler(request: Request, structure: str = "json") -> str:
     "An empty container, then the plain text."
     empty = Request({name: "" for name in request.fields}, "")
-    return INSTRUCTION + _writers[structure](empty.record) + "\n\n" + render(request).removeprefix(INSTRUCTION)
+    return (
+        INSTRUCTION
+        + _writers[structure](empty.record)
+        + "\n\n"
+        + render(request).removeprefix(INSTRUCTION)
+    )
+
 
 def padded(request: Request, characters: int) -> str:
     "The plain text, lengthened by a neutral sentence to about as many characters."
     spare = max(0, characters - len(render(request)))
     neutral = "This note has been written down for the record. " * round(spare / 48)
-    return INSTRUCTION + neutral.strip() + "\n\n" * bool(neutral) + render(request).removeprefix(INSTRUCTION)
+    return (
+        INSTRUCTION
+        + neutral.strip()
+        + "\n\n" * bool(neutral)
+        + render(request).removeprefix(INSTRUCTION)
+    )
 
 # %% ../../nbs/text/containers.ipynb #5d0136fb
 _tasks = {
-    "capital": ("What is the capital of the country?", "country", "France:Paris|Italy:Rome|Spain:Madrid|Japan:Tokyo|Egypt:Cairo|Russia:Moscow|Greece:Athens|Cuba:Havana|Peru:Lima|Poland:Warsaw|Austria:Vienna|Norway:Oslo"),
-    "arithmetic": ("What is the first plus the second?", "first second", "2,3:5|4,3:7|1,5:6|2,2:4|6,3:9|5,5:10|8,4:12|1,2:3|4,4:8|9,2:11|7,7:14|10,5:15"),
-    "sentiment": ("Which feeling does the text show?", "text", "We won, we won!:Joy|My old dog died.:Sadness|How dare he lie to me!:Anger|Something moved in the dark.:Fear|What a lovely surprise!:Joy|She left, and I cried.:Sadness|"
-                  "He broke it on purpose!:Anger|I dare not go inside.:Fear|The baby laughed and we all danced.:Joy|Nobody came to his funeral.:Sadness|They cheated us again!:Anger|My hands shook as the footsteps came nearer.:Fear"),
-    "opposite": ("What is the opposite of the word?", "word", "hot:Cold|big:Small|young:Old|fast:Slow|day:Night|open:Closed|happy:Sad|rich:Poor|early:Late|hard:Soft|black:White|left:Right"),
+    "capital": (
+        "What is the capital of the country?",
+        "country",
+        "France:Paris|Italy:Rome|Spain:Madrid|Japan:Tokyo|Egypt:Cairo|Russia:Moscow|Greece:Athens|Cuba:Havana|Peru:Lima|Poland:Warsaw|Austria:Vienna|Norway:Oslo",
+    ),
+    "arithmetic": (
+        "What is the first plus the second?",
+        "first second",
+        "2,3:5|4,3:7|1,5:6|2,2:4|6,3:9|5,5:10|8,4:12|1,2:3|4,4:8|9,2:11|7,7:14|10,5:15",
+    ),
+    "sentiment": (
+        "Which feeling does the text show?",
+        "text",
+        "We won, we won!:Joy|My old dog died.:Sadness|How dare he lie to me!:Anger|Something moved "
+        "in the dark.:Fear|What a lovely surprise!:Joy|She left, and I cried.:Sadness|"
+        "He broke it on purpose!:Anger|I dare not go inside.:Fear|The baby laughed and we all "
+        "danced.:Joy|Nobody came to his funeral.:Sadness|They cheated us again!:Anger|My hands "
+        "shook as the footsteps came nearer.:Fear",
+    ),
+    "opposite": (
+        "What is the opposite of the word?",
+        "word",
+        "hot:Cold|big:Small|young:Old|fast:Slow|day:Night|open:Closed|happy:Sad|rich:Poor|early:Late|hard:Soft|black:White|left:Right",
+    ),
 }
 
 # %% ../../nbs/text/containers.ipynb #ccb435a6
@@ -188,7 +303,7 @@ def small_tasks() -> list[Request]:
     for task, (question, names, given) in _tasks.items():
         pairs = [pair.split(":") for pair in given.split("|")]
         for i, (values, answer) in enumerate(pairs):
-            wrong = list(dict.fromkeys(a for _, a in pairs[i + 1:] + pairs[:i] if a != answer))[:3]
+            wrong = list(dict.fromkeys(a for _, a in pairs[i + 1 :] + pairs[:i] if a != answer))[:3]
             fields = dict(zip(names.split(), [values] if " " not in names else values.split(",")))
             made.append(Request(fields, question, task, answer, tuple(wrong)))
     return made

@@ -19,15 +19,18 @@ def piece_bytes(
     tokenizer,
     ids: list[int],  # token ids
 ) -> list[bytes]:
-    "The bytes of each token as they are inside a text: a first token keeps its leading space, which some tokenizers drop there."
+    """The bytes of each token as they are inside a text: a first token keeps its leading space,
+    which some tokenizers drop there."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     return token_bytes(tokenizer, [*anchor, *ids])[1:]
 
 # %% ../../nbs/text/encodings.ipynb #2396c53c
 @lru_cache(maxsize=12)
 def byte_vocabulary(tokenizer) -> dict:  # bytes -> ids that decode to them
-    "The tokenizer's vocabulary by the bytes of its entries, without special tokens (a special token is never part of a word)."
-    special, table = set(tokenizer.all_special_ids), {}
+    """The tokenizer's vocabulary by the bytes of its entries, without special tokens (a special
+    token is never part of a word)."""
+    special = set(tokenizer.all_special_ids)
+    table = {}
     ids = [i for i in range(len(tokenizer)) if i not in special]
     for i, raw in zip(ids, piece_bytes(tokenizer, ids)):
         if raw:
@@ -41,7 +44,9 @@ def canonical_encoding(
 ) -> list[int]:
     "The encoding that the tokenizer itself makes, without special tokens."
     if not isinstance(word, str) or not word:
-        raise ScopeError(f"A word is needed: {word!r} has no letters; give a string such as ' February'")
+        raise ScopeError(
+            f"A word is needed: {word!r} has no letters; give a string such as ' February'"
+        )
     return tokenizer(word, add_special_tokens=False)["input_ids"]
 
 # %% ../../nbs/text/encodings.ipynb #midenc01
@@ -49,13 +54,18 @@ def middle_encoding(
     tokenizer,
     text: str,
 ) -> list[int]:
-    "The tokenizer's own encoding of a piece of text that does not start a text, without special tokens."
-    plain = lambda t: list(tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"])
+    """The tokenizer's own encoding of a piece of text that does not start a text, without special
+    tokens."""
+
+    def plain(t):
+        return list(tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"])
+
     found = []
     for anchor in ("1", "\n", "a", ")") if text else ():
-        start, whole = plain(anchor), plain(anchor + text)
-        if whole[:len(start)] == start:
-            found.append(whole[len(start):])
+        start = plain(anchor)
+        whole = plain(anchor + text)
+        if whole[: len(start)] == start:
+            found.append(whole[len(start) :])
             if b"".join(piece_bytes(tokenizer, found[-1])) == text.encode():
                 return found[-1]
     return found[0] if found else plain(text)  # the tokenizer itself changes this text
@@ -69,8 +79,10 @@ def encodings(
 ) -> list[list[int]]:  # canonical first, then by number of pieces
     "All id sequences with the same surface as the word (the set E(w) of Ayoobi et al. 2026)."
     canonical = canonical_encoding(tokenizer, word)
-    surface, table = b"".join(piece_bytes(tokenizer, canonical)), byte_vocabulary(tokenizer)
-    found, open_paths = [canonical], [((), 0)]
+    surface = b"".join(piece_bytes(tokenizer, canonical))
+    table = byte_vocabulary(tokenizer)
+    found = [canonical]
+    open_paths = [((), 0)]
     while open_paths and len(found) < limit:  # breadth first: one more piece each round
         longer = []
         for ids, at in open_paths:
@@ -86,7 +98,9 @@ def encodings(
 # %% ../../nbs/text/encodings.ipynb #5e53576c
 class Lattice(str):
     "An SVG that shows itself."
-    def _repr_html_(self): return str(self)
+
+    def _repr_html_(self):
+        return str(self)
 
 # %% ../../nbs/text/encodings.ipynb #32d4582b
 def lattice(
@@ -99,22 +113,51 @@ def lattice(
         at = 0
         for piece in row.pieces:
             key = (at, at + len(piece), piece)
-            edges[key] = max(edges.get(key, (-1e9, False)), (row.logp, bool(row.canonical)), key=lambda e: (e[1], e[0]))
+            edges[key] = max(
+                edges.get(key, (-1e9, False)),
+                (row.logp, bool(row.canonical)),
+                key=lambda e: (e[1], e[0]),
+            )
             at += len(piece)
-    best, n, step = table.logp.max(), max(e for _, e, _ in edges), 46
+    best = table.logp.max()
+    n = max(e for _, e, _ in edges)
+    step = 46
     drawn = sorted(edges.items(), key=lambda kv: (not kv[1][1], -kv[1][0]))[:most]
-    body = "".join(_arc(a, b, piece, logp - best, canonical, step, k) for k, ((a, b, piece), (logp, canonical)) in reversed(list(enumerate(drawn))))
-    dots = "".join(f'<circle cx="{20 + step * i}" cy="110" r="3" fill="#888"/>' for i in range(n + 1))
-    return Lattice(f'<svg role="img" aria-label="lattice of encodings" viewBox="0 0 {40 + step * n} 220" style="max-width:{40 + step * n}px;width:100%;font:13px ui-monospace,monospace">{body}{dots}'
-                   f'<text x="20" y="212" fill="currentColor" style="font-size:11px">orange: canonical; blue: other encodings, wider = more probable; {len(table)} encodings scored</text></svg>')
+    body = "".join(
+        _arc(a, b, piece, logp - best, canonical, step, k)
+        for k, ((a, b, piece), (logp, canonical)) in reversed(list(enumerate(drawn)))
+    )
+    dots = "".join(
+        f'<circle cx="{20 + step * i}" cy="110" r="3" fill="#888"/>' for i in range(n + 1)
+    )
+    return Lattice(
+        f'<svg role="img" aria-label="lattice of encodings" viewBox="0 0 {40 + step * n} 220" '
+        f'style="max-width:{40 + step * n}px;width:100%;font:13px '
+        f'ui-monospace,monospace">{body}{dots}'
+        '<text x="20" y="212" fill="currentColor" style="font-size:11px">orange: canonical; blue: '
+        f"other encodings, wider = more probable; {len(table)} encodings scored</text></svg>"
+    )
 
 # %% ../../nbs/text/encodings.ipynb #2c257706
 def _arc(a, b, piece, below, canonical, step, k):
     "One piece: the canonical ones above the line, the others below, wider if more probable."
-    x0, x1 = 20 + step * a, 20 + step * b
+    x0 = 20 + step * a
+    x1 = 20 + step * b
     up = 1 if canonical else -1
-    bend, width = 110 - up * (18 + 16 * (b - a) ** 0.7), max(0.7, 6 + below / 3)
+    bend = 110 - up * (18 + 16 * (b - a) ** 0.7)
+    width = max(0.7, 6 + below / 3)
     colour = "#d5762a" if canonical else "#3b7ea1"
     label = escape(piece.replace(" ", "·"))
-    return (f'<path d="M{x0} 110Q{(x0 + x1) / 2:.0f} {bend:.0f} {x1} 110" fill="none" stroke="{colour}" stroke-width="{width:.1f}" opacity="{1 if canonical else .65}"><title>{label} {below:.1f} nats below the best</title></path>'
-            + (f'<text x="{(x0 + x1) / 2:.0f}" y="{(110 + bend) / 2 - up * 6 + (0 if canonical else 4):.0f}" text-anchor="middle" fill="currentColor">{label}</text>' if canonical or k < 10 else ""))
+    return (
+        f'<path d="M{x0} 110Q{(x0 + x1) / 2:.0f} {bend:.0f} {x1} 110" fill="none" '
+        f'stroke="{colour}" stroke-width="{width:.1f}" '
+        f'opacity="{1 if canonical else 0.65}"><title>{label} {below:.1f} nats below the '
+        "best</title></path>"
+        + (
+            f'<text x="{(x0 + x1) / 2:.0f}" '
+            f'y="{(110 + bend) / 2 - up * 6 + (0 if canonical else 4):.0f}" text-anchor="middle" '
+            f'fill="currentColor">{label}</text>'
+            if canonical or k < 10
+            else ""
+        )
+    )

@@ -27,24 +27,32 @@ def cache_dir(
     *parts: str,  # subfolders
 ) -> Path:  # an existing, writable folder
     "The folder where tokenscope keeps what it has fetched."
-    folder = Path(os.environ.get("TOKENSCOPE_CACHE") or user_cache_path("tokenscope", appauthor=False)).joinpath(*parts)
+    folder = Path(
+        os.environ.get("TOKENSCOPE_CACHE") or user_cache_path("tokenscope", appauthor=False)
+    ).joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied", str(folder))
     except OSError as e:
-        raise ScopeError(f"The cache folder cannot be written: {folder} ({e.strerror}); "
-                         "set TOKENSCOPE_CACHE to a folder that can") from e
+        raise ScopeError(
+            f"The cache folder cannot be written: {folder} ({e.strerror}); "
+            "set TOKENSCOPE_CACHE to a folder that can"
+        ) from e
     return folder
 
 # %% ../../nbs/text/fetch.ipynb #c682f41b
 def checksum(
-    path: "str | Path",  # the file
+    path: str | Path,  # the file
     algorithm: str = "sha256",  # any name `hashlib` knows
 ) -> str:  # hexadecimal digest
     "The checksum of a file, read in blocks."
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, algorithm).hexdigest() if hasattr(hashlib, "file_digest") else _digest(f, algorithm)
+        return (
+            hashlib.file_digest(f, algorithm).hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(f, algorithm)
+        )
 
 # %% ../../nbs/text/fetch.ipynb #f01dfa2b
 def _digest(f, algorithm):
@@ -73,8 +81,17 @@ def download_rest(
     with answer:
         resumed = answer.status == 206
         size = int(answer.headers.get("Content-Length") or 0) + (have if resumed else 0)
-        with open(part, "ab" if resumed else "wb") as out, tqdm(
-                total=size or None, initial=have if resumed else 0, unit="B", unit_scale=True, desc=desc, delay=1) as bar:
+        with (
+            open(part, "ab" if resumed else "wb") as out,
+            tqdm(
+                total=size or None,
+                initial=have if resumed else 0,
+                unit="B",
+                unit_scale=True,
+                desc=desc,
+                delay=1,
+            ) as bar,
+        ):
             while block := answer.read(1 << 18):
                 out.write(block)
                 bar.update(len(block))
@@ -84,10 +101,10 @@ def download_rest(
 # %% ../../nbs/text/fetch.ipynb #eaabe777
 def fetch_file(
     url: str,  # what to fetch
-    path: "str | Path",  # where it goes
-    sha256: "str | None" = None,  # pinned checksum, hexadecimal
-    sha512: "str | None" = None,  # or this one
-    desc: "str | None" = None,  # label of the progress bar
+    path: str | Path,  # where it goes
+    sha256: str | None = None,  # pinned checksum, hexadecimal
+    sha512: str | None = None,  # or this one
+    desc: str | None = None,  # label of the progress bar
     attempts: int = 4,  # how often a broken connection is taken up again
 ) -> Path:  # `path`, complete and checked
     "Fetch a file once: resumable, checked, atomic, safe with several processes."
@@ -97,7 +114,8 @@ def fetch_file(
     with FileLock(f"{path}.lock"):
         if path.exists():
             return path
-        wrong, broken = 0, []
+        wrong = 0
+        broken = []
         while len(broken) < attempts:
             try:
                 download_rest(url, part, desc or path.name)
@@ -110,25 +128,36 @@ def fetch_file(
             part.unlink()
             wrong += 1
             if wrong == 2:
-                raise ScopeError(f"The download has the wrong checksum: {url} gave {algorithm} {got[:16]}…, pinned is {pinned[:16]}…; "
-                                 "nothing was kept")
-    raise ScopeError(f"The download failed {attempts} times: {url} ({broken[-1]}); what has arrived is kept and the next call goes on from there")
+                raise ScopeError(
+                    f"The download has the wrong checksum: {url} gave {algorithm} {got[:16]}…, "
+                    f"pinned is {pinned[:16]}…; "
+                    "nothing was kept"
+                )
+    raise ScopeError(
+        f"The download failed {attempts} times: {url} ({broken[-1]}); what has arrived is kept and "
+        "the next call goes on from there"
+    )
 
 # %% ../../nbs/text/fetch.ipynb #262a682e
 def wheel_url(
     project: str,  # the project's name on the index
     filename: str,  # the wheel's exact file name
-    index: "str | None" = None,  # a simple index; default `PIP_INDEX_URL`, then PyPI
+    index: str | None = None,  # a simple index; default `PIP_INDEX_URL`, then PyPI
 ) -> str:  # where the wheel lies
     "Find a wheel's address in a package index (PEP 503 and PEP 691)."
     page = f"{(index or os.environ.get('PIP_INDEX_URL') or 'https://pypi.org/simple').rstrip('/')}/{project}/"
     accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
     try:
-        with urllib.request.urlopen(urllib.request.Request(page, headers={"Accept": accept}), timeout=30) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(page, headers={"Accept": accept}), timeout=30
+        ) as answer:
             text = answer.read().decode("utf-8", "replace")
     except OSError as e:
-        raise ScopeError(f"The package index cannot be reached: {page} ({e}); set PIP_INDEX_URL to one that can, "
-                         f"or `pip install {project}` yourself") from e
+        raise ScopeError(
+            f"The package index cannot be reached: {page} ({e}); set PIP_INDEX_URL to one "
+            "that can, "
+            f"or `pip install {project}` yourself"
+        ) from e
     hit = re.search(r'(?:href=|"url":\s*)"([^"#]*' + re.escape(filename) + r')[#"]', text)
     if not hit:
         raise ScopeError(f"The package index has no such file: {filename} on {page}")

@@ -20,27 +20,36 @@ class ScopeError(ValueError):
 # %% ../../nbs/text/names.ipynb #65899124
 class Site(NamedTuple):
     "A place in the model where a tensor can be read or changed."
+
     name: str  # the TransformerLens name without `hook_`
     axes: str  # axes of one layer's tensor in a trace, after the batch axis
     where: str  # in words
 
-SITES = {s.name: s for s in (
-    Site("embed", "token d_model", "token embedding, before the first layer"),
-    Site("resid_pre", "token d_model", "residual stream entering a layer"),
-    Site("q", "token head d_head", "queries as attention uses them (after rotary)"),
-    Site("k", "token kv_head d_head", "keys as attention uses them (after rotary)"),
-    Site("v", "token kv_head d_head", "values"),
-    Site("attn_scores", "head query key", "attention logits, scaled and masked, before the softmax"),
-    Site("pattern", "head query key", "attention weights, after the softmax"),
-    Site("z", "token head d_head", "head outputs, before the output projection"),
-    Site("attn_out", "token d_model", "what attention adds to the residual stream"),
-    Site("resid_mid", "token d_model", "residual stream between attention and MLP"),
-    Site("router_logits", "token expert", "a mixture-of-experts router's scores"),
-    Site("mlp_post", "token d_mlp", "MLP activations, before the output projection"),
-    Site("mlp_out", "token d_model", "what the MLP adds to the residual stream"),
-    Site("resid_post", "token d_model", "residual stream leaving a layer"),
-    Site("logits", "token vocab", "next-token scores"),
-)}
+
+SITES = {
+    s.name: s
+    for s in (
+        Site("embed", "token d_model", "token embedding, before the first layer"),
+        Site("resid_pre", "token d_model", "residual stream entering a layer"),
+        Site("q", "token head d_head", "queries as attention uses them (after rotary)"),
+        Site("k", "token kv_head d_head", "keys as attention uses them (after rotary)"),
+        Site("v", "token kv_head d_head", "values"),
+        Site(
+            "attn_scores",
+            "head query key",
+            "attention logits, scaled and masked, before the softmax",
+        ),
+        Site("pattern", "head query key", "attention weights, after the softmax"),
+        Site("z", "token head d_head", "head outputs, before the output projection"),
+        Site("attn_out", "token d_model", "what attention adds to the residual stream"),
+        Site("resid_mid", "token d_model", "residual stream between attention and MLP"),
+        Site("router_logits", "token expert", "a mixture-of-experts router's scores"),
+        Site("mlp_post", "token d_mlp", "MLP activations, before the output projection"),
+        Site("mlp_out", "token d_model", "what the MLP adds to the residual stream"),
+        Site("resid_post", "token d_model", "residual stream leaving a layer"),
+        Site("logits", "token vocab", "next-token scores"),
+    )
+}
 
 ATTENTION_SITES = ("q", "k", "v", "attn_scores", "pattern", "z")
 SQUARE_SITES = ("attn_scores", "pattern")  # the two with a query and a key axis
@@ -62,7 +71,7 @@ def check_site(
 
 # %% ../../nbs/text/names.ipynb #127c5383
 def resolve_indices(
-    given: "None | int | slice | Iterable[int]",  # what the user wrote
+    given: None | int | slice | Iterable[int],  # what the user wrote
     size: int,  # how many there are
     what: str = "layer",  # the word for the error message
 ) -> list[int]:  # non-negative indices, in the order given
@@ -71,20 +80,30 @@ def resolve_indices(
         return list(range(size))
     if isinstance(given, slice):
         return list(range(size))[given]
-    many = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else [given]
+    many = (
+        list(given)
+        if isinstance(given, Iterable) and not isinstance(given, (str, bytes))
+        else [given]
+    )
     indices = []
     for one in many:
         if isinstance(one, bool) or not hasattr(one, "__index__"):
-            raise ScopeError(f"Not a {what} number: {one!r}; give an integer, a slice, a list of integers, or None for all")
+            raise ScopeError(
+                f"Not a {what} number: {one!r}; give an integer, a slice, a list of integers, or "
+                "None for all"
+            )
         i = one.__index__()
         if not -size <= i < size:
-            raise ScopeError(f"No such {what}: {i}; the model has {size}, so 0 to {size - 1}, or -{size} to -1 from the end")
+            raise ScopeError(
+                f"No such {what}: {i}; the model has {size}, so 0 to {size - 1}, or -{size} to -1 "
+                "from the end"
+            )
         indices.append(i % size)
     return indices
 
 # %% ../../nbs/text/names.ipynb #e0088116
 def resolve_layers(
-    layers: "None | int | slice | Iterable[int]",  # what the user wrote
+    layers: None | int | slice | Iterable[int],  # what the user wrote
     n_layers: int,  # how many layers the model has
 ) -> list[int]:  # layer indices
     "Layer numbers as non-negative indices."

@@ -18,12 +18,15 @@ from decimal import Decimal, localcontext
 from .names import ScopeError
 
 # %% ../../nbs/text/numbers.ipynb #7b911e77
-_NUMBER = re.compile(r"(?<![\d.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\d]|\.\d)")
+_NUMBER = re.compile(
+    r"(?<![\d.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\d]|\.\d)"
+)
 
 # %% ../../nbs/text/numbers.ipynb #8dc2f18d
 @dataclass(frozen=True)
 class NumberSpan:
     "A number in a text."
+
     start: int  # in characters
     end: int
     text: str  # as written
@@ -33,11 +36,14 @@ class NumberSpan:
         "What it is worth, exactly."
         return Decimal(plain_number(self.text))
 
+
 def number_spans(
     text: str,
 ) -> list[NumberSpan]:
-    "The numbers of a text, in order; signs, and what is written like a version or an address, are left out."
+    """The numbers of a text, in order; signs, and what is written like a version or an address, are
+    left out."""
     return [NumberSpan(m.start(), m.end(), m[0]) for m in _NUMBER.finditer(text)]
+
 
 def plain_number(
     text: str,  # such as "1,234.50" or "1.5e-3"
@@ -45,17 +51,28 @@ def plain_number(
     "A number in plain decimal notation: separators and exponents taken out, every digit kept."
     body, exponent = (re.split("[eE]", text.replace(",", "")) + ["0"])[:2]
     whole, _, part = body.partition(".")
-    if not (whole.isdecimal() and (not part or part.isdecimal()) and re.fullmatch(r"[+-]?\d+", exponent) and len(re.split("[eE]", text)) < 3):
-        raise ScopeError(f"Not a number: {text!r}; give digits, with at most one decimal point, thousands commas or an exponent")
-    digits, point = "".join(str(int(c)) for c in whole + part), len(whole) + int(exponent)
+    if not (
+        whole.isdecimal()
+        and (not part or part.isdecimal())
+        and re.fullmatch(r"[+-]?\d+", exponent)
+        and len(re.split("[eE]", text)) < 3
+    ):
+        raise ScopeError(
+            f"Not a number: {text!r}; give digits, with at most one decimal point, thousands "
+            "commas or an exponent"
+        )
+    digits = "".join(str(int(c)) for c in whole + part)
+    point = len(whole) + int(exponent)
     if abs(int(exponent)) > 400:
         raise ScopeError(f"Exponent too large: {text!r}; up to 400 is written out")
-    digits, point = ("0" * (1 - point) + digits, 1) if point < 1 else (digits.ljust(point, "0"), point)
+    digits, point = (
+        ("0" * (1 - point) + digits, 1) if point < 1 else (digits.ljust(point, "0"), point)
+    )
     return digits[:point] + ("." + digits[point:] if digits[point:] else "")
 
 # %% ../../nbs/text/numbers.ipynb #bd1d8ed2
 def digit_groups(
-    digits: "str | Sequence",  # a run of digits, or a list of them in any base
+    digits: str | Sequence,  # a run of digits, or a list of them in any base
     size: int = 3,
     direction: str = "r2l",  # "r2l" cuts from the right, "l2r" from the left
 ) -> list:  # pieces, the most significant first
@@ -66,10 +83,11 @@ def digit_groups(
         raise ScopeError(f"A group has at least one digit; given: size={size}")
     first = len(digits) % size if direction == "r2l" else 0
     cuts = [*range(first, len(digits), size)]
-    return [digits[:first]] * bool(first) + [digits[i:i + size] for i in cuts]
+    return [digits[:first]] * bool(first) + [digits[i : i + size] for i in cuts]
+
 
 def chunk_number(
-    number: "int | str",
+    number: int | str,
     size: int = 3,
     sep: str = ",",
     direction: str = "r2l",
@@ -87,25 +105,39 @@ def read_groups(
 ) -> list[tuple[str, int]]:  # (digits, power of ten of the last digit), the most significant first
     "A number as groups of digits that know their place."
     whole, _, part = plain_number(text).partition(".")
-    left, right = digit_groups(whole, size, "r2l"), digit_groups(part, size, "l2r")
-    return [(g, size * (len(left) - 1 - i)) for i, g in enumerate(left)] + [(g, -size * i - len(g)) for i, g in enumerate(right)]
+    left = digit_groups(whole, size, "r2l")
+    right = digit_groups(part, size, "l2r")
+    return [(g, size * (len(left) - 1 - i)) for i, g in enumerate(left)] + [
+        (g, -size * i - len(g)) for i, g in enumerate(right)
+    ]
+
 
 def group_value(
-    groups: "Sequence[tuple[str, int]]",  # in any order
+    groups: Sequence[tuple[str, int]],  # in any order
 ) -> Decimal:  # exact
     "What groups are worth together: a sum, so their order does not matter."
     with localcontext() as context:
         context.prec = 1000  # the usual 28 digits are too few for 18 + 15
-        return sum((int(digits) * Decimal((0, (1,), power)) for digits, power in groups), Decimal(0))
+        return sum(
+            (int(digits) * Decimal((0, (1,), power)) for digits, power in groups), Decimal(0)
+        )
+
 
 def group_number(
-    groups: "Sequence[tuple[str, int]]",  # as from `read_groups`
+    groups: Sequence[tuple[str, int]],  # as from `read_groups`
 ) -> str:  # in plain notation
     "Groups as a number again; digit for digit, zeros at both ends included."
-    ends = [power + len(digits) for digits, power in groups[1:]] + [min([0, *(power for _, power in groups)])]
+    ends = [power + len(digits) for digits, power in groups[1:]] + [
+        min([0, *(power for _, power in groups)])
+    ]
     if not groups or [power for _, power in groups] != ends or groups[0][1] < 0:
-        raise ScopeError(f"Not one number: {list(groups)}; each group goes on where the one before ends, down to the units at least")
-    whole, part = ("".join(d for d, power in groups if (power < 0) == below) for below in (False, True))
+        raise ScopeError(
+            f"Not one number: {list(groups)}; each group goes on where the one before ends, down "
+            "to the units at least"
+        )
+    whole, part = (
+        "".join(d for d, power in groups if (power < 0) == below) for below in (False, True)
+    )
     return whole + ("." + part if part else "")
 
 # %% ../../nbs/text/numbers.ipynb #5a7b0618
@@ -115,12 +147,15 @@ def add_carries(
     base: int = 10,
 ) -> list[int]:  # a 0 or 1 for each column, units first
     "Which columns of a sum carry into the next."
-    carries, carry = [], 0
+    carries = []
+    carry = 0
     while a or b:
         carry = int(a % base + b % base + carry >= base)
         carries.append(carry)
-        a, b = a // base, b // base
+        a = a // base
+        b = b // base
     return carries
+
 
 def to_base(
     number: int,
@@ -137,21 +172,32 @@ def to_base(
 
 # %% ../../nbs/text/numbers.ipynb #4161dc92
 def sample_additions(
-    lengths: "Sequence[int]" = (7, 7, 8),  # digits of a, of b, and of the sum
+    lengths: Sequence[int] = (7, 7, 8),  # digits of a, of b, and of the sum
     n: int = 100,
     base: int = 10,
     seed: int = 0,
 ) -> list[tuple[int, int]]:
-    "Pairs of numbers whose lengths, and that of their sum, are exactly as asked (Singh and Strouse 2024, appendix)."
+    """Pairs of numbers whose lengths, and that of their sum, are exactly as asked (Singh and
+    Strouse 2024, appendix)."""
     rng, (la, lb, lc) = random.Random(seed), lengths
-    low, high = (lambda k: base ** (k - 1) if k > 1 else 0), (lambda k: base**k - 1)
-    short, long = min(la, lb), max(la, lb)
+
+    def low(k):
+        return base ** (k - 1) if k > 1 else 0
+
+    def high(k):
+        return base**k - 1
+
+    short = min(la, lb)
+    long = max(la, lb)
     if low(short) + low(long) > high(lc) or high(short) + high(long) < low(lc):
-        raise ScopeError(f"No such sums: {la} and {lb} digits cannot add up to {lc} digits in base {base}")
+        raise ScopeError(
+            f"No such sums: {la} and {lb} digits cannot add up to {lc} digits in base {base}"
+        )
     pairs = []
     while len(pairs) < n:
         x = rng.randint(low(short), min(high(short), high(lc) - low(long)))
-        first, last = max(low(lc), x + low(long)), min(high(lc), x + high(long))
+        first = max(low(lc), x + low(long))
+        last = min(high(lc), x + high(long))
         if first <= last:
             y = rng.randint(first, last) - x
             pairs.append((x, y) if la <= lb else (y, x))
@@ -168,10 +214,13 @@ def column_sum(
 ) -> int:
     "Two numbers added group by group."
     left, right = (digit_groups(to_base(n, base), size, direction)[::-1] for n in (a, b))
-    total, worth = 0, 1
+    total = 0
+    worth = 1
     for i in range(max(len(left), len(right))):
         column = [groups[i] for groups in (left, right) if i < len(groups)]
-        width, last = base ** max(map(len, column)), i + 1 == max(len(left), len(right))
+        width = base ** max(map(len, column))
+        last = i + 1 == max(len(left), len(right))
         found = sum(int(group, base) for group in column)
-        total, worth = total + worth * (found if carries or last else found % width), worth * width
+        total = total + worth * (found if carries or last else found % width)
+        worth = worth * width
     return total

@@ -20,13 +20,17 @@ from .names import ScopeError
 @dataclass(frozen=True)
 class TextSource:
     "Texts that can be streamed from the beginning as often as needed."
+
     name: str  # where they come from, for people
     begin: Callable  # () -> iterator of whatever the source holds at each place
 
     def __iter__(self) -> Iterator[str]:
         for row, text in enumerate(self.begin()):
             if not isinstance(text, str):
-                raise ScopeError(f"Not a text in the corpus: row {row} of {self.name} is a {type(text).__name__}; every row must be a string")
+                raise ScopeError(
+                    f"Not a text in the corpus: row {row} of {self.name} is a "
+                    f"{type(text).__name__}; every row must be a string"
+                )
             yield text
 
 # %% ../../nbs/text/texts.ipynb #b4cc2c99
@@ -43,7 +47,10 @@ def _json_lines(path, column):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as e:
-            raise ScopeError(f"Broken JSON in the corpus: line {number} of {Path(path).name} ({e}); each line must be one JSON object") from e
+            raise ScopeError(
+                f"Broken JSON in the corpus: line {number} of {Path(path).name} ({e}); each line "
+                "must be one JSON object"
+            ) from e
         yield _field(row, column, f"line {number} of {Path(path).name}")
 
 # %% ../../nbs/text/texts.ipynb #8e86a9cb
@@ -53,7 +60,10 @@ def _field(row, column, where):
         return row
     if not hasattr(row, "keys") or column not in row.keys():
         there = ", ".join(map(repr, row.keys())) if hasattr(row, "keys") else type(row).__name__
-        raise ScopeError(f"No such column in the corpus: {column!r} in {where}; there is {there}; name it with column=")
+        raise ScopeError(
+            f"No such column in the corpus: {column!r} in {where}; there is {there}; name it with "
+            "column="
+        )
     return row[column]
 
 # %% ../../nbs/text/texts.ipynb #8313d5fe
@@ -62,7 +72,10 @@ def need_pyarrow():  # the module
     try:
         import pyarrow.parquet
     except ImportError as e:
-        raise ScopeError('The package `pyarrow` is not installed: run `pip install "tokenscope-lab[data]"`; corpus jobs keep their tables as Parquet') from e
+        raise ScopeError(
+            'The package `pyarrow` is not installed: run `pip install "tokenscope-lab[data]"`; '
+            "corpus jobs keep their tables as Parquet"
+        ) from e
     return pyarrow
 
 # %% ../../nbs/text/texts.ipynb #d4aa9ca0
@@ -71,7 +84,10 @@ def _parquet_rows(path, column):
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
-                raise ScopeError(f"No such column in the corpus: {column!r} in {Path(path).name}; there is {', '.join(map(repr, file.schema_arrow.names))}; name it with column=")
+                raise ScopeError(
+                    f"No such column in the corpus: {column!r} in {Path(path).name}; there is "
+                    f"{', '.join(map(repr, file.schema_arrow.names))}; name it with column="
+                )
             for part in file.iter_batches(batch_size=2048, columns=[column]):
                 yield from part.column(0).to_pylist()
     except pyarrow.ArrowInvalid as e:
@@ -87,26 +103,47 @@ def text_source(
         return data
     if isinstance(data, (str, Path)):
         path = Path(data)
-        readers = {".txt": lambda: _lines(path), ".jsonl": lambda: _json_lines(path, column), ".parquet": lambda: _parquet_rows(path, column)}
+        readers = {
+            ".txt": lambda: _lines(path),
+            ".jsonl": lambda: _json_lines(path, column),
+            ".parquet": lambda: _parquet_rows(path, column),
+        }
         if path.suffix not in readers:
-            raise ScopeError(f"Unknown kind of corpus: {str(data)[:80]!r}; give a .txt (a text a line), .jsonl or .parquet file, a list of texts, or a data set")
+            raise ScopeError(
+                f"Unknown kind of corpus: {str(data)[:80]!r}; give a .txt (a text a line), .jsonl "
+                "or .parquet file, a list of texts, or a data set"
+            )
         if not path.is_file():
             raise ScopeError(f"No such corpus file: {path}")
         return TextSource(path.name, readers[path.suffix])
     if not hasattr(data, "__iter__") or iter(data) is data or hasattr(data, "keys"):
-        raise ScopeError(f"Not a corpus: {type(data).__name__} cannot be read again from its beginning as rows; give a file, a list of texts, or a data set")
+        raise ScopeError(
+            f"Not a corpus: {type(data).__name__} cannot be read again from its beginning as rows; "
+            "give a file, a list of texts, or a data set"
+        )
     kind = type(data).__name__
-    return TextSource(kind, lambda: (_field(row, column, f"row {i} of {kind}") if hasattr(row, "keys") else row for i, row in enumerate(data)))
+    return TextSource(
+        kind,
+        lambda: (
+            _field(row, column, f"row {i} of {kind}") if hasattr(row, "keys") else row
+            for i, row in enumerate(data)
+        ),
+    )
 
 # %% ../../nbs/text/texts.ipynb #9b8ea9f0
 @dataclass(frozen=True)
 class ShardPlan:
     "How a corpus is cut: shard k holds texts bounds[k] to bounds[k + 1]."
+
     bounds: list[int]
     sha256: str  # of all texts
 
-    n_texts = property(lambda self: self.bounds[-1])
-    def __len__(self): return len(self.bounds) - 1
+    @property
+    def n_texts(self):
+        return self.bounds[-1]
+
+    def __len__(self):
+        return len(self.bounds) - 1
 
 # %% ../../nbs/text/texts.ipynb #d6843f51
 def plan_shards(
@@ -116,8 +153,14 @@ def plan_shards(
 ) -> ShardPlan:
     "Cut a corpus into shards and take its checksum, in one pass."
     if characters < 1 or texts < 1:
-        raise ScopeError(f"A shard must hold something: at least 1 character and 1 text; given: {characters} characters, {texts} texts")
-    digest, bounds, held, row = hashlib.sha256(), [0], 0, -1
+        raise ScopeError(
+            f"A shard must hold something: at least 1 character and 1 text; given: {characters} "
+            f"characters, {texts} texts"
+        )
+    digest = hashlib.sha256()
+    bounds = [0]
+    held = 0
+    row = -1
     for row, text in enumerate(source):
         raw = text.encode("utf-8", "surrogatepass")
         digest.update(len(raw).to_bytes(8, "little") + raw)
@@ -138,7 +181,9 @@ def shards_of(
     wanted: Iterable[int],  # numbers of shards, in any order
 ) -> Iterator[tuple[int, list[str]]]:  # shard and its texts, in ascending order
     "The texts of some shards."
-    wanted, stream, at = sorted(set(wanted)), iter(source), 0
+    wanted = sorted(set(wanted))
+    stream = iter(source)
+    at = 0
     for k in wanted:
         held = []
         for text in stream:

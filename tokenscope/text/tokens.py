@@ -21,50 +21,82 @@ def piece_text(
     raw: bytes,  # the bytes of one token
 ) -> str:  # the characters; a byte that is no whole character appears as `\xE2`
     "Decode bytes, and spell out each byte that does not decode."
-    out, at = [], 0
+    out = []
+    at = 0
     while at < len(raw):
         try:
             return "".join(out) + raw[at:].decode()
         except UnicodeDecodeError as bad:
-            out.append(raw[at:at + bad.start].decode())
-            out.extend(f"\\x{b:02X}" for b in raw[at + bad.start:at + bad.end])
+            out.append(raw[at : at + bad.start].decode())
+            out.extend(f"\\x{b:02X}" for b in raw[at + bad.start : at + bad.end])
             at += bad.end
     return "".join(out)
 
 # %% ../../nbs/text/tokens.ipynb #154fd4a9
 class Tokens(Sequence):
     "The tokens of one text; indexing and iteration give the piece strings."
+
     def __init__(
         self,
-        pieces: "Sequence",  # what each token looks like
-        ids: "Sequence | None" = None,  # id of each token in the vocabulary
-        offsets: "Sequence | None" = None,  # (start, end) of each token in `text`, in characters
-        text: "str | None" = None,  # the whole text
-        special: "Sequence | None" = None,  # True where a token is a mark of the tokenizer, not text
-        raw: "Sequence | None" = None,  # the bytes of each token
+        pieces: Sequence,  # what each token looks like
+        ids: Sequence | None = None,  # id of each token in the vocabulary
+        offsets: Sequence | None = None,  # (start, end) of each token in `text`, in characters
+        text: str | None = None,  # the whole text
+        special: Sequence | None = None,  # True where a token is a mark of the tokenizer, not text
+        raw: Sequence | None = None,  # the bytes of each token
     ):
-        self.pieces = [p if isinstance(p, str) else piece_text(p) if isinstance(p, bytes) else str(p) for p in pieces]
+        self.pieces = [
+            p if isinstance(p, str) else piece_text(p) if isinstance(p, bytes) else str(p)
+            for p in pieces
+        ]
         for name, field in (("ids", ids), ("offsets", offsets), ("special", special), ("raw", raw)):
             if field is not None and len(field) != len(self.pieces):
-                raise ScopeError(f"Token fields differ in length: {len(self.pieces)} pieces but {len(field)} {name}; give one for each token")
+                raise ScopeError(
+                    f"Token fields differ in length: {len(self.pieces)} pieces but {len(field)} "
+                    f"{name}; give one for each token"
+                )
         self.ids = None if ids is None else [int(i) for i in ids]
         self.offsets = None if offsets is None else [(int(a), int(b)) for a, b in offsets]
         self.special = [False] * len(self.pieces) if special is None else [bool(s) for s in special]
-        self.text, self.raw = text, None if raw is None else list(raw)
+        self.text = text
+        self.raw = None if raw is None else list(raw)
 
-    def __len__(self): return len(self.pieces)
-    def __eq__(self, other): return self.pieces == list(other) if isinstance(other, (Tokens, list, tuple)) else NotImplemented
-    def __repr__(self): return f"Tokens({self.pieces!r})"
+    def __len__(self):
+        return len(self.pieces)
+
+    def __eq__(self, other):
+        return (
+            self.pieces == list(other)
+            if isinstance(other, (Tokens, list, tuple))
+            else NotImplemented
+        )
+
+    def __repr__(self):
+        return f"Tokens({self.pieces!r})"
 
     def __getitem__(self, index):
         if not isinstance(index, slice):
             return self.pieces[index]
-        cut = lambda field: None if field is None else field[index]
-        return Tokens(self.pieces[index], cut(self.ids), cut(self.offsets), self.text, self.special[index], cut(self.raw))
+
+        def cut(field):
+            return None if field is None else field[index]
+
+        return Tokens(
+            self.pieces[index],
+            cut(self.ids),
+            cut(self.offsets),
+            self.text,
+            self.special[index],
+            cut(self.raw),
+        )
 
     def groups(self) -> list[range]:  # runs of token indices; most hold one token
         "Runs of tokens that share a character, such as the tokens of one emoji."
-        starts = [i for i in range(len(self)) if not (i and self.offsets and self.offsets[i][0] < self.offsets[i - 1][1])]
+        starts = [
+            i
+            for i in range(len(self))
+            if not (i and self.offsets and self.offsets[i][0] < self.offsets[i - 1][1])
+        ]
         return [range(a, b) for a, b in zip(starts, starts[1:] + [len(self)])]
 
 # %% ../../nbs/text/tokens.ipynb #244ea4ba
@@ -89,8 +121,15 @@ def decoder_steps(
     if hasattr(tokenizer, "byte_decoder"):
         return [{"type": "ByteLevel"}]
     if hasattr(tokenizer, "sp_model") or hasattr(tokenizer, "id_to_piece"):
-        return [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}, {"type": "ByteFallback"}]
-    return [{"type": "WordPiece", "prefix": "##", "cleanup": False}] if hasattr(tokenizer, "wordpiece_tokenizer") else []
+        return [
+            {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
+            {"type": "ByteFallback"},
+        ]
+    return (
+        [{"type": "WordPiece", "prefix": "##", "cleanup": False}]
+        if hasattr(tokenizer, "wordpiece_tokenizer")
+        else []
+    )
 
 # %% ../../nbs/text/tokens.ipynb #5d89d0ce
 def entry_bytes(
@@ -102,7 +141,11 @@ def entry_bytes(
         kind = step["type"]
         if kind == "ByteLevel":
             entry, end = (entry[:-4], b" ") if entry.endswith("</w>") else (entry, b"")
-            return (bytes(BYTE_LEVEL[c] for c in entry) if BYTE_LEVEL.keys() >= set(entry) else entry.encode("utf-8", "surrogatepass")) + end
+            return (
+                bytes(BYTE_LEVEL[c] for c in entry)
+                if BYTE_LEVEL.keys() >= set(entry)
+                else entry.encode("utf-8", "surrogatepass")
+            ) + end
         if kind == "ByteFallback" and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", entry):
             return bytes([int(entry[3:5], 16)])
         if kind == "Replace" and "String" in step["pattern"]:
@@ -112,8 +155,9 @@ def entry_bytes(
         elif kind == "BPEDecoder":
             entry = entry.replace(step["suffix"], " ")
         elif kind == "WordPiece":
-            inside, mark = entry.startswith(step["prefix"]), step.get("cleanup") and entry in {".", ",", "?", "!"}
-            entry = entry[len(step["prefix"]):] if inside else entry if mark else " " + entry
+            inside = entry.startswith(step["prefix"])
+            mark = step.get("cleanup") and entry in {".", ",", "?", "!"}
+            entry = entry[len(step["prefix"]) :] if inside else entry if mark else " " + entry
     return entry.encode("utf-8", "surrogatepass")
 
 # %% ../../nbs/text/tokens.ipynb #23f51adb
@@ -121,32 +165,62 @@ def added_space(
     steps: list[dict],  # from `decoder_steps`
 ) -> bool:  # True where the first space is not part of the text
     "Does the tokenizer put a space before the first word?"
-    scheme = lambda s: s.get("prepend_scheme") or ("always" if s.get("add_prefix_space", True) else "never")
-    return any(s["type"] == "WordPiece" or s["type"] == "Metaspace" and scheme(s) != "never"
-               or s["type"] == "Strip" and s.get("start") and s.get("content") == " " for s in steps)
+
+    def scheme(s):
+        return s.get("prepend_scheme") or ("always" if s.get("add_prefix_space", True) else "never")
+
+    return any(
+        s["type"] == "WordPiece"
+        or s["type"] == "Metaspace"
+        and scheme(s) != "never"
+        or s["type"] == "Strip"
+        and s.get("start")
+        and s.get("content") == " "
+        for s in steps
+    )
 
 # %% ../../nbs/text/tokens.ipynb #680ff09b
 def vocabulary_entries(
     tokenizer,  # a Hugging Face tokenizer, a `tokenizers.Tokenizer`, or a SentencePiece processor
     ids: list[int],  # token ids
-) -> "tuple[list[str | None], dict[int, str], set[int]]":  # entries, added entries by id, special ids
+) -> tuple[list[str | None], dict[int, str], set[int]]:  # entries, added entries by id, special ids
     "The vocabulary entry of each id, and what the tokenizer added to its vocabulary."
-    lookup = next((getattr(tokenizer, n) for n in ("convert_ids_to_tokens", "id_to_token", "id_to_piece") if hasattr(tokenizer, n)), None)
+    lookup = next(
+        (
+            getattr(tokenizer, n)
+            for n in ("convert_ids_to_tokens", "id_to_token", "id_to_piece")
+            if hasattr(tokenizer, n)
+        ),
+        None,
+    )
     if lookup is None:
-        raise ScopeError(f"Not a tokenizer: {type(tokenizer).__name__} has no convert_ids_to_tokens; give a Hugging Face tokenizer, or None")
-    added = getattr(tokenizer, "added_tokens_decoder", None) or getattr(tokenizer, "get_added_tokens_decoder", dict)()
-    special = {i for i, t in added.items() if getattr(t, "special", False)} | set(getattr(tokenizer, "all_special_ids", None) or getattr(tokenizer, "special_ids", ()))
+        raise ScopeError(
+            f"Not a tokenizer: {type(tokenizer).__name__} has no convert_ids_to_tokens; give a "
+            "Hugging Face tokenizer, or None"
+        )
+    added = (
+        getattr(tokenizer, "added_tokens_decoder", None)
+        or getattr(tokenizer, "get_added_tokens_decoder", dict)()
+    )
+    special = {i for i, t in added.items() if getattr(t, "special", False)} | set(
+        getattr(tokenizer, "all_special_ids", None) or getattr(tokenizer, "special_ids", ())
+    )
     known = {}
     for i in set(ids):
         try:
             known[i] = lookup(i) if i >= 0 else None
         except (IndexError, KeyError, OverflowError, ValueError):
             known[i] = None
-    return [known[i] for i in ids], {i: str(getattr(t, "content", t)) for i, t in added.items()}, special
+    return (
+        [known[i] for i in ids],
+        {i: str(getattr(t, "content", t)) for i, t in added.items()},
+        special,
+    )
 
 # %% ../../nbs/text/tokens.ipynb #0e91abf1
 def token_bytes(
-    tokenizer,  # any Hugging Face tokenizer, a `tokenizers.Tokenizer`, or one of tiktoken or mistral-common
+    # any Hugging Face tokenizer, a `tokenizers.Tokenizer`, or one of tiktoken or mistral-common
+    tokenizer,
     ids,  # token ids of one text, as a list, an array or a tensor
 ) -> list[bytes]:  # one for each id; unknown ids give no bytes
     "The exact bytes of each token."
@@ -156,7 +230,10 @@ def token_bytes(
     entries, added, special = vocabulary_entries(tokenizer, ids)
     steps = decoder_steps(tokenizer)
     cache = {e: entry_bytes(e, steps) for e in set(entries) if e is not None}
-    raw = [added[i].encode("utf-8", "surrogatepass") if i in added else cache.get(e, b"") for i, e in zip(ids, entries)]
+    raw = [
+        added[i].encode("utf-8", "surrogatepass") if i in added else cache.get(e, b"")
+        for i, e in zip(ids, entries)
+    ]
     first = next((n for n, i in enumerate(ids) if i not in special and raw[n]), None)
     if first is not None and added_space(steps):
         raw[first] = raw[first].removeprefix(b" ")
@@ -171,18 +248,25 @@ def id_list(ids) -> list[int]:
     if len(ids) == 1 and isinstance(ids[0], (list, tuple)):
         ids = list(ids[0])
     if any(isinstance(i, (list, tuple, str)) for i in ids):
-        raise ScopeError("Ids of more than one text: give the token ids of one text as a flat list of integers")
+        raise ScopeError(
+            "Ids of more than one text: give the token ids of one text as a flat list of integers"
+        )
     return [int(i) for i in ids]
 
 # %% ../../nbs/text/tokens.ipynb #5130a59f
 def stated_bytes(tokenizer):
-    "The function of a tokenizer that itself gives the bytes of an id (tiktoken, mistral-common), or None."
-    name = next((n for n in ("decode_single_token_bytes", "id_to_byte_piece") if hasattr(tokenizer, n)), None)
+    """The function of a tokenizer that itself gives the bytes of an id (tiktoken, mistral-common),
+    or None."""
+    name = next(
+        (n for n in ("decode_single_token_bytes", "id_to_byte_piece") if hasattr(tokenizer, n)),
+        None,
+    )
     if name is None:
         return None
     more = ()
     if name == "id_to_byte_piece":
         from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+
         more = (SpecialTokenPolicy.KEEP,)
 
     def lookup(i: int) -> bytes:
@@ -190,6 +274,7 @@ def stated_bytes(tokenizer):
             return getattr(tokenizer, name)(i, *more) if i >= 0 else b""
         except (IndexError, KeyError, OverflowError, ValueError, AssertionError):
             return b""
+
     return lookup
 
 # %% ../../nbs/text/tokens.ipynb #fed167c5
@@ -197,18 +282,24 @@ def char_index(
     data: bytes,  # a text's bytes, valid or not
 ) -> tuple[str, list[int]]:  # the text, and for each byte (and the end) the index of its character
     "Decode bytes once and say which character each byte belongs to."
-    text, index, at, count = [], [], 0, 0
+    text = []
+    index = []
+    at = 0
+    count = 0
     while at < len(data):
-        window, bad = data[at:at + 64], 0  # small windows, so that many broken bytes stay linear
+        window = data[at : at + 64]
+        bad = 0  # small windows, so that many broken bytes stay linear
         try:
             good = window.decode()
         except UnicodeDecodeError as error:
-            good, cut = window[:error.start].decode(), error.end == len(window) and at + 64 < len(data) and error.start
+            good = window[: error.start].decode()
+            cut = error.end == len(window) and at + 64 < len(data) and error.start
             bad = 0 if cut else error.end - error.start
         sizes = [len(c.encode()) for c in good] + [bad] * bool(bad)
         index += [count + n for n, size in enumerate(sizes) for _ in range(size)]
         text.append(good + "\ufffd" * bool(bad))
-        at, count = at + sum(sizes), count + len(sizes)
+        at = at + sum(sizes)
+        count = count + len(sizes)
     return "".join(text), index + [count]
 
 # %% ../../nbs/text/tokens.ipynb #95b5b60a
@@ -216,7 +307,9 @@ def text_index(
     text: str,  # a text that is known; a lone surrogate counts as its three bytes
 ) -> list[int]:  # for each byte (and the end) the index of its character
     "Which character of a known text each of its bytes belongs to."
-    return [n for n, c in enumerate(text) for _ in range(len(c.encode("utf-8", "surrogatepass")))] + [len(text)]
+    return [
+        n for n, c in enumerate(text) for _ in range(len(c.encode("utf-8", "surrogatepass")))
+    ] + [len(text)]
 
 # %% ../../nbs/text/tokens.ipynb #44075e9b
 def byte_spans_to_chars(
@@ -231,9 +324,11 @@ def align_bytes(
     raw: list[bytes],  # the bytes of each token
     special: list[bool],  # which tokens are special
     data: bytes,  # the text's bytes
-) -> "list[tuple[int, int]] | None":  # byte spans that tile the text, or None where the tokens say something else
+    # byte spans that tile the text, or None where the tokens say something else
+) -> list[tuple[int, int]] | None:
     "Lay the tokens along the text."
-    spans, at = [], 0
+    spans = []
+    at = 0
     for piece, mark in zip(raw, special):
         start = at
         if not data.startswith(piece, at):
@@ -241,7 +336,7 @@ def align_bytes(
                 spans.append((at, at))
                 continue
             piece = piece.strip(b" ")
-            while data[start:start + 1].isspace() and not data.startswith(piece, start):
+            while data[start : start + 1].isspace() and not data.startswith(piece, start):
                 start += 1
             if not data.startswith(piece, start):
                 return None
@@ -253,11 +348,12 @@ def align_bytes(
 
 # %% ../../nbs/text/tokens.ipynb #5e7780d4
 def tile_offsets(
-    offsets: "Sequence",  # as a fast tokenizer gives them, in characters
+    offsets: Sequence,  # as a fast tokenizer gives them, in characters
     text: str,  # the text
 ) -> list[tuple[int, int]]:  # the same, in order and without gaps
     "Close the gaps between stated offsets; white space goes to the token after it."
-    spans, at = [], 0
+    spans = []
+    at = 0
     for a, b in offsets:
         spans.append((min(a, at), max(b, at)) if b > a else (at, at))
         at = max(at, b) if b > a else at
@@ -269,8 +365,8 @@ def tile_offsets(
 def tokens_of(
     tokenizer,  # any Hugging Face tokenizer, or None
     ids,  # token ids of one text, as a list, an array or a tensor
-    text: "str | None" = None,  # the text that was tokenised, if known
-    offsets: "Sequence | None" = None,  # the tokenizer's own offsets into `text`, if known
+    text: str | None = None,  # the text that was tokenised, if known
+    offsets: Sequence | None = None,  # the tokenizer's own offsets into `text`, if known
 ) -> Tokens:  # pieces, ids, offsets, text, special marks and bytes
     "The tokens of one text, with bytes and offsets that tile it."
     ids = id_list(ids)
@@ -280,17 +376,20 @@ def tokens_of(
     data = b"".join(raw) if text is None else text.encode("utf-8", "surrogatepass")
     spans = align_bytes(raw, special, data)
     if spans is None and offsets is not None:
-        chars, at = tile_offsets(offsets, text), 0
+        chars = tile_offsets(offsets, text)
+        at = 0
         raw = []
         for a, b in chars:
-            raw.append(text[max(a, at):b].encode("utf-8", "surrogatepass"))
+            raw.append(text[max(a, at) : b].encode("utf-8", "surrogatepass"))
             at = max(at, b)
     else:
         if spans is None:
-            text, data = None, b"".join(raw)
+            text = None
+            data = b"".join(raw)
             spans = align_bytes(raw, special, data)
         text, index = char_index(data) if text is None else (text, text_index(text))
-        chars, raw = byte_spans_to_chars(spans, index), [data[a:b] for a, b in spans]
+        chars = byte_spans_to_chars(spans, index)
+        raw = [data[a:b] for a, b in spans]
     pieces = [n if s or not r else piece_text(r) for r, s, n in zip(raw, special, names)]
     return Tokens(pieces, ids, chars, text, special, raw)
 
@@ -298,9 +397,13 @@ def tokens_of(
 def special_tokens(tokenizer, ids: list[int]) -> tuple[list[bool], list[str]]:
     "Which tokens are special (or unknown to the tokenizer), and what each is called."
     if lookup := stated_bytes(tokenizer):
-        special = {tokenizer.encode_single_token(t) for t in getattr(tokenizer, "special_tokens_set", ())} | set(getattr(tokenizer, "special_ids", ()))
+        special = {
+            tokenizer.encode_single_token(t) for t in getattr(tokenizer, "special_tokens_set", ())
+        } | set(getattr(tokenizer, "special_ids", ()))
         names = [piece_text(lookup(i)) or None for i in ids]
     else:
         entries, added, special = vocabulary_entries(tokenizer, ids)
         names = [added.get(i, e) for i, e in zip(ids, entries)]
-    return [i in special or n is None for i, n in zip(ids, names)], [f"[{i}]" if n is None else n for i, n in zip(ids, names)]
+    return [i in special or n is None for i, n in zip(ids, names)], [
+        f"[{i}]" if n is None else n for i, n in zip(ids, names)
+    ]

@@ -25,16 +25,22 @@ def continued(
 ) -> list[bytes]:
     "Pieces as words of bytes; a piece that is too long goes on as further words."
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-        raise ScopeError(f"Not a length of words: {max_bytes!r} bytes; give a whole number of at least 1")
+        raise ScopeError(
+            f"Not a length of words: {max_bytes!r} bytes; give a whole number of at least 1"
+        )
     raw = (piece if isinstance(piece, bytes) else piece.encode() for piece in pieces)
-    return [one[i:i + max_bytes] for one in raw for i in range(0, len(one), max_bytes)]
+    return [one[i : i + max_bytes] for one in raw for i in range(0, len(one), max_bytes)]
+
 
 def _text(text):
     "A text that has bytes."
     if not isinstance(text, str):
         raise ScopeError(f"Not a text to split: {type(text).__name__}; give a string")
     if bad := re.search("[\ud800-\udfff]", text):
-        raise ScopeError(f"Half a surrogate pair has no bytes: {bad[0]!r} at place {bad.start()}; clean the text first, for example with text.encode('utf-8', 'replace').decode()")
+        raise ScopeError(
+            f"Half a surrogate pair has no bytes: {bad[0]!r} at place {bad.start()}; clean the "
+            "text first, for example with text.encode('utf-8', 'replace').decode()"
+        )
     return text
 
 # %% ../../nbs/text/words.ipynb #0e1d2466
@@ -44,6 +50,7 @@ def whitespace_splitter(
 ) -> list[bytes]:  # joined, they are the text in UTF-8
     "Words with the whitespace that follows them."
     return continued(re.findall(r"\S*\s+|\S+", _text(text)), max_bytes)
+
 
 def fixed_splitter(
     n: int = 8,  # bytes of a word
@@ -56,7 +63,9 @@ def fixed_splitter(
 def character_class(
     c: str,  # one character
     before: str = "p",  # class of the character before it
-) -> str:  # u upper case, d digit, l other letter, c ideograph or Hiragana, b space, s other whitespace, p the rest
+    # u upper case, d digit, l other letter, c ideograph or Hiragana, b space, s other whitespace, p
+    # the rest
+) -> str:
     "What a character is to the rule of word bounds."
     if c == " " or c.isspace():
         return "b" if c == " " else "s"
@@ -67,13 +76,19 @@ def character_class(
         return "c"
     return {"Lu": "u", "Lt": "u", "Nd": "d"}.get(category, "l" if category[0] in "LN" else "p")
 
-BOUNDS = re.compile("|".join((
-    "(?<=l)(?=u)",  # readMe
-    "(?<=p)(?=[uldc])",  # max_len, end.Then
-    "(?<=[uldp])(?=c)|(?<=c)(?=[uldc])",  # ideographs stand alone
-    "(?<=[^bs])(?=[bs])",  # a space opens the word that follows ...
-    "(?<=[bs][bs])(?=[^bs])|(?<=s)(?=[^bs])",  # ... unless it is a run, or a line break
-)))
+
+BOUNDS = re.compile(
+    "|".join(
+        (
+            "(?<=l)(?=u)",  # readMe
+            "(?<=p)(?=[uldc])",  # max_len, end.Then
+            "(?<=[uldp])(?=c)|(?<=c)(?=[uldc])",  # ideographs stand alone
+            "(?<=[^bs])(?=[bs])",  # a space opens the word that follows ...
+            "(?<=[bs][bs])(?=[^bs])|(?<=s)(?=[^bs])",  # ... unless it is a run, or a line break
+        )
+    )
+)
+
 
 def unicode_splitter(
     text: str,
@@ -90,20 +105,27 @@ def unicode_splitter(
 @dataclass(frozen=True)
 class RandomSplitter:
     "Words that end anywhere, at a given rate."
-    mean_bytes: "int | float" = 5.6  # of a word
+
+    mean_bytes: int | float = 5.6  # of a word
     seed: int = 0
 
     def __post_init__(self):
         if not 1 <= self.mean_bytes < 1000:
-            raise ScopeError(f"Not a mean length of words: {self.mean_bytes} bytes; give a number from 1 to 1,000")
+            raise ScopeError(
+                f"Not a mean length of words: {self.mean_bytes} bytes; give a number from 1 "
+                "to 1,000"
+            )
 
     def __call__(self, text: str, max_bytes: int = 16) -> list[bytes]:
         "Cut a text; the cap shortens long words and so raises the rate a little."
-        raw, words, check, start = _text(text).encode(), [], self.seed, 0
+        raw = _text(text).encode()
+        words = []
+        check = self.seed
+        start = 0
         for i in range(len(raw)):
-            check = zlib.crc32(raw[i:i + 1], check)
+            check = zlib.crc32(raw[i : i + 1], check)
             if i + 1 - start == max_bytes or check % 10_000 < 10_000 / self.mean_bytes:
-                words.append(raw[start:i + 1])
+                words.append(raw[start : i + 1])
                 start = i + 1
         return words + [raw[start:]] * (start < len(raw))
 
@@ -114,31 +136,45 @@ def named_splitter(
     "The rule with this name."
     kind, _, number = str(name).partition(" ")
     try:
-        made = {"whitespace": lambda: whitespace_splitter, "unicode": lambda: unicode_splitter, "fixed": lambda: fixed_splitter(int(number)), "random": lambda: RandomSplitter(float(number))}[kind]
+        made = {
+            "whitespace": lambda: whitespace_splitter,
+            "unicode": lambda: unicode_splitter,
+            "fixed": lambda: fixed_splitter(int(number)),
+            "random": lambda: RandomSplitter(float(number)),
+        }[kind]
         return made()
     except (KeyError, ValueError) as error:
-        raise ScopeError(f"Unknown rule for words: {name!r}; accepted: 'whitespace', 'unicode', 'fixed 8' or 'random 5.6' with any number") from error
+        raise ScopeError(
+            f"Unknown rule for words: {name!r}; accepted: 'whitespace', 'unicode', 'fixed 8' or "
+            "'random 5.6' with any number"
+        ) from error
 
 # %% ../../nbs/text/words.ipynb #097a91bf
 def perturb(
     text: str,
     kind: str = "permute",  # "permute", "replace", "delete" or "caps"
-    p: "int | float" = 0.1,  # probability for each character; the paper: 10 % of a word's characters
-    seed: "int | str" = 0,
+    p: int | float = 0.1,  # probability for each character; the paper: 10 % of a word's characters
+    seed: int | str = 0,
 ) -> str:  # as many words as before
     "Misspell a text (Neitemeier et al. 2025)."
     if kind not in ("permute", "replace", "delete", "caps") or not 0 <= p <= 1:
-        raise ScopeError(f"Not a disturbance: kind {kind!r} with p={p}; accepted: 'permute', 'replace', 'delete' or 'caps', with p from 0 to 1")
+        raise ScopeError(
+            f"Not a disturbance: kind {kind!r} with p={p}; accepted: 'permute', 'replace', "
+            "'delete' or 'caps', with p from 0 to 1"
+        )
     rng = random.Random(f"{seed} {kind}")
     if kind == "caps":
         return text.upper()
     return re.sub(r"\S+", lambda word: "".join(_misspelt(list(word[0]), kind, p, rng)), text)
 
+
 def _misspelt(word, kind, p, rng):
     "The characters of one word, disturbed."
     struck = [rng.random() < p for _ in word]
     if kind == "replace":
-        return [rng.choice("abcdefghijklmnopqrstuvwxyz") if hit else c for c, hit in zip(word, struck)]
+        return [
+            rng.choice("abcdefghijklmnopqrstuvwxyz") if hit else c for c, hit in zip(word, struck)
+        ]
     if kind == "delete":
         return [c for c, hit in zip(word, struck) if not hit] or word[:1]
     for i, hit in enumerate(struck[:-1]):

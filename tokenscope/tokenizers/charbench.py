@@ -30,12 +30,19 @@ from ..data.cuts import random_cut, tokenizer_of, word_spans
 from ..measure.intervals import partial_correlation, wilson_interval
 from ..show.marks import visible_text
 from ..text.names import ScopeError
-from ..learn.small_models import load_small, save_small, small_llama, train_lm, word_tokenizer
+from tokenscope.learn.small_models import (
+    load_small,
+    save_small,
+    small_llama,
+    train_lm,
+    word_tokenizer,
+)
 
 # %% ../../nbs/tokenizers/charbench.ipynb #d7474463
 technique = {
     "title": "CharBench",
-    "paper": "CharBench: Evaluating the Role of Tokenization in Character-Level Tasks (Uzan and Pinter, AAAI 2026)",
+    "paper": "CharBench: Evaluating the Role of Tokenization in Character-Level Tasks (Uzan and "
+    "Pinter, AAAI 2026)",
     "arxiv": "2508.02591",
     "family": "tokenizers",
     "returns": "table",
@@ -47,34 +54,68 @@ technique = {
     "builds_on": [],
     "extra": "",
     "cost": "one forward a question, and one more for each further token of an answer",
-    "picture": "a word as letters under the brackets of its tokens, and the model's probability of each answer",
+    "picture": "a word as letters under the brackets of its tokens, and the model's probability of "
+    "each answer",
 }
 
 # %% ../../nbs/tokenizers/charbench.ipynb #82e8df42
 CHAR_TASKS = {  # task -> question, and what computes the answer; the wording is ours
-    "count": ("How many times does the character '{character}' occur in the string '{word}'?", str.count),
-    "unique": ("How many different characters does the string '{word}' hold?", lambda word, character: len(set(word))),
-    "first": ("At which index does the character '{character}' occur for the first time in the string '{word}'? Counting starts at 0.", str.index),
-    "last": ("At which index does the character '{character}' occur for the last time in the string '{word}'? Counting starts at 0.", str.rindex),
+    "count": (
+        "How many times does the character '{character}' occur in the string '{word}'?",
+        str.count,
+    ),
+    "unique": (
+        "How many different characters does the string '{word}' hold?",
+        lambda word, character: len(set(word)),
+    ),
+    "first": (
+        "At which index does the character '{character}' occur for the first time in the string "
+        "'{word}'? Counting starts at 0.",
+        str.index,
+    ),
+    "last": (
+        "At which index does the character '{character}' occur for the last time in the string "
+        "'{word}'? Counting starts at 0.",
+        str.rindex,
+    ),
 }
+
 
 def char_question(
     task: str,  # one of `CHAR_TASKS`
     word: str,  # any text, of any script
     character: str,  # one that the word holds
-) -> dict:  # task, word, character, answer, question, start (of the word in the question), mixed_case
-    "One question about the characters of a word, with its exact answer (Uzan and Pinter 2025, tasks)."
+    # task, word, character, answer, question, start (of the word in the question), mixed_case
+) -> dict:
+    """One question about the characters of a word, with its exact answer (Uzan and Pinter 2025,
+    tasks)."""
     if task not in CHAR_TASKS:
         raise ScopeError(f"Unknown task {task!r}; accepted: {', '.join(CHAR_TASKS)}")
     if not isinstance(word, str) or not word or any("\ud800" <= c <= "\udfff" for c in word):
-        raise ScopeError(f"Not a word to ask about: {word!r}; give a text of at least one character, without half a surrogate pair")
+        raise ScopeError(
+            f"Not a word to ask about: {word!r}; give a text of at least one character, without "
+            "half a surrogate pair"
+        )
     if len(character) != 1 or character not in word:
-        raise ScopeError(f"Not a character of the word: {character!r} in {word!r}; give one that occurs in it")
+        raise ScopeError(
+            f"Not a character of the word: {character!r} in {word!r}; give one that occurs in it"
+        )
     text, solve = CHAR_TASKS[task]
     both = {character.lower(), character.upper()} if task in ("first", "last") else {True, False}
-    cases = set(word) if task in ("first", "last") else {c.isupper() for c in word if c.lower() != c.upper()}
-    return dict(task=task, word=word, character=character, answer=solve(word, character), question=text.format(word=word, character=character),
-                start=len(text.partition("{word}")[0].format(character=character)), mixed_case=len(both) == 2 and both <= cases)
+    cases = (
+        set(word)
+        if task in ("first", "last")
+        else {c.isupper() for c in word if c.lower() != c.upper()}
+    )
+    return dict(
+        task=task,
+        word=word,
+        character=character,
+        answer=solve(word, character),
+        question=text.format(word=word, character=character),
+        start=len(text.partition("{word}")[0].format(character=character)),
+        mixed_case=len(both) == 2 and both <= cases,
+    )
 
 # %% ../../nbs/tokenizers/charbench.ipynb #d11f5aae
 def charbench_words(
@@ -83,6 +124,7 @@ def charbench_words(
 ) -> list[str]:  # in the order in which they first occur; case is kept
     "The different words of a corpus."
     return list(dict.fromkeys(word for text in texts for word in re.findall(pattern, text)))
+
 
 def make_charbench(
     words: Iterable[str],
@@ -93,12 +135,24 @@ def make_charbench(
 ):  # a pandas DataFrame, a row for each question: the fields of `char_question`
     "Draw questions over a list of words; no word is in two of them."
     import pandas as pd
-    rng, words, tasks, made = random.Random(seed), list(dict.fromkeys(words)), list(tasks), []
+
+    rng = random.Random(seed)
+    words = list(dict.fromkeys(words))
+    tasks = list(tasks)
+    made = []
     for length in lengths:
-        some, need = [w for w in words if len(w) == length], n_per_length * len(tasks)
+        some = [w for w in words if len(w) == length]
+        need = n_per_length * len(tasks)
         if not 0 < need <= len(some):
-            raise ScopeError(f"Too few words of {length} characters: {len(some)} for {n_per_length} questions in each of {len(tasks)} tasks; give more words, other lengths, or a smaller n_per_length above 0")
-        made += [char_question(tasks[k % len(tasks)], word, rng.choice(word)) for k, word in enumerate(rng.sample(some, need))]
+            raise ScopeError(
+                f"Too few words of {length} characters: {len(some)} for {n_per_length} questions "
+                f"in each of {len(tasks)} tasks; give more words, other lengths, or a smaller "
+                "n_per_length above 0"
+            )
+        made += [
+            char_question(tasks[k % len(tasks)], word, rng.choice(word))
+            for k, word in enumerate(rng.sample(some, need))
+        ]
     if not made:
         raise ScopeError("No questions: no lengths were given; give at least one")
     return pd.DataFrame(made)
@@ -106,26 +160,46 @@ def make_charbench(
 # %% ../../nbs/tokenizers/charbench.ipynb #105e8ce8
 def segmentation_features(
     df,  # of `make_charbench`
-    tokenizer="smollm2",  # a name, file or tokenizer, as in `tokenizer_of`; or a function from a word to its pieces
+    # a name, file or tokenizer, as in `tokenizer_of`; or a function from a word to its pieces
+    tokenizer="smollm2",
     bare: bool = True,  # the word alone, as in the paper; False: the word inside the prompt
 ):  # the same with WL, GT, GT_WL, NT, CR, TTL (NaN where no index is asked) and pieces
     "What a tokenizer makes of each word (Uzan and Pinter 2025, properties)."
     cut = tokenizer if callable(tokenizer) else tokenizer_of(tokenizer)
     rows = []
-    for row, around in zip(df.itertuples(), [("", "")] * len(df) if bare else prompt_around(df, cut)):
-        spans, long = word_spans(row.word, cut, *around), len(row.word)
-        width = [b - a for a, b in spans if a <= row.answer < b] if row.task in ("first", "last") else []
-        rows.append((long, row.answer, row.answer / long, len(spans), long / len(spans) if spans else math.nan, width[0] if width else math.nan, tuple(row.word[a:b] for a, b in spans)))
+    for row, around in zip(
+        df.itertuples(), [("", "")] * len(df) if bare else prompt_around(df, cut)
+    ):
+        spans = word_spans(row.word, cut, *around)
+        long = len(row.word)
+        width = (
+            [b - a for a, b in spans if a <= row.answer < b]
+            if row.task in ("first", "last")
+            else []
+        )
+        rows.append(
+            (
+                long,
+                row.answer,
+                row.answer / long,
+                len(spans),
+                long / len(spans) if spans else math.nan,
+                width[0] if width else math.nan,
+                tuple(row.word[a:b] for a, b in spans),
+            )
+        )
     columns = dict(zip(("WL", "GT", "GT_WL", "NT", "CR", "TTL", "pieces"), zip(*rows)))
     return df.assign(**{name: list(values) for name, values in columns.items()})
 
 # %% ../../nbs/tokenizers/charbench.ipynb #fa99cd07
 ANSWER_ONLY = " Upper and lower case are different characters. Answer with the number only."
 
+
 def question_prompts(
     df,  # of `make_charbench`
     tokenizer,
-    examples=None,  # more questions; those of the same task stand before each question, with their answers
+    # more questions; those of the same task stand before each question, with their answers
+    examples=None,
 ) -> list:  # chats, or texts where there is no template
     "Prompts for a model."
     shown = {task: [] for task in CHAR_TASKS}
@@ -133,39 +207,83 @@ def question_prompts(
         shown[row.task].append((row.question + ANSWER_ONLY, str(row.answer)))
     asked = [(shown[row.task], row.question + ANSWER_ONLY) for row in df.itertuples()]
     if getattr(tokenizer, "chat_template", None):
-        return [[*({"role": role, "content": said} for pair in before for role, said in zip(("user", "assistant"), pair)), {"role": "user", "content": question}] for before, question in asked]
-    return ["".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in before) + f"Question: {question}\nAnswer:" for before, question in asked]
+        return [
+            [
+                *(
+                    {"role": role, "content": said}
+                    for pair in before
+                    for role, said in zip(("user", "assistant"), pair)
+                ),
+                {"role": "user", "content": question},
+            ]
+            for before, question in asked
+        ]
+    return [
+        "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in before)
+        + f"Question: {question}\nAnswer:"
+        for before, question in asked
+    ]
+
 
 def prompt_around(df, tokenizer) -> list[tuple[str, str]]:
     "What stands before and after the word in the prompt of each question."
     prompts = question_prompts(df, tokenizer)
-    texts = [p if isinstance(p, str) else tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+    texts = [
+        p
+        if isinstance(p, str)
+        else tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
+        for p in prompts
+    ]
     at = [text.rindex(q) + start for text, q, start in zip(texts, df.question, df.start)]
-    return [(text[:k], text[k + len(word):]) for text, k, word in zip(texts, at, df.word)]
+    return [(text[:k], text[k + len(word) :]) for text, k, word in zip(texts, at, df.word)]
 
 # %% ../../nbs/tokenizers/charbench.ipynb #fcba0de8
 def number_logprobs(
     scope,  # a `Scope`
     df,  # of `make_charbench`
     examples=None,  # as in `question_prompts`
-    options: "Sequence[int] | None" = None,  # numbers to choose from; None for 0 to 10, or to the longest word
-    write: "Callable | None" = None,  # row -> prompt; None for `question_prompts`
+    options: Sequence[int]
+    | None = None,  # numbers to choose from; None for 0 to 10, or to the longest word
+    write: Callable | None = None,  # row -> prompt; None for `question_prompts`
     batch_tokens: int = 2048,
-) -> tuple:  # the options, and their log-probabilities (question, option) in nats, normalised over the options
+    # the options, and their log-probabilities (question, option) in nats, normalised over the
+    # options
+) -> tuple:
     "How likely each number is as the answer to each question."
     if not len(df):
         raise ScopeError("No questions to answer: the table is empty; give at least one row")
-    options = list(options if options is not None else range(max(10, int(df.word.str.len().max())) + 1))
-    prompts = [write(row) for row in df.itertuples()] if write else question_prompts(df, scope.tokenizer, examples)
+    options = list(
+        options if options is not None else range(max(10, int(df.word.str.len().max())) + 1)
+    )
+    prompts = (
+        [write(row) for row in df.itertuples()]
+        if write
+        else question_prompts(df, scope.tokenizer, examples)
+    )
     space = " " if isinstance(prompts[0], str) and not write else ""
-    return options, option_scores(scope, prompts, [f"{space}{o}" for o in options], batch_tokens).log_softmax(-1)
+    return options, option_scores(
+        scope, prompts, [f"{space}{o}" for o in options], batch_tokens
+    ).log_softmax(-1)
 
-def answer_by_scoring(scope, df, examples=None, options: "Sequence[int] | None" = None, write: "Callable | None" = None, batch_tokens: int = 2048):  # as `number_logprobs`
+
+def answer_by_scoring(
+    scope,
+    df,
+    examples=None,
+    options: Sequence[int] | None = None,
+    write: Callable | None = None,
+    batch_tokens: int = 2048,
+):  # as `number_logprobs`
     "The table of questions with prediction, logp (nats, of the right answer) and correct."
     options, logp = number_logprobs(scope, df, examples, options, write, batch_tokens)
     prediction = [options[i] for i in logp.argmax(-1).tolist()]
-    right = [float(row[options.index(a)]) if a in options else -math.inf for row, a in zip(logp, df.answer)]
-    return df.assign(prediction=prediction, logp=right, correct=[p == a for p, a in zip(prediction, df.answer)])
+    right = [
+        float(row[options.index(a)]) if a in options else -math.inf
+        for row, a in zip(logp, df.answer)
+    ]
+    return df.assign(
+        prediction=prediction, logp=right, correct=[p == a for p, a in zip(prediction, df.answer)]
+    )
 
 # %% ../../nbs/tokenizers/charbench.ipynb #bfddb1ea
 def answer_table(
@@ -173,12 +291,23 @@ def answer_table(
 ):  # a pandas DataFrame, a row for each task
     "Accuracy with its Wilson interval, beside the baselines."
     import pandas as pd
+
     rows = {}
     for task, part in df.groupby("task", sort=False):
         gold, said = (part[c].value_counts(normalize=True) for c in ("answer", "prediction"))
         low, high = wilson_interval(int(part.correct.sum()), len(part))
-        rows[task] = {"n": len(part), "accuracy": part.correct.mean(), "low": low, "high": high, "majority": gold.max(), "majority answer": gold.idxmax(),
-                      "matched guess": sum(share * gold.get(a, 0) for a, share in said.items()), "entropy (bits)": sum(s * math.log2(1 / s) for s in said), "favourite": said.idxmax(), "its share": said.max()}
+        rows[task] = {
+            "n": len(part),
+            "accuracy": part.correct.mean(),
+            "low": low,
+            "high": high,
+            "majority": gold.max(),
+            "majority answer": gold.idxmax(),
+            "matched guess": sum(share * gold.get(a, 0) for a, share in said.items()),
+            "entropy (bits)": sum(s * math.log2(1 / s) for s in said),
+            "favourite": said.idxmax(),
+            "its share": said.max(),
+        }
     return pd.DataFrame(list(rows.values()), index=list(rows))
 
 # %% ../../nbs/tokenizers/charbench.ipynb #df3e3d2d
@@ -187,33 +316,63 @@ def correlation_table(
     partial: Sequence[str] = ("WL", "GT"),  # held constant in a second row for NT and TTL
     least_entropy: float = 0.1,  # bits; a task whose predictions vary less is not correlated
 ):  # a pandas DataFrame: n, r, low, high, note; rows (task, property); NaN where undefined
-    "Pearson's r of each property with success, with Fisher's intervals (Uzan and Pinter 2025, correlations; the partial rows are ours)."
+    """Pearson's r of each property with success, with Fisher's intervals (Uzan and Pinter 2025,
+    correlations; the partial rows are ours)."""
     import pandas as pd
-    spread, rows = answer_table(df)["entropy (bits)"], {}
+
+    spread = answer_table(df)["entropy (bits)"]
+    rows = {}
     for task, part in df.groupby("task", sort=False):
         for name in ("WL", "GT", "GT_WL", "NT", "CR", "TTL"):
             some = part[part[name].notna()]
-            for given in [[], list(partial)] if name in ("NT", "TTL") and len(some) else [[]] * bool(len(some)):
-                r = (math.nan,) * 3 if spread[task] < least_entropy else partial_correlation(some[name], some.correct, [some[g] for g in given])
-                note = "the answers hardly vary" if spread[task] < least_entropy else "nothing to correlate" if math.isnan(r[0]) else ""
-                rows[task, name + (f" given {', '.join(given)}" if given else "")] = (len(some), *r, note)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["n", "r", "low", "high", "note"]).set_index(pd.MultiIndex.from_tuples(rows, names=["task", "property"]))
+            for given in (
+                [[], list(partial)]
+                if name in ("NT", "TTL") and len(some)
+                else [[]] * bool(len(some))
+            ):
+                r = (
+                    (math.nan,) * 3
+                    if spread[task] < least_entropy
+                    else partial_correlation(some[name], some.correct, [some[g] for g in given])
+                )
+                note = (
+                    "the answers hardly vary"
+                    if spread[task] < least_entropy
+                    else "nothing to correlate"
+                    if math.isnan(r[0])
+                    else ""
+                )
+                rows[task, name + (f" given {', '.join(given)}" if given else "")] = (
+                    len(some),
+                    *r,
+                    note,
+                )
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["n", "r", "low", "high", "note"]
+    ).set_index(pd.MultiIndex.from_tuples(rows, names=["task", "property"]))
+
 
 def accuracy_curve(
     df,  # of `answer_by_scoring`, with `segmentation_features`
     by: str = "TTL",  # a property, or mixed_case
 ):  # a pandas DataFrame: n, accuracy, error, majority; rows (task, value)
-    "Accuracy at each value of a property, with the binomial standard error, and what the task's majority answer reaches there."
+    """Accuracy at each value of a property, with the binomial standard error, and what the task's
+    majority answer reaches there."""
     known = df[df[by].notna()]
     common = known.groupby("task").answer.agg(lambda a: a.value_counts().idxmax())
-    table = known.assign(majority=known.answer == known.task.map(common)).groupby(["task", by]).agg(n=("correct", "size"), accuracy=("correct", "mean"), majority=("majority", "mean"))
+    table = (
+        known.assign(majority=known.answer == known.task.map(common))
+        .groupby(["task", by])
+        .agg(n=("correct", "size"), accuracy=("correct", "mean"), majority=("majority", "mean"))
+    )
     return table.assign(error=(table.accuracy * (1 - table.accuracy) / table.n) ** 0.5)
 
 # %% ../../nbs/tokenizers/charbench.ipynb #c10022b2
 def counting_bias(
     df,  # of `answer_by_scoring`
 ):  # a pandas Series, a number for each task; NaN for a task without errors
-    "Mean of prediction less answer over wrong answers whose answer is not 0: below zero, a model counts too few."
+    """Mean of prediction less answer over wrong answers whose answer is not 0: below zero, a model
+    counts too few."""
     wrong = df[~df.correct.astype(bool) & (df.answer != 0)]
     return (wrong.prediction - wrong.answer).groupby(wrong.task).mean().reindex(df.task.unique())
 
@@ -221,7 +380,7 @@ def counting_bias(
 def charbench(
     scope,  # a `Scope`
     *,
-    words: "Iterable[str] | None" = None,  # None for the words of Moby-Dick
+    words: Iterable[str] | None = None,  # None for the words of Moby-Dick
     n_per_length: int = 5,  # as in `make_charbench`
     lengths: Iterable[int] = range(4, 11),
     tasks: Iterable[str] = tuple(CHAR_TASKS),
@@ -231,18 +390,34 @@ def charbench(
     seed: int = 42,
 ):  # a pandas DataFrame for `answer_table`, `correlation_table`, `accuracy_curve`
     "Ask a model about the characters of words (Uzan and Pinter 2025)."
-    words, lengths, tasks = list(dict.fromkeys(charbench_words(moby_dick()) if words is None else words)), list(lengths), list(tasks)
-    made, examples = make_charbench(words, n_per_length, lengths, tasks, seed), None
+    words = list(dict.fromkeys(charbench_words(moby_dick()) if words is None else words))
+    lengths = list(lengths)
+    tasks = list(tasks)
+    made = make_charbench(words, n_per_length, lengths, tasks, seed)
+    examples = None
     if shots:
         used = set(made.word)
-        more = make_charbench([w for w in words if w not in used], math.ceil(shots / len(lengths)), lengths, tasks, seed)
+        more = make_charbench(
+            [w for w in words if w not in used],
+            math.ceil(shots / len(lengths)),
+            lengths,
+            tasks,
+            seed,
+        )
         examples = more.sample(frac=1, random_state=seed).groupby("task").head(shots)
-    return segmentation_features(answer_by_scoring(scope, made, examples), scope.tokenizer if tokenizer is None else tokenizer, bare)
+    return segmentation_features(
+        answer_by_scoring(scope, made, examples),
+        scope.tokenizer if tokenizer is None else tokenizer,
+        bare,
+    )
+
 
 def shuffled_answers(scope, **hyperparameters):  # as `charbench`
     "The control: the same questions, the model's answers dealt out at random within each task."
     df = charbench(scope, **hyperparameters)
-    dealt = df.groupby("task").prediction.transform(lambda said: said.sample(frac=1, random_state=hyperparameters.get("seed", 42)).to_numpy())
+    dealt = df.groupby("task").prediction.transform(
+        lambda said: said.sample(frac=1, random_state=hyperparameters.get("seed", 42)).to_numpy()
+    )
     return df.assign(prediction=dealt, correct=dealt == df.answer, logp=math.nan)
 
 # %% ../../nbs/tokenizers/charbench.ipynb #95890401
@@ -250,43 +425,95 @@ def question_picture(
     scope,  # a `Scope`
     row,  # a row of `make_charbench`, or a `char_question`
     tokenizer=None,  # whose pieces are drawn; None for the model's own
-    write: "Callable | None" = None,  # as in `answer_by_scoring`
+    write: Callable | None = None,  # as in `answer_by_scoring`
 ) -> Markup:  # an SVG
-    "The word under the brackets of its tokens, and how probable each number is; the right one is outlined."
+    """The word under the brackets of its tokens, and how probable each number is; the right one is
+    outlined."""
     import pandas as pd
+
     row = next(pd.DataFrame([dict(row)]).itertuples())
     options, logp = number_logprobs(scope, pd.DataFrame([row]), write=write)
     shares = logp.exp()[0].tolist()
     spans = word_spans(row.word, scope.tokenizer if tokenizer is None else tokenizer)
     mark = [c == row.character and row.task != "unique" for c in row.word]
-    parts = ["".join(f"M{34 * a + 14} 18v-8H{34 * b + 6}v8" for a, b in spans), *("".join(f"M{34 * i + 14} 22h26v30h-26z" for i, m in enumerate(mark) if m == here) for here in (False, True)),
-             "".join(f"M{34 * k + 16} 172V{171 - 90 * share:.0f}h22V172z" for k, share in enumerate(shares)), "".join(f"M{34 * k + 16} 172V{171 - 90 * share:.0f}h22V172z" for k, share in zip(options, shares) if k == row.answer)]
-    inks = ('fill="none" stroke="#0072B2" stroke-width="2"', 'fill="#888" fill-opacity=".15"', 'fill="#D55E00" fill-opacity=".45"', 'fill="#009E73"', 'fill="none" stroke="currentColor" stroke-width="2.5"')
-    said = [(i, 43, visible_text(c)) for i, c in enumerate(row.word)] + [(k, 190, str(k)) for k in options] + [(k, 165 - round(90 * share), f"{share:.0%}") for k, share in enumerate(shares) if share >= 0.1]
-    inside = "".join(f'<path d="{d}" {ink}/>' for d, ink in zip(parts, inks)) + "".join(f'<text x="{34 * i + 27}" y="{y}">{escape(text)}</text>' for i, y, text in said)
-    question = CHAR_TASKS[row.task][0].format(word=visible_text(row.word), character=visible_text(row.character))
-    wide, told = 34 * max(len(options), len(row.word)) + 20, escape(f"{question} Right: {row.answer}; likeliest: {options[shares.index(max(shares))]} ({max(shares):.0%}); {len(spans)} tokens.")
-    return Markup(f'<figure style="margin:0;overflow-x:auto"><svg viewBox="0 0 {wide} 196" style="width:{wide}px;max-width:100%" role="img" aria-label="{told}" font-family="system-ui" font-size="14" text-anchor="middle" fill="currentColor">{inside}</svg>'
-                  f'<figcaption style="font:13px system-ui"><bdi>{told}</bdi></figcaption></figure>')
+    parts = [
+        "".join(f"M{34 * a + 14} 18v-8H{34 * b + 6}v8" for a, b in spans),
+        *(
+            "".join(f"M{34 * i + 14} 22h26v30h-26z" for i, m in enumerate(mark) if m == here)
+            for here in (False, True)
+        ),
+        "".join(
+            f"M{34 * k + 16} 172V{171 - 90 * share:.0f}h22V172z" for k, share in enumerate(shares)
+        ),
+        "".join(
+            f"M{34 * k + 16} 172V{171 - 90 * share:.0f}h22V172z"
+            for k, share in zip(options, shares)
+            if k == row.answer
+        ),
+    ]
+    inks = (
+        'fill="none" stroke="#0072B2" stroke-width="2"',
+        'fill="#888" fill-opacity=".15"',
+        'fill="#D55E00" fill-opacity=".45"',
+        'fill="#009E73"',
+        'fill="none" stroke="currentColor" stroke-width="2.5"',
+    )
+    said = (
+        [(i, 43, visible_text(c)) for i, c in enumerate(row.word)]
+        + [(k, 190, str(k)) for k in options]
+        + [
+            (k, 165 - round(90 * share), f"{share:.0%}")
+            for k, share in enumerate(shares)
+            if share >= 0.1
+        ]
+    )
+    inside = "".join(f'<path d="{d}" {ink}/>' for d, ink in zip(parts, inks)) + "".join(
+        f'<text x="{34 * i + 27}" y="{y}">{escape(text)}</text>' for i, y, text in said
+    )
+    question = CHAR_TASKS[row.task][0].format(
+        word=visible_text(row.word), character=visible_text(row.character)
+    )
+    wide = 34 * max(len(options), len(row.word)) + 20
+    told = escape(
+        f"{question} Right: {row.answer}; likeliest: {options[shares.index(max(shares))]} "
+        f"({max(shares):.0%}); {len(spans)} tokens."
+    )
+    return Markup(
+        f'<figure style="margin:0;overflow-x:auto"><svg viewBox="0 0 {wide} 196" '
+        f'style="width:{wide}px;max-width:100%" role="img" aria-label="{told}" '
+        'font-family="system-ui" font-size="14" text-anchor="middle" '
+        f'fill="currentColor">{inside}</svg>'
+        f'<figcaption style="font:13px system-ui"><bdi>{told}</bdi></figcaption></figure>'
+    )
 
 # %% ../../nbs/tokenizers/charbench.ipynb #cf764082
 SPELLINGS = ("pieces", "letters", "random cuts")
 
+
 def speller_cut(
     spelling: str,  # one of `SPELLINGS`
     pieces: Iterable[str] = (),  # vocabulary of random cuts
-    seed: "int | str" = 0,  # of random cuts; a word is cut in the same way each time
+    seed: int | str = 0,  # of random cuts; a word is cut in the same way each time
 ) -> Callable:  # word -> its pieces
     "One of three ways to cut a word."
     if spelling not in SPELLINGS:
         raise ScopeError(f"No such spelling: {spelling!r}; accepted: {', '.join(SPELLINGS)}")
-    known, tokenizer = set(pieces), tokenizer_of("smollm2") if spelling == "pieces" else None
-    return {"pieces": lambda word: [word[a:b] for a, b in word_spans(word, tokenizer)], "letters": list, "random cuts": lambda word: random_cut(word, known, seed)}[spelling]
+    known = set(pieces)
+    tokenizer = tokenizer_of("smollm2") if spelling == "pieces" else None
+    return {
+        "pieces": lambda word: [word[a:b] for a, b in word_spans(word, tokenizer)],
+        "letters": list,
+        "random cuts": lambda word: random_cut(word, known, seed),
+    }[spelling]
+
 
 def spellable(
     words: Iterable[str],  # lower case
-    pieces: "Iterable[str] | None" = None,  # a vocabulary; None for the pieces of at least twelve words
-) -> tuple[list[str], list[str]]:  # words of two or more pieces that are all in the vocabulary; the vocabulary
+    pieces: Iterable[str]
+    | None = None,  # a vocabulary; None for the pieces of at least twelve words
+) -> tuple[
+    list[str], list[str]
+]:  # words of two or more pieces that are all in the vocabulary; the vocabulary
     "Words that a small model can spell, as all their pieces are common."
     cut = speller_cut("pieces")
     parts = {word: found for word in words if len(found := cut(word)) > 1}
@@ -299,45 +526,97 @@ def speller_prompt(row: dict, cut: Callable) -> str:  # a `char_question` and a 
     "A question in the language of the small models."
     return " ".join([f"<{row['task']}>", row["character"], *cut(row["word"]), "="])
 
+
 def speller_batch(
     step: int,  # seeds the draw: the same words for every spelling
     spelling: str,
     tokenizer,  # one with a token for each piece, task and answer
     pieces: Sequence[str],
-    avoid: "frozenset | set" = frozenset(),  # words that are kept for the evaluation
+    avoid: frozenset | set = frozenset(),  # words that are kept for the evaluation
     size: int = 256,
 ) -> tuple:  # ids and labels, (question, token); only the answer is learnt
     "Questions about made-up words of 4 to 10 letters."
-    rng, table, rows, cut = random.Random(step), tokenizer.get_vocab(), [], speller_cut(spelling, pieces, step)
+    rng = random.Random(step)
+    table = tokenizer.get_vocab()
+    rows = []
+    cut = speller_cut(spelling, pieces, step)
     while len(rows) < size:
         chosen = rng.choices(pieces, k=rng.randint(1, 5))
-        word, task = "".join(chosen), rng.choice(("count", "first", "last"))
+        word = "".join(chosen)
+        task = rng.choice(("count", "first", "last"))
         if 4 <= len(word) <= 10 and word not in avoid:
             made = char_question(task, word, rng.choice(word))
-            rows.append(speller_prompt(made, lambda w: chosen if spelling == "pieces" else cut(w)).split() + [str(made["answer"])])
-    ids = torch.tensor([[table[t] for t in row] + [0] * (max(map(len, rows)) - len(row)) for row in rows])
-    return ids, torch.where(torch.arange(ids.shape[1]) == torch.tensor([[len(row) - 1] for row in rows]), ids, -100)
+            rows.append(
+                speller_prompt(made, lambda w: chosen if spelling == "pieces" else cut(w)).split()
+                + [str(made["answer"])]
+            )
+    ids = torch.tensor(
+        [[table[t] for t in row] + [0] * (max(map(len, rows)) - len(row)) for row in rows]
+    )
+    return ids, torch.where(
+        torch.arange(ids.shape[1]) == torch.tensor([[len(row) - 1] for row in rows]), ids, -100
+    )
+
 
 def train_spellers(
-    folder: "str | Path",
+    folder: str | Path,
     steps: int = 1500,
     spellings: Iterable[str] = SPELLINGS,
     seed: int = 0,  # of the weights
     **config,  # of `small_llama`
 ) -> list[Path]:
     "The three small models that are shipped: some two minutes each on one core."
-    words, made = {w.lower() for w in charbench_words(moby_dick()) if 4 <= len(w) <= 10}, []
+    words = {w.lower() for w in charbench_words(moby_dick()) if 4 <= len(w) <= 10}
+    made = []
     pieces = spellable(sorted(words))[1]
-    tokenizer = word_tokenizer([*map(str, range(11)), "<count>", "<first>", "<last>", "=", *"abcdefghijklmnopqrstuvwxyz", *pieces])
+    tokenizer = word_tokenizer(
+        [
+            *map(str, range(11)),
+            "<count>",
+            "<first>",
+            "<last>",
+            "=",
+            *"abcdefghijklmnopqrstuvwxyz",
+            *pieces,
+        ]
+    )
     for spelling in spellings:
-        model = small_llama(len(tokenizer), seed=seed, **{"d_model": 96, "intermediate_size": 192, "max_position_embeddings": 64, **config})
-        losses = train_lm(model, lambda step: speller_batch(step, spelling, tokenizer, pieces, words), steps, lr=3e-3)
-        made.append(save_small(model, tokenizer, Path(folder) / f"speller_{spelling.replace(' ', '_')}.safetensors", losses, spelling=spelling, steps=steps, seed=seed, cut_by="smollm2", pieces=len(pieces), words="moby_dick", made_with="tokenscope.tokenizers.charbench.train_spellers"))
+        model = small_llama(
+            len(tokenizer),
+            seed=seed,
+            **{"d_model": 96, "intermediate_size": 192, "max_position_embeddings": 64, **config},
+        )
+        losses = train_lm(
+            model,
+            lambda step: speller_batch(step, spelling, tokenizer, pieces, words),
+            steps,
+            lr=3e-3,
+        )
+        made.append(
+            save_small(
+                model,
+                tokenizer,
+                Path(folder) / f"speller_{spelling.replace(' ', '_')}.safetensors",
+                losses,
+                spelling=spelling,
+                steps=steps,
+                seed=seed,
+                cut_by="smollm2",
+                pieces=len(pieces),
+                words="moby_dick",
+                made_with="tokenscope.tokenizers.charbench.train_spellers",
+            )
+        )
     return made
 
-def speller(spelling: str = "pieces") -> tuple:  # a `Scope`, its `speller_cut`, and the function from a row to its prompt
+
+def speller(
+    spelling: str = "pieces",
+) -> tuple:  # a `Scope`, its `speller_cut`, and the function from a row to its prompt
     "A small model that is shipped."
     speller_cut(spelling)  # refuses an unknown one
-    scope = load_small(str(files("tokenscope.shipped") / f"speller_{spelling.replace(' ', '_')}.safetensors"))
+    scope = load_small(
+        str(files("tokenscope.shipped") / f"speller_{spelling.replace(' ', '_')}.safetensors")
+    )
     cut = speller_cut(spelling, scope.tokenizer.get_vocab())
     return scope, cut, lambda row: speller_prompt(row._asdict(), cut)

@@ -19,19 +19,44 @@ import torch
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, LlamaForCausalLM, LlamaModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    LlamaForCausalLM,
+    LlamaModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import ModelOutput
 
-from ..measure.byte_scores import book_passages, bpe_tokenizer, layer_weights, passage_batches, ratio_draws, spelling_targets, stack_flops, target_costs, token_rows
+from tokenscope.measure.byte_scores import (
+    book_passages,
+    bpe_tokenizer,
+    layer_weights,
+    passage_batches,
+    ratio_draws,
+    spelling_targets,
+    stack_flops,
+    target_costs,
+    token_rows,
+)
 from ..text.names import ScopeError
 from ..core.scope import Scope
-from ..learn.small_models import keep_weights, kept_weights, load_small, save_small, small_llama, train_lm
+from tokenscope.learn.small_models import (
+    keep_weights,
+    kept_weights,
+    load_small,
+    save_small,
+    small_llama,
+    train_lm,
+)
 from ..text.words import named_splitter
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #c861edc6
 technique = {
     "title": "Hierarchical autoregressive transformers",
-    "paper": "Hierarchical Autoregressive Transformers: Combining Byte- and Word-Level Processing for Robust, Adaptable Language Models (Neitemeier et al., ICLR 2025)",
+    "paper": "Hierarchical Autoregressive Transformers: Combining Byte- and Word-Level Processing "
+    "for Robust, Adaptable Language Models (Neitemeier et al., ICLR 2025)",
     "arxiv": "2501.10322",
     "family": "tokenizers",
     "returns": "table",
@@ -42,15 +67,21 @@ technique = {
     "example": {"n": 20, "kinds": ("permute", "caps")},
     "builds_on": [],
     "extra": "",
-    "cost": "one forward a word that is scored; the shipped models took some five minutes each on one core",
+    "cost": "one forward a word that is scored; the shipped models took some five minutes each on "
+    "one core",
     "picture": "bytes in words with what each costs, beside the tokens of a subword model",
 }
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #869e74fe
-BEGIN, STOP, END, PAD = 0xFC, 0xFE, 0xFF, 0xFD  # byte values that UTF-8 never uses: begin of text, [S], [W], no byte
+BEGIN = 0xFC
+STOP = 0xFE
+END = 0xFF
+PAD = 0xFD  # byte values that UTF-8 never uses: begin of text, [S], [W], no byte
+
 
 class HATConfig(PretrainedConfig):
     "Sizes of a hierarchical autoregressive transformer, and the rule that cuts its words."
+
     model_type = "hierarchical_ar"
 
     def __init__(
@@ -63,38 +94,68 @@ class HATConfig(PretrainedConfig):
         n_heads: int = 4,
         max_word_bytes: int = 16,  # longer words are continued
         splitter: str = "whitespace",  # a name for `named_splitter`
-        backbone: "dict | None" = None,  # fields of any decoder's config, with its `model_type`; a Llama if None
+        backbone: dict
+        | None = None,  # fields of any decoder's config, with its `model_type`; a Llama if None
         **kwargs,
     ):
-        self.d_byte, self.n_enc, self.n_dec, self.d_word, self.n_backbone, self.n_heads = d_byte, n_enc, n_dec, d_word, n_backbone, n_heads
-        self.max_word_bytes, self.splitter, self.backbone = max_word_bytes, splitter, backbone or {}
+        self.d_byte = d_byte
+        self.n_enc = n_enc
+        self.n_dec = n_dec
+        self.d_word = d_word
+        self.n_backbone = n_backbone
+        self.n_heads = n_heads
+        self.max_word_bytes = max_word_bytes
+        self.splitter = splitter
+        self.backbone = backbone or {}
         super().__init__(**kwargs)
 
-    def llama(self, width, layers, vocab_size=1):  # one row of a table that `inputs_embeds` never reads
+    def llama(
+        self, width, layers, vocab_size=1
+    ):  # one row of a table that `inputs_embeds` never reads
         "The config of one part."
-        return dict(model_type="llama", vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=self.n_heads, num_key_value_heads=self.n_heads,
-                    intermediate_size=8 * width // 3, max_position_embeddings=1024, tie_word_embeddings=False, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+        return dict(
+            model_type="llama",
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=self.n_heads,
+            num_key_value_heads=self.n_heads,
+            intermediate_size=8 * width // 3,
+            max_position_embeddings=1024,
+            tie_word_embeddings=False,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #6336c900
 @dataclass
 class HATOutput(ModelOutput):
     "What a forward returns."
-    loss: "Tensor | None" = None  # mean nats of all targets: bytes and ends of words
-    logits: "Tensor | None" = None  # (text, word, byte + 1, 256)
-    nats: "Tensor | None" = None  # (text, word, byte + 1), 0 where nothing is predicted
-    right: "Tensor | None" = None  # the same shape: is the target the most probable symbol?
+
+    loss: Tensor | None = None  # mean nats of all targets: bytes and ends of words
+    logits: Tensor | None = None  # (text, word, byte + 1, 256)
+    nats: Tensor | None = None  # (text, word, byte + 1), 0 where nothing is predicted
+    right: Tensor | None = None  # the same shape: is the target the most probable symbol?
+
 
 class HATModel(PreTrainedModel):
     "Byte encoder, word backbone, byte decoder (Neitemeier et al. 2025, architecture)."
+
     config_class = HATConfig
     base_model_prefix = "hat"
 
     def __init__(self, config: HATConfig):
         super().__init__(config)
         named_splitter(config.splitter)  # an unknown rule is refused here
-        part = lambda **fields: AutoConfig.for_model(**fields)
+
+        def part(**fields):
+            return AutoConfig.for_model(**fields)
+
         self.encoder = LlamaModel(part(**config.llama(config.d_byte, config.n_enc)))
-        self.backbone = AutoModel.from_config(part(**{**config.llama(config.d_word, config.n_backbone), **config.backbone}))
+        self.backbone = AutoModel.from_config(
+            part(**{**config.llama(config.d_word, config.n_backbone), **config.backbone})
+        )
         self.decoder = LlamaForCausalLM(part(**config.llama(config.d_byte, config.n_dec, 256)))
         self.word_in = nn.Linear(config.d_byte, config.d_word, bias=False)  # W_E
         self.word_out = nn.Linear(config.d_word, config.d_byte, bias=False)  # W_D
@@ -104,34 +165,55 @@ class HATModel(PreTrainedModel):
         "The table C of byte embeddings, which encoder and decoder share."
         return self.decoder.get_input_embeddings()
 
-    def forward(self, input_ids: Int[Tensor, "text word byte"], labels=None, use_cache=None) -> HATOutput:
-        "Predict every word from those before it; with labels, which are not read, only the loss is kept."
+    def forward(
+        self, input_ids: Int[Tensor, "text word byte"], labels=None, use_cache=None
+    ) -> HATOutput:
+        """Predict every word from those before it; with labels, which are not read, only the loss
+        is kept."""
         opening = torch.full_like(input_ids[:, :1], PAD)
         opening[..., 0] = BEGIN
-        before = torch.cat([opening, input_ids[:, :-1]], 1)  # word i is predicted from words up to i - 1: one off here is the classic leak
-        outputs = self.backbone(inputs_embeds=self.encode(before.flatten(0, 1)).unflatten(0, before.shape[:2]), use_cache=False).last_hidden_state
+        before = torch.cat(
+            [opening, input_ids[:, :-1]], 1
+        )  # word i is predicted from words up to i - 1: one off here is the classic leak
+        outputs = self.backbone(
+            inputs_embeds=self.encode(before.flatten(0, 1)).unflatten(0, before.shape[:2]),
+            use_cache=False,
+        ).last_hidden_state
         return self.decode(self.word_out(outputs), input_ids, keep_logits=labels is None)
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #3c9ae376
 def length_groups(
     words: Int[Tensor, "word byte"],  # padded with PAD
-    tops: "Iterable[int]" = (4, 8),
+    tops: Iterable[int] = (4, 8),
 ) -> list:  # (rows, longest) of each group that has words
     "Words of similar length together, so that little padding is computed."
-    lengths, edges = (words != PAD).sum(1), [-1, *(t for t in tops if t < words.shape[1]), words.shape[1]]
-    groups = [((low < lengths) & (lengths <= high)).nonzero()[:, 0] for low, high in zip(edges, edges[1:])]
+    lengths = (words != PAD).sum(1)
+    edges = [-1, *(t for t in tops if t < words.shape[1]), words.shape[1]]
+    groups = [
+        ((low < lengths) & (lengths <= high)).nonzero()[:, 0] for low, high in zip(edges, edges[1:])
+    ]
     return [(rows, high) for rows, high in zip(groups, edges[1:]) if len(rows)]
+
 
 @patch
 def encode(self: HATModel, words: Int[Tensor, "word byte"]) -> Float[Tensor, "word d_word"]:
     "Word embeddings from bytes: attention in both directions, inside each word alone."
-    table, (unique, place) = self.get_input_embeddings(), words.unique(dim=0, return_inverse=True)  # a word that comes twice is encoded once
+    table, (unique, place) = (
+        self.get_input_embeddings(),
+        words.unique(dim=0, return_inverse=True),
+    )  # a word that comes twice is encoded once
     out = table.weight.new_zeros(len(unique), self.config.d_word)
     for rows, k in length_groups(unique):
         inside = nn.functional.pad(unique[rows, :k], (1, 0), value=END)  # [W], c_1, ..., c_k
         hidden = (inside == PAD)[:, None, None, :].expand(-1, 1, k + 1, -1)
-        mask = torch.zeros_like(hidden, dtype=out.dtype).masked_fill(hidden, torch.finfo(out.dtype).min)  # four axes: taken as it is, no causal mask is added
-        out[rows] = self.word_in(self.encoder(inputs_embeds=table(inside), attention_mask=mask, use_cache=False).last_hidden_state[:, 0])
+        mask = torch.zeros_like(hidden, dtype=out.dtype).masked_fill(
+            hidden, torch.finfo(out.dtype).min
+        )  # four axes: taken as it is, no causal mask is added
+        out[rows] = self.word_in(
+            self.encoder(
+                inputs_embeds=table(inside), attention_mask=mask, use_cache=False
+            ).last_hidden_state[:, 0]
+        )
     return out[place]
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #f10ca1f6
@@ -143,22 +225,46 @@ def decode(
     keep_logits: bool = True,
 ) -> HATOutput:
     "Bytes of each word from its predictive embedding and the bytes before, and their cost."
-    shape, words, p = word_bytes.shape, word_bytes.flatten(0, 1), p.flatten(0, 1)
-    nats, right, count = p.new_zeros(len(words), shape[2] + 1), torch.ones(len(words), shape[2] + 1, dtype=torch.bool, device=p.device), 0
+    shape = word_bytes.shape
+    words = word_bytes.flatten(0, 1)
+    p = p.flatten(0, 1)
+    nats = p.new_zeros(len(words), shape[2] + 1)
+    right = torch.ones(len(words), shape[2] + 1, dtype=torch.bool, device=p.device)
+    count = 0
     logits = p.new_zeros(len(words), shape[2] + 1, 256) if keep_logits else None
     for rows, k in length_groups(words):
         part = words[rows, :k]
-        got = self.decoder(inputs_embeds=torch.cat([p[rows, None], self.get_input_embeddings()(part)], 1), use_cache=False).logits.float()
+        got = self.decoder(
+            inputs_embeds=torch.cat([p[rows, None], self.get_input_embeddings()(part)], 1),
+            use_cache=False,
+        ).logits.float()
         targets = word_targets(part, self.config.max_word_bytes)
-        nats[rows, :k + 1] = nn.functional.cross_entropy(got.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100).view_as(targets)
+        nats[rows, : k + 1] = nn.functional.cross_entropy(
+            got.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100
+        ).view_as(targets)
         count = count + (targets != -100).sum()
         if keep_logits:
-            logits[rows, :k + 1], right[rows, :k + 1] = got, (got.argmax(-1) == targets) | (targets == -100)
-    whole = lambda x: None if x is None else x.unflatten(0, shape[:2])
-    return HATOutput(loss=nats.sum() / count, logits=whole(logits), nats=whole(nats), right=whole(right) if keep_logits else None)
+            logits[rows, : k + 1], right[rows, : k + 1] = (
+                got,
+                (got.argmax(-1) == targets) | (targets == -100),
+            )
 
-def word_targets(words: Int[Tensor, "word byte"], max_word_bytes: int) -> Int[Tensor, "word target"]:  # -100 where nothing is predicted
-    "Each word's bytes, then [W], unless the word has the greatest length or is the [S] that ends a text."
+    def whole(x):
+        return None if x is None else x.unflatten(0, shape[:2])
+
+    return HATOutput(
+        loss=nats.sum() / count,
+        logits=whole(logits),
+        nats=whole(nats),
+        right=whole(right) if keep_logits else None,
+    )
+
+
+def word_targets(
+    words: Int[Tensor, "word byte"], max_word_bytes: int
+) -> Int[Tensor, "word target"]:  # -100 where nothing is predicted
+    """Each word's bytes, then [W], unless the word has the greatest length or is the [S] that ends
+    a text."""
     targets = nn.functional.pad(words, (0, 1), value=PAD)
     lengths = (words != PAD).sum(1)
     ends = (lengths > 0) & (lengths < max_word_bytes) & (words[:, 0] != STOP)
@@ -171,16 +277,29 @@ def split(self: HATModel, text: str) -> list[bytes]:
     "A text's words by the model's own rule."
     return named_splitter(self.config.splitter)(text, self.config.max_word_bytes)
 
+
 def word_tensor(
     rows: Iterable,  # for each text its words, a list of bytes
 ) -> Int[Tensor, "text word byte"]:  # padded with PAD
     "Words of several texts as one tensor."
     rows = list(rows)
     if not rows or not all(rows):
-        raise ScopeError(f"No words: {len(rows)} texts, {sum(not row for row in rows)} of them empty; give at least one text with a character")
-    width, longest = max(len(word) for row in rows for word in row), max(map(len, rows))
-    padded = b"".join(word.ljust(width, bytes([PAD])) for row in rows for word in [*row, *[b""] * (longest - len(row))])
-    return torch.frombuffer(bytearray(padded), dtype=torch.uint8).long().view(len(rows), longest, width)
+        raise ScopeError(
+            f"No words: {len(rows)} texts, {sum(not row for row in rows)} of them empty; give at "
+            "least one text with a character"
+        )
+    width = max(len(word) for row in rows for word in row)
+    longest = max(map(len, rows))
+    padded = b"".join(
+        word.ljust(width, bytes([PAD]))
+        for row in rows
+        for word in [*row, *[b""] * (longest - len(row))]
+    )
+    return (
+        torch.frombuffer(bytearray(padded), dtype=torch.uint8)
+        .long()
+        .view(len(rows), longest, width)
+    )
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #7dc953c6
 @patch
@@ -189,40 +308,59 @@ def generate(
     self: HATModel,
     prompt: str = "",
     max_words: int = 20,  # new words, the completed one included
-    temperature: "int | float" = 0,  # 0 takes the most probable byte
+    temperature: int | float = 0,  # 0 takes the most probable byte
     seed: int = 0,
     use_cache: bool = True,  # False computes the backbone anew for each word
 ) -> str:  # prompt and continuation
     "Write on, word by word; the prompt's last word counts as unfinished and is completed first."
     *words, begun = self.split(prompt) or [b""]
-    dice, past, fresh = torch.Generator().manual_seed(seed), None, [bytes([BEGIN]), *words]
+    dice = torch.Generator().manual_seed(seed)
+    past = None
+    fresh = [bytes([BEGIN]), *words]
     for _ in range(max_words):
         if not use_cache:
-            past, fresh = None, [bytes([BEGIN]), *words]
+            past = None
+            fresh = [bytes([BEGIN]), *words]
         e = self.encode(word_tensor([fresh])[0].to(self.device))
         run = self.backbone(inputs_embeds=e[None], past_key_values=past, use_cache=use_cache)
-        past, word = run.past_key_values, self.write_word(self.word_out(run.last_hidden_state[:, -1:]), begun, temperature, dice)
+        past = run.past_key_values
+        word = self.write_word(
+            self.word_out(run.last_hidden_state[:, -1:]), begun, temperature, dice
+        )
         if word == bytes([STOP]):
             break
-        words, fresh, begun = [*words, word], [word], b""
+        words = [*words, word]
+        fresh = [word]
+        begun = b""
     return b"".join([*words, begun]).decode("utf-8", "replace")
+
 
 @patch
 def write_word(
     self: HATModel,
     p: Float[Tensor, "1 1 d_byte"],  # predictive word embedding
     begun: bytes,  # how the word begins
-    temperature: "int | float",
+    temperature: int | float,
     dice: torch.Generator,
 ) -> bytes:
-    "One word from the decoder, byte by byte, until it says [W] or the word has the greatest length."
-    table, past, word = self.get_input_embeddings(), None, bytearray(begun)
+    """One word from the decoder, byte by byte, until it says [W] or the word has the greatest
+    length."""
+    table = self.get_input_embeddings()
+    past = None
+    word = bytearray(begun)
     fresh = torch.cat([p, table(torch.tensor([list(begun)], dtype=torch.long, device=p.device))], 1)
     while len(word) < self.config.max_word_bytes:
         run = self.decoder(inputs_embeds=fresh, past_key_values=past, use_cache=True)
-        logits, past = run.logits[0, -1].float().cpu(), run.past_key_values
-        logits[[BEGIN, PAD, END if not word else STOP]] = -torch.inf  # a word is not empty; [S] stands alone
-        symbol = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=dice)) if temperature else int(logits.argmax())
+        logits = run.logits[0, -1].float().cpu()
+        past = run.past_key_values
+        logits[
+            [BEGIN, PAD, END if not word else STOP]
+        ] = -torch.inf  # a word is not empty; [S] stands alone
+        symbol = (
+            int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=dice))
+            if temperature
+            else int(logits.argmax())
+        )
         if symbol in (END, STOP):
             return bytes(word) or bytes([STOP])
         word.append(symbol)
@@ -233,81 +371,127 @@ def write_word(
 @patch
 @torch.no_grad()
 def byte_costs(self: HATModel, texts: list[str]) -> list[tuple]:
-    "Nats of each byte, [W] counted with the last byte of its word, and whether it was the first choice."
+    """Nats of each byte, [W] counted with the last byte of its word, and whether it was the first
+    choice."""
     rows = [self.split(text) for text in texts]
-    out, found = self(word_tensor(rows).to(self.device)), []
+    out = self(word_tensor(rows).to(self.device))
+    found = []
     for row, nats, right in zip(rows, out.nats.cpu().double().numpy(), out.right.cpu().numpy()):
-        cost, hit = [], []
+        cost = []
+        hit = []
         for word, c, r in zip(row, nats, right):
             k = len(word)
-            cost += [*c[:k - 1], c[k - 1] + (c[k] if k < len(c) else 0)]
-            hit += [*r[:k - 1], r[k - 1] and (r[k] if k < len(r) else True)]
+            cost += [*c[: k - 1], c[k - 1] + (c[k] if k < len(c) else 0)]
+            hit += [*r[: k - 1], r[k - 1] and (r[k] if k < len(r) else True)]
         found.append((np.array(cost), np.array(hit)))
     return found
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #4bdba4cc
 def flops_per_byte(
-    model: "HATModel | Scope",
-    texts: "Iterable[str]",
+    model: HATModel | Scope,
+    texts: Iterable[str],
 ) -> float:  # floating point operations of a forward; training takes three times as many
-    "What a byte costs: two operations for each weight that reads a position, four for each pair of positions and each unit of width."
+    """What a byte costs: two operations for each weight that reads a position, four for each pair
+    of positions and each unit of width."""
     texts = list(texts)
     if isinstance(model, Scope):
         total = stack_flops(model.model, [len(model.tokenizer(t)["input_ids"]) for t in texts])
     else:
         rows = [model.split(t) for t in texts]
         inside = [len(word) + 1 for row in rows for word in row]
-        total = (stack_flops(model.encoder, inside, causal=False) + stack_flops(model.backbone, list(map(len, rows))) + stack_flops(model.decoder, inside)
-                 + 2 * (layer_weights(model.word_in) + layer_weights(model.word_out)) * len(inside))
+        total = (
+            stack_flops(model.encoder, inside, causal=False)
+            + stack_flops(model.backbone, list(map(len, rows)))
+            + stack_flops(model.decoder, inside)
+            + 2 * (layer_weights(model.word_in) + layer_weights(model.word_out)) * len(inside)
+        )
     return float(total / sum(len(t.encode()) for t in texts))
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #28927673
-TOYS = ("HAT", "BPE", "blocks")  # the small models that are shipped; blocks: HAT with words of eight bytes each
+TOYS = (
+    "HAT",
+    "BPE",
+    "blocks",
+)  # the small models that are shipped; blocks: HAT with words of eight bytes each
 
-def new_toy(name: str, seed: int = 0, **config) -> "HATModel | Scope":
-    "An untrained small model, one of `TOYS`; the first two take the same number of operations a byte."
+
+def new_toy(name: str, seed: int = 0, **config) -> HATModel | Scope:
+    """An untrained small model, one of `TOYS`; the first two take the same number of operations a
+    byte."""
     if name == "BPE":
         tokenizer = bpe_tokenizer(book_passages()[0])
-        return Scope(small_llama(len(tokenizer), 3, 140, 5, seed=seed, intermediate_size=8 * 140 // 3), tokenizer)
+        return Scope(
+            small_llama(len(tokenizer), 3, 140, 5, seed=seed, intermediate_size=8 * 140 // 3),
+            tokenizer,
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return HATModel(HATConfig(**{**({"splitter": "fixed 8"} if name == "blocks" else {}), **config})).eval()
+        return HATModel(
+            HATConfig(**{**({"splitter": "fixed 8"} if name == "blocks" else {}), **config})
+        ).eval()
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #061c72a7
 def word_rows(split: Callable) -> Callable:
-    "From a rule (text -> words), how texts become (ids, labels) for `passage_batches`; a text that ends in a line break gets the stop word [S]."
-    return lambda texts: (word_tensor([*split(t), *[bytes([STOP])] * t.endswith("\n")] for t in texts),) * 2
+    """From a rule (text -> words), how texts become (ids, labels) for `passage_batches`; a text
+    that ends in a line break gets the stop word [S]."""
+    return lambda texts: (
+        (word_tensor([*split(t), *[bytes([STOP])] * t.endswith("\n")] for t in texts),) * 2
+    )
+
 
 def train_toy(
     name: str,  # one of `TOYS`
     file: str,
     steps: int = 1800,  # three and a half times through the book
-    lr: "float | None" = None,  # None for what was used: 1e-3, and 2.4e-3 for BPE (the paper: 3e-4 times 32 over the number of heads)
+    lr: float
+    # None for what was used: 1e-3, and 2.4e-3 for BPE (the paper: 3e-4 times 32 over the number of
+    # heads)
+    | None = None,
     seed: int = 0,
 ):
     "Train a small model on Moby-Dick and keep it in half precision: some five minutes on one core."
-    model, lr = new_toy(name, seed), lr or (2.4e-3 if name == "BPE" else 1e-3)
-    rows = (lambda texts: token_rows(model.tokenizer, texts)) if isinstance(model, Scope) else word_rows(model.split)
-    losses = train_lm(getattr(model, "model", model), passage_batches(rows, book_passages()[0], seed=seed), steps, lr=lr, warmup=50 if name == "BPE" else 200)
-    about = dict(made=f"train_toy({name!r}, steps={steps}, lr={lr}, seed={seed})", text="Moby-Dick, without every twentieth paragraph")
+    model = new_toy(name, seed)
+    lr = lr or (2.4e-3 if name == "BPE" else 1e-3)
+    rows = (
+        (lambda texts: token_rows(model.tokenizer, texts))
+        if isinstance(model, Scope)
+        else word_rows(model.split)
+    )
+    losses = train_lm(
+        getattr(model, "model", model),
+        passage_batches(rows, book_passages()[0], seed=seed),
+        steps,
+        lr=lr,
+        warmup=50 if name == "BPE" else 200,
+    )
+    about = dict(
+        made=f"train_toy({name!r}, steps={steps}, lr={lr}, seed={seed})",
+        text="Moby-Dick, without every twentieth paragraph",
+    )
     if isinstance(model, Scope):
         return save_small(model.model, model.tokenizer, file, losses, **about)
     return save_hat(model, file, losses, **about)
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #9961afa4
-def save_hat(model: HATModel, file: str, losses: "list[float]" = (), **provenance):
-    "Keep a model in one safetensors file, in half precision, with its config, its training curve and what made it."
-    return keep_weights(model, file, "hat", losses, config=model.config.to_diff_dict(), provenance=provenance)
+def save_hat(model: HATModel, file: str, losses: list[float] = (), **provenance):
+    """Keep a model in one safetensors file, in half precision, with its config, its training curve
+    and what made it."""
+    return keep_weights(
+        model, file, "hat", losses, config=model.config.to_diff_dict(), provenance=provenance
+    )
+
 
 def load_hat(file: str) -> HATModel:
     "A model from its file; `losses` and `provenance` say where it comes from."
     header, weights = kept_weights(file, "hat")
     model = HATModel(HATConfig(**header["config"])).eval()
     model.load_state_dict(weights)
-    model.losses, model.provenance = header["losses"], header["provenance"]
+    model.losses = header["losses"]
+    model.provenance = header["provenance"]
     return model.requires_grad_(False)
 
-def hat_toy(name: str = "HAT") -> "HATModel | Scope":
+
+def hat_toy(name: str = "HAT") -> HATModel | Scope:
     "A small model that comes with the package, one of `TOYS`."
     if name not in TOYS:
         raise ScopeError(f"No such small model: {name!r}; accepted: {', '.join(TOYS)}")
@@ -316,29 +500,43 @@ def hat_toy(name: str = "HAT") -> "HATModel | Scope":
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #83d55178
 def spelling_robustness(
-    model: "HATModel | Scope",
-    texts: "Iterable[str]",
+    model: HATModel | Scope,
+    texts: Iterable[str],
     *,
-    kinds: "Iterable[str]" = ("permute", "replace", "delete", "caps"),
-    p: "int | float" = 0.1,  # share of characters; the paper: 10 %
+    kinds: Iterable[str] = ("permute", "replace", "delete", "caps"),
+    p: int | float = 0.1,  # share of characters; the paper: 10 %
     n: int = 200,  # words scored
     seed: int = 0,
-):  # a pandas DataFrame by kind: bits_per_byte, rise over clean with its 95 % interval, word_accuracy
-    "How much worse clean words are predicted behind disturbed ones (Neitemeier et al. 2025, robustness)."
+    # a pandas DataFrame by kind: bits_per_byte, rise over clean with its 95 % interval,
+    # word_accuracy
+):
+    """How much worse clean words are predicted behind disturbed ones (Neitemeier et al. 2025,
+    robustness)."""
     import pandas as pd
+
     targets = spelling_targets(texts, n, seed=seed)
-    size, clean = sum(len(word.encode()) for _, word in targets), target_costs(model, targets)
+    size = sum(len(word.encode()) for _, word in targets)
+    clean = target_costs(model, targets)
     rows = {}
     for kind in ("clean", *kinds):
         nats, right = clean if kind == "clean" else target_costs(model, targets, kind, p, seed)
         low, high = np.quantile(ratio_draws(nats, clean[0], seed=seed) - 1, (0.025, 0.975))
-        rows[kind] = dict(bits_per_byte=nats.sum() / np.log(2) / size, rise=nats.sum() / clean[0].sum() - 1, low=low, high=high, word_accuracy=right.mean())
+        rows[kind] = dict(
+            bits_per_byte=nats.sum() / np.log(2) / size,
+            rise=nats.sum() / clean[0].sum() - 1,
+            low=low,
+            high=high,
+            word_accuracy=right.mean(),
+        )
     return pd.DataFrame(rows).T
 
-def random_boundaries(model: HATModel, texts: "Iterable[str]", **hyperparameters):
+
+def random_boundaries(model: HATModel, texts: Iterable[str], **hyperparameters):
     "The control: the same model reads words that end anywhere, as often as its own."
-    texts, rule = list(texts), model.config.splitter
-    size, words = sum(len(t.encode()) for t in texts), sum(len(model.split(t)) for t in texts)
+    texts = list(texts)
+    rule = model.config.splitter
+    size = sum(len(t.encode()) for t in texts)
+    words = sum(len(model.split(t)) for t in texts)
     model.config.splitter = f"random {size / words:.3f}"
     try:
         return spelling_robustness(model, texts, **hyperparameters)

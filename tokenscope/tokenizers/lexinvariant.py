@@ -31,7 +31,8 @@ from ..learn.small_models import keep_weights, kept_weights, small_llama, train_
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #7e0a029f
 technique = {
     "title": "Lexinvariant language models",
-    "paper": "Lexinvariant Language Models (Huang, Zelikman, Chen, Wu, Valiant and Liang, NeurIPS 2023)",
+    "paper": "Lexinvariant Language Models (Huang, Zelikman, Chen, Wu, Valiant and Liang, "
+    "NeurIPS 2023)",
     "arxiv": "2305.16349",
     "family": "tokenizers",
     "returns": "table",
@@ -49,28 +50,36 @@ technique = {
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #716a2642
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 
+
 def plain_letters(text: str) -> str:
     "A text in 27 symbols; what is no letter of the English alphabet becomes a space."
     return " ".join("".join(c if c in LETTERS else " " for c in text.lower()).split())
+
 
 def encode_letters(text: str, alphabet: str = LETTERS) -> Int[Tensor, " token"]:
     "The numbers of the symbols of a text."
     if not text:
         raise ScopeError("No text to encode: it is empty; give at least one symbol")
     if bad := next((c for c in text if c not in alphabet), None):
-        raise ScopeError(f"A symbol outside the alphabet: {bad!r}; accepted: {alphabet!r}, see plain_letters")
+        raise ScopeError(
+            f"A symbol outside the alphabet: {bad!r}; accepted: {alphabet!r}, see plain_letters"
+        )
     return torch.tensor([alphabet.index(c) for c in text])
 
+
 def substitution_cipher(text: str, alphabet: str = LETTERS, seed: int = 0) -> tuple[str, str]:
-    "The text with every symbol replaced by another one, and the key: what stands for each symbol of the alphabet."
+    """The text with every symbol replaced by another one, and the key: what stands for each symbol
+    of the alphabet."""
     order = torch.randperm(len(alphabet), generator=torch.Generator().manual_seed(seed))
     key = "".join(alphabet[i] for i in order)
     return text.translate(str.maketrans(alphabet, key)), key
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #e0fe128e
 def random_embeddings(
-    batch: int, vocab: int, dim: int,  # each sequence gets its own draw
-    generator: "torch.Generator | None" = None,
+    batch: int,
+    vocab: int,
+    dim: int,  # each sequence gets its own draw
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch vocab dim"]:
     "A Gaussian vector for each token of each sequence (Huang et al. 2023, construction)."
     return torch.randn(batch, vocab, dim, generator=generator)
@@ -79,51 +88,99 @@ def random_embeddings(
 class LexinvariantLM(nn.Module):
     "A language model whose token vectors are drawn anew for each sequence (Huang et al. 2023)."
 
-    def __init__(self,
+    def __init__(
+        self,
         body,  # a causal LM or decoder of Hugging Face; it is called with `inputs_embeds`
         vocab_size: int,
-        p: "int | float" = 1.0,  # probability that a type's learnt vector is replaced; 0: standard, the paper's regulariser: 0.2
-        learned: "nn.Parameter | None" = None,  # (vocab, d_model); made if needed, that is for p below 1
-        shift: int = 0,  # tokens before, whose vectors are mixed in; above 0 there is a readout matrix W, else it is the identity
+        p: int
+        # probability that a type's learnt vector is replaced; 0: standard, the paper's regulariser:
+        # 0.2
+        | float = 1.0,
+        learned: nn.Parameter
+        | None = None,  # (vocab, d_model); made if needed, that is for p below 1
+        # tokens before, whose vectors are mixed in; above 0 there is a readout matrix W, else it is
+        # the identity
+        shift: int = 0,
         seed: int = 0,
     ):
         super().__init__()
         if not (0 <= p <= 1 and vocab_size >= 2):
-            raise ScopeError(f"Not a lexinvariant model: p={p}, {vocab_size} symbols; p is from 0 to 1, and there are two symbols or more")
-        self.body, self.vocab_size, self.p = getattr(body, "base_model", body), vocab_size, p
+            raise ScopeError(
+                f"Not a lexinvariant model: p={p}, {vocab_size} symbols; p is from 0 to 1, and "
+                "there are two symbols or more"
+            )
+        self.body = getattr(body, "base_model", body)
+        self.vocab_size = vocab_size
+        self.p = p
         self.dim = d = body.config.hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.learned = nn.Parameter(torch.randn(vocab_size, d)) if learned is None and p < 1 else learned
+            self.learned = (
+                nn.Parameter(torch.randn(vocab_size, d)) if learned is None and p < 1 else learned
+            )
             self.before = nn.ModuleList(nn.Linear(d, d, bias=False) for _ in range(shift))
             self.readout = nn.Linear(d, d, bias=False) if shift else nn.Identity()
         self.draws = torch.Generator().manual_seed(seed)  # used while training
 
-    def embeddings(self, batch: int, generator: "torch.Generator | None" = None) -> Float[Tensor, "*batch vocab d_model"]:
+    def embeddings(
+        self, batch: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*batch vocab d_model"]:
         "The rows for a batch; one table for all if p is 0."
         if self.p == 0:
             return self.learned
         source = generator or self.draws
-        drawn = random_embeddings(batch, self.vocab_size, self.dim, source).to(self.body.device)  # drawn on the processor, so a seed means the same everywhere
-        return drawn if self.p == 1 else torch.where(torch.rand(batch, self.vocab_size, 1, generator=source).to(drawn.device) < self.p, drawn, self.learned)
+        drawn = random_embeddings(batch, self.vocab_size, self.dim, source).to(
+            self.body.device
+        )  # drawn on the processor, so a seed means the same everywhere
+        return (
+            drawn
+            if self.p == 1
+            else torch.where(
+                torch.rand(batch, self.vocab_size, 1, generator=source).to(drawn.device) < self.p,
+                drawn,
+                self.learned,
+            )
+        )
 
-    def states(self, ids: Int[Tensor, "batch token"], E: Float[Tensor, "*batch vocab d_model"], layer: int = -1) -> Float[Tensor, "batch token d_model"]:
+    def states(
+        self,
+        ids: Int[Tensor, "batch token"],
+        E: Float[Tensor, "*batch vocab d_model"],
+        layer: int = -1,
+    ) -> Float[Tensor, "batch token d_model"]:
         "The residual stream after a layer; -1 is the last one, normed."
         x = E[ids] if E.ndim == 2 else E.gather(1, ids[..., None].expand(-1, -1, self.dim))
-        x = x + sum(nn.functional.pad(mix(x[:, : -i - 1]), (0, 0, i + 1, 0)) for i, mix in enumerate(self.before) if x.shape[1] > i + 1)
+        x = x + sum(
+            nn.functional.pad(mix(x[:, : -i - 1]), (0, 0, i + 1, 0))
+            for i, mix in enumerate(self.before)
+            if x.shape[1] > i + 1
+        )
         found = self.body(inputs_embeds=x, use_cache=False, output_hidden_states=True).hidden_states
         if not -len(found) <= layer < len(found):
-            raise ScopeError(f"No layer {layer} in this model; accepted: {-len(found)} to {len(found) - 1}, 0 is before the first")
+            raise ScopeError(
+                f"No layer {layer} in this model; accepted: {-len(found)} to {len(found) - 1}, 0 "
+                "is before the first"
+            )
         return found[layer]
 
-    def forward(self, input_ids: Tensor, labels=None, E=None, generator=None, use_cache: bool = False):
-        "Logits, and the mean loss if there are labels, which are not shifted; without `E` new vectors are drawn."
+    def forward(
+        self, input_ids: Tensor, labels=None, E=None, generator=None, use_cache: bool = False
+    ):
+        """Logits, and the mean loss if there are labels, which are not shifted; without `E` new
+        vectors are drawn."""
         from transformers.modeling_outputs import CausalLMOutput
+
         _check_input(self, input_ids, E)
         E = self.embeddings(len(input_ids), generator) if E is None else E
         h = self.readout(self.states(input_ids, E))
-        logits = (nn.functional.linear(h, E) if E.ndim == 2 else h @ E.transpose(1, 2)) / math.sqrt(self.dim)
-        loss = None if labels is None else nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        logits = (nn.functional.linear(h, E) if E.ndim == 2 else h @ E.transpose(1, 2)) / math.sqrt(
+            self.dim
+        )
+        loss = (
+            None
+            if labels is None
+            else nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        )
         return CausalLMOutput(loss=loss, logits=logits)
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #3d80d012
@@ -131,13 +188,25 @@ def _check_input(model, ids, E=None):
     "Refuse what cannot be read."
     limit = getattr(model.body.config, "max_position_embeddings", None)
     if ids.ndim != 2 or not ids.numel():
-        raise ScopeError(f"No sequences: the ids have the shape {tuple(ids.shape)}; give (sequence, token), neither empty")
+        raise ScopeError(
+            f"No sequences: the ids have the shape {tuple(ids.shape)}; give (sequence, token), "
+            "neither empty"
+        )
     if limit and ids.shape[1] > limit:
-        raise ScopeError(f"The sequence is longer than the context: {ids.shape[1]:,} tokens; at most {limit:,} are accepted")
+        raise ScopeError(
+            f"The sequence is longer than the context: {ids.shape[1]:,} tokens; at most {limit:,} "
+            "are accepted"
+        )
     if not 0 <= int(ids.min()) <= int(ids.max()) < model.vocab_size:
-        raise ScopeError(f"Not a symbol: ids from {int(ids.min())} to {int(ids.max())} are given; accepted: 0 to {model.vocab_size - 1}")
+        raise ScopeError(
+            f"Not a symbol: ids from {int(ids.min())} to {int(ids.max())} are given; accepted: 0 "
+            f"to {model.vocab_size - 1}"
+        )
     if E is not None and not E.isfinite().all():
-        raise ScopeError(f"Some vectors are not finite: {int((~E.isfinite()).sum())} numbers of E are NaN or infinite; give finite ones")
+        raise ScopeError(
+            f"Some vectors are not finite: {int((~E.isfinite()).sum())} numbers of E are NaN or "
+            "infinite; give finite ones"
+        )
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #c156425e
 def position_loss(
@@ -146,35 +215,52 @@ def position_loss(
     n_draws: int = 4,  # of the vectors
     E=None,  # fixed vectors instead, such as `model.learned`
     seed: int = 0,
-) -> Float[Tensor, "sequence position"]:  # nats; the first token is given, so there is one position less than tokens
+) -> Float[
+    Tensor, "sequence position"
+]:  # nats; the first token is given, so there is one position less than tokens
     "The loss at each position of each sequence."
     if ids.ndim != 2 or ids.shape[1] < 2:
-        raise ScopeError(f"Nothing to predict: the ids have the shape {tuple(ids.shape)}; give (sequence, token) with two tokens or more")
-    draws, total = torch.Generator().manual_seed(seed), 0
+        raise ScopeError(
+            f"Nothing to predict: the ids have the shape {tuple(ids.shape)}; give (sequence, "
+            "token) with two tokens or more"
+        )
+    draws = torch.Generator().manual_seed(seed)
+    total = 0
     with torch.no_grad():
         for _ in range(n_draws):
             logits = torch.cat([model(part, E=E, generator=draws).logits for part in ids.split(64)])
-            total = total + nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+            total = total + nn.functional.cross_entropy(
+                logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none"
+            )
     return total / n_draws
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #065a8328
 def bayes_lexinvariant(
-    logprob: Callable,  # ids (…, token) -> log-probability of each token given those before, same shape
+    # ids (…, token) -> log-probability of each token given those before, same shape
+    logprob: Callable,
     vocab: int,  # at most 6: there are vocab! relabellings
 ) -> Callable:  # the same kind of function
-    "The exact mixture of a source over all relabellings of its symbols (Huang et al. 2023, theory)."
+    """The exact mixture of a source over all relabellings of its symbols (Huang et al. 2023,
+    theory)."""
     if not 1 <= vocab <= 6:
-        raise ScopeError(f"Too many relabellings, or no symbols: vocab={vocab}; from 1 to 6 are accepted")
+        raise ScopeError(
+            f"Too many relabellings, or no symbols: vocab={vocab}; from 1 to 6 are accepted"
+        )
     names = torch.tensor(list(permutations(range(vocab))))
+
     def mixture(ids):
-        whole = torch.logsumexp(torch.stack([logprob(back[ids]).cumsum(-1) for back in names]), 0) - math.log(len(names))
+        whole = torch.logsumexp(
+            torch.stack([logprob(back[ids]).cumsum(-1) for back in names]), 0
+        ) - math.log(len(names))
         return torch.cat([whole[..., :1], whole.diff(dim=-1)], -1)
+
     return mixture
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #a0a0b337
 @dataclass(frozen=True)
 class MarkovSource:
     "A chain of symbols in which the next one depends on the last one only."
+
     transition: Float[Tensor, "symbol next"]
     initial: Float[Tensor, " symbol"]  # the stationary distribution
 
@@ -188,98 +274,176 @@ class MarkovSource:
 
     def logprob(self, ids: Int[Tensor, "*batch token"]) -> Float[Tensor, "*batch token"]:
         "Log-probability of each symbol, given those before."
-        return torch.cat([self.initial[ids[..., :1]], self.transition[ids[..., :-1], ids[..., 1:]]], -1).log()
+        return torch.cat(
+            [self.initial[ids[..., :1]], self.transition[ids[..., :-1], ids[..., 1:]]], -1
+        ).log()
+
 
 def markov_source(
     vocab: int = 6,
-    concentration: "int | float" = 0.4,  # of the Dirichlet rows; small: few successors each
+    concentration: int | float = 0.4,  # of the Dirichlet rows; small: few successors each
     seed: int = 4,
 ) -> MarkovSource:
     "A random chain, the same for the same seed."
     import numpy as np
+
     rows = torch.tensor(np.random.default_rng(seed).dirichlet([concentration] * vocab, vocab))
     settled = torch.linalg.matrix_power(rows, 4096)[0]
     return MarkovSource(rows, settled / settled.sum())
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #de151cac
 def windows(ids: Int[Tensor, " token"], length: int, size: int, seed: int = 0) -> Callable:
-    "Random windows of a long text, `size` of them in a batch: a function from the step to ids and labels."
+    """Random windows of a long text, `size` of them in a batch: a function from the step to ids and
+    labels."""
     if len(ids) <= length:
-        raise ScopeError(f"A text too short for its windows: {len(ids)} symbols; give more than {length}")
+        raise ScopeError(
+            f"A text too short for its windows: {len(ids)} symbols; give more than {length}"
+        )
+
     def batch(step):
-        starts = torch.randint(len(ids) - length, (size, 1), generator=torch.Generator().manual_seed(seed + step))
+        starts = torch.randint(
+            len(ids) - length, (size, 1), generator=torch.Generator().manual_seed(seed + step)
+        )
         return (ids[starts + torch.arange(length)],) * 2
+
     return batch
 
+
 def train_lexinvariant(
-    batch: Callable,  # step -> (ids, labels), both (sequence, token); labels are not shifted, -100 is left out
+    # step -> (ids, labels), both (sequence, token); labels are not shifted, -100 is left out
+    batch: Callable,
     vocab_size: int,
-    p: "int | float" = 1.0,  # 0 trains a standard model
-    steps: int = 2400, n_layers: int = 3, d_model: int = 128, n_heads: int = 4, lr: float = 2e-3,
+    p: int | float = 1.0,  # 0 trains a standard model
+    steps: int = 2400,
+    n_layers: int = 3,
+    d_model: int = 128,
+    n_heads: int = 4,
+    lr: float = 2e-3,
     rise: float = 0.0,  # share of the steps in which p climbs from 0 to its value; ours
     rope_theta: float = 1e4,  # higher: distance matters less
     seed: int = 0,
 ) -> tuple[LexinvariantLM, list]:  # the model, and the loss of every step
-    "Train a small Llama with token shift; weights start at a variance of 1/d, since the usual 0.02 leaves attention flat for long."
-    body = small_llama(8, n_layers, d_model, n_heads, seed=seed, intermediate_size=2 * d_model, initializer_range=d_model**-0.5, rope_theta=rope_theta)
+    """Train a small Llama with token shift; weights start at a variance of 1/d, since the usual
+    0.02 leaves attention flat for long."""
+    body = small_llama(
+        8,
+        n_layers,
+        d_model,
+        n_heads,
+        seed=seed,
+        intermediate_size=2 * d_model,
+        initializer_range=d_model**-0.5,
+        rope_theta=rope_theta,
+    )
     model = LexinvariantLM(body, vocab_size, min(p, 0.5) if rise else p, shift=1, seed=seed)
+
     def next_batch(step):
         model.p = p * min(1.0, step / (rise * steps)) if rise else p
         return batch(step)
+
     losses = train_lm(model, next_batch, steps, lr=lr)
-    model.p, model.learned = p, model.learned if p < 1 else None
+    model.p = p
+    model.learned = model.learned if p < 1 else None
     return model, losses
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #6f62258f
 def save_lexinvariant(model: LexinvariantLM, file, losses=(), **provenance):
-    "Keep a model of `train_lexinvariant` in one safetensors file, in half precision, with about 200 of its losses and with what made it."
-    return keep_weights(model, file, "lexinvariant", losses, config=model.body.config.to_diff_dict(), vocab_size=model.vocab_size, p=model.p, shift=len(model.before), provenance=provenance)
+    """Keep a model of `train_lexinvariant` in one safetensors file, in half precision, with about
+    200 of its losses and with what made it."""
+    return keep_weights(
+        model,
+        file,
+        "lexinvariant",
+        losses,
+        config=model.body.config.to_diff_dict(),
+        vocab_size=model.vocab_size,
+        p=model.p,
+        shift=len(model.before),
+        provenance=provenance,
+    )
+
 
 def load_lexinvariant(file) -> LexinvariantLM:
     "A model from its file, in float32; `losses` and `provenance` say where it comes from."
     from transformers import LlamaConfig, LlamaModel
+
     header, weights = kept_weights(file, "lexinvariant")
-    model = LexinvariantLM(LlamaModel(LlamaConfig(**header["config"])), header["vocab_size"], header["p"], shift=header["shift"])
+    model = LexinvariantLM(
+        LlamaModel(LlamaConfig(**header["config"])),
+        header["vocab_size"],
+        header["p"],
+        shift=header["shift"],
+    )
     model.load_state_dict(weights)
-    model.losses, model.provenance = header["losses"], header["provenance"]
+    model.losses = header["losses"]
+    model.provenance = header["provenance"]
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #ceaa4c76
 @cache
 def book_letters() -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
-    "Moby-Dick in 27 symbols: what the models learnt from, and the last tenth, which they did not see."
+    """Moby-Dick in 27 symbols: what the models learnt from, and the last tenth, which they did not
+    see."""
     ids = encode_letters(plain_letters(" ".join(moby_dick())))
     return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
 
+
 def make_lexinvariant_toys(folder):
     "Train the shipped models again: some half an hour on one core."
-    source, seen = markov_source(), book_letters()[0]
-    chain, text = lambda step: (source.sample(32, 64, seed=step),) * 2, windows(seen, length=256, size=8)
-    for name, p, batch, vocab, more in (("markov", 1.0, chain, 6, dict(steps=20_000, d_model=64, n_heads=2)), ("letters", 1.0, text, 27, dict(rise=0.5, rope_theta=1e8)),
-                                        ("letters_standard", 0.0, text, 27, dict(rope_theta=1e8)), ("letters_semi", 0.2, text, 27, dict(rope_theta=1e8))):
+    source = markov_source()
+    seen = book_letters()[0]
+
+    def chain(step):
+        return (source.sample(32, 64, seed=step),) * 2
+
+    text = windows(seen, length=256, size=8)
+    for name, p, batch, vocab, more in (
+        ("markov", 1.0, chain, 6, dict(steps=20_000, d_model=64, n_heads=2)),
+        ("letters", 1.0, text, 27, dict(rise=0.5, rope_theta=1e8)),
+        ("letters_standard", 0.0, text, 27, dict(rope_theta=1e8)),
+        ("letters_semi", 0.2, text, 27, dict(rope_theta=1e8)),
+    ):
         model, losses = train_lexinvariant(batch, vocab, p, **more)
-        save_lexinvariant(model, Path(folder) / f"lexinvariant_{name}.safetensors", losses, made_by="make_lexinvariant_toys", p=p, steps=len(losses), seed=0)
+        save_lexinvariant(
+            model,
+            Path(folder) / f"lexinvariant_{name}.safetensors",
+            losses,
+            made_by="make_lexinvariant_toys",
+            p=p,
+            steps=len(losses),
+            seed=0,
+        )
+
 
 @cache
 def lexinvariant_toy(name: str = "letters") -> LexinvariantLM:
     "A shipped model: letters, letters_standard, letters_semi or markov."
     if name not in ("letters", "letters_standard", "letters_semi", "markov"):
-        raise ScopeError(f"No shipped model is called {name!r}; there are: letters, letters_standard, letters_semi, markov")
+        raise ScopeError(
+            f"No shipped model is called {name!r}; there are: letters, letters_standard, "
+            "letters_semi, markov"
+        )
     return load_lexinvariant(files("tokenscope") / "shipped" / f"lexinvariant_{name}.safetensors")
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #39fb47c8
 def cipher_states(
     model: LexinvariantLM,
     ids: Int[Tensor, "sequence token"],  # of plain sequences
-    layer: int = -1, seed: int = 0,  # the seed of keys and vectors
+    layer: int = -1,
+    seed: int = 0,  # the seed of keys and vectors
     scrambled: bool = False,  # a new key for every character
 ) -> Float[Tensor, "sequence token d_model"]:
     "States of enciphered sequences, each with its own key and vectors."
     draws = torch.Generator().manual_seed(seed)
     keys = torch.rand(len(ids), model.vocab_size, generator=draws).argsort(1)
-    cipher = torch.randint(model.vocab_size, ids.shape, generator=draws) if scrambled else keys.gather(1, ids)
+    cipher = (
+        torch.randint(model.vocab_size, ids.shape, generator=draws)
+        if scrambled
+        else keys.gather(1, ids)
+    )
     with torch.no_grad():
         return model.states(cipher, model.embeddings(len(ids), draws), layer)
+
 
 def fit_decipher_probe(
     model: LexinvariantLM,
@@ -290,7 +454,8 @@ def fit_decipher_probe(
     seed: int = 0,
 ) -> ClassProbe:  # its `layer` is kept with it
     "Fit a linear probe for the real symbol to states at its cipher."
-    X, probe = cipher_states(model, ids, layer, seed, scrambled)[:, first:], ClassProbe()
+    X = cipher_states(model, ids, layer, seed, scrambled)[:, first:]
+    probe = ClassProbe()
     probe.layer = layer
     return probe.fit(X.flatten(0, 1), ids[:, first:].flatten())
 
@@ -299,38 +464,68 @@ def decipher(
     model: LexinvariantLM,
     probe: ClassProbe,  # of `fit_decipher_probe`
     cipher: str,
-    *, alphabet: str = LETTERS, seed: int = 0,  # of the vectors
+    *,
+    alphabet: str = LETTERS,
+    seed: int = 0,  # of the vectors
 ):  # a pandas DataFrame, a row for each character: cipher, guess, probability
     "What a model makes of each character in the moment in which it reads it."
     import pandas as pd
+
     ids = encode_letters(cipher, alphabet)[None]
     _check_input(model, ids)
     with torch.no_grad():
-        states = model.states(ids, model.embeddings(1, torch.Generator().manual_seed(seed)), probe.layer)[0]
+        states = model.states(
+            ids, model.embeddings(1, torch.Generator().manual_seed(seed)), probe.layer
+        )[0]
     chance = probe.model.predict_proba(states.numpy())
     names = [alphabet[i] for i in probe.model.classes_]
-    return pd.DataFrame({"cipher": list(cipher), "guess": [names[i] for i in chance.argmax(1)], "probability": chance.max(1)})
+    return pd.DataFrame(
+        {
+            "cipher": list(cipher),
+            "guess": [names[i] for i in chance.argmax(1)],
+            "probability": chance.max(1),
+        }
+    )
 
-def shuffled_key_decipher(model: LexinvariantLM, probe: ClassProbe, cipher: str, *, alphabet: str = LETTERS, seed: int = 0):
-    "The control: every character is enciphered once more with a key of its own, so no symbol means the same twice."
-    loose = torch.randint(len(alphabet), (len(cipher),), generator=torch.Generator().manual_seed(seed))
+
+def shuffled_key_decipher(
+    model: LexinvariantLM, probe: ClassProbe, cipher: str, *, alphabet: str = LETTERS, seed: int = 0
+):
+    """The control: every character is enciphered once more with a key of its own, so no symbol
+    means the same twice."""
+    loose = torch.randint(
+        len(alphabet), (len(cipher),), generator=torch.Generator().manual_seed(seed)
+    )
     return decipher(model, probe, "".join(alphabet[i] for i in loose), alphabet=alphabet, seed=seed)
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #c6489f81
 def make_lookup(
-    n_pairs: int, vocab: int, n_sequences: int = 32,
+    n_pairs: int,
+    vocab: int,
+    n_sequences: int = 32,
     new: bool = False,  # pairs that never stand together in training
     seed: int = 0,
-) -> tuple[Int[Tensor, "sequence token"], Int[Tensor, "sequence token"]]:  # ids and labels, -100 where nothing is asked
+) -> tuple[
+    Int[Tensor, "sequence token"], Int[Tensor, "sequence token"]
+]:  # ids and labels, -100 where nothing is asked
     "Sequences `a x b y … b y a x`; the answers of the second half have labels."
     if not 1 <= n_pairs <= vocab // 4:
-        raise ScopeError(f"Too many pairs, or none: n_pairs={n_pairs} of {vocab} symbols; from 1 to a quarter of the symbols are accepted")
+        raise ScopeError(
+            f"Too many pairs, or none: n_pairs={n_pairs} of {vocab} symbols; from 1 to a quarter "
+            "of the symbols are accepted"
+        )
     allowed = (torch.rand(vocab, vocab, generator=torch.Generator().manual_seed(0)) < 0.25) == new
-    draws, rows = torch.Generator().manual_seed(seed), []
+    draws = torch.Generator().manual_seed(seed)
+    rows = []
     while len(rows) < n_sequences:
-        order, pairs = torch.randperm(vocab, generator=draws).tolist(), []
+        order = torch.randperm(vocab, generator=draws).tolist()
+        pairs = []
         for key in order[:n_pairs]:
-            pairs += [(key, v) for v in order[n_pairs:] if allowed[key, v] and all(v != taken for _, taken in pairs)][:1]
+            pairs += [
+                (key, v)
+                for v in order[n_pairs:]
+                if allowed[key, v] and all(v != taken for _, taken in pairs)
+            ][:1]
         if len(pairs) == n_pairs:
             again = [pairs[i] for i in torch.randperm(n_pairs, generator=draws).tolist()]
             rows.append([symbol for pair in pairs + again for symbol in pair])

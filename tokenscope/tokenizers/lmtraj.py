@@ -28,12 +28,21 @@ from ..show.colours import Markup
 from ..text.names import ScopeError
 from ..core.scope import Scope
 from ..learn.small_models import load_small, save_small, small_llama, train_lm
-from ..learn.walkers import FUTURE, OBSERVED, checked_track, cluster_paths, constant_velocity, direction_of, simulate_walkers
+from tokenscope.learn.walkers import (
+    FUTURE,
+    OBSERVED,
+    checked_track,
+    cluster_paths,
+    constant_velocity,
+    direction_of,
+    simulate_walkers,
+)
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #17e0f49c
 technique = {
     "title": "Paths as text (LMTraj)",
-    "paper": "Can Language Beat Numerical Regression? Language-Based Multimodal Trajectory Prediction (Bae, Lee and Jeon, CVPR 2024)",
+    "paper": "Can Language Beat Numerical Regression? Language-Based Multimodal Trajectory "
+    "Prediction (Bae, Lee and Jeon, CVPR 2024)",
     "arxiv": "2403.18447",
     "family": "tokenizers",
     "returns": "paths",
@@ -41,35 +50,63 @@ technique = {
     "front": "lmtraj",
     "control": "shuffled_history",
     "neutral": {},
-    "example": {"observed": [[0.0, 0.0], [0.4, 0.0], [0.8, 0.0], [1.2, 0.0], [1.6, 0.0], [2.0, 0.0], [2.4, 0.0], [2.8, 0.0]], "n": 2, "frames": 2, "decimals": 1},
+    "example": {
+        "observed": [
+            [0.0, 0.0],
+            [0.4, 0.0],
+            [0.8, 0.0],
+            [1.2, 0.0],
+            [1.6, 0.0],
+            [2.0, 0.0],
+            [2.4, 0.0],
+            [2.8, 0.0],
+        ],
+        "n": 2,
+        "frames": 2,
+        "decimals": 1,
+    },
     "builds_on": [],
     "extra": "probes",
     "cost": "one generation of some 26 to 140 tokens for each guess",
-    "picture": "a plane with the observed points, the guessed paths and a cone of straight lines; beside it one path as tokens",
+    "picture": "a plane with the observed points, the guessed paths and a cone of straight lines; "
+    "beside it one path as tokens",
 }
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #f614b5ed
 def traj_to_text(
     traj,  # (frame, 2)
     decimals: int = 2,  # the paper: 2 for metres, 0 for pixels
-    scale: "int | float" = 1.0,  # the paper: 0.25 for pixels
+    scale: int | float = 1.0,  # the paper: 0.25 for pixels
 ) -> str:
     "Positions as a list of pairs, `[(1.00, 2.00), (3.00, 4.00)]`."
     track = np.atleast_2d(np.asarray(traj, dtype=float)) * scale
-    if track.ndim != 2 or track.shape[-1] != 2 or not len(track) or not np.isfinite(track).all() or np.abs(track).max() >= 1e6:
-        raise ScopeError(f"Not a path: shape {np.shape(traj)}; give finite positions (frame, 2), below a million")
-    say = lambda v: re.sub(r"^-(0(\.0*)?)$", r"\1", f"{v:.{decimals}f}")  # no minus zero
+    if (
+        track.ndim != 2
+        or track.shape[-1] != 2
+        or not len(track)
+        or not np.isfinite(track).all()
+        or np.abs(track).max() >= 1e6
+    ):
+        raise ScopeError(
+            f"Not a path: shape {np.shape(traj)}; give finite positions (frame, 2), below a million"
+        )
+
+    def say(v):
+        return re.sub(r"^-(0(\.0*)?)$", r"\1", f"{v:.{decimals}f}")  # no minus zero
+
     return "[" + ", ".join(f"({say(x)}, {say(y)})" for x, y in track) + "]"
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #c7f38e5d
 NUMBER = r"-?[0-9]{1,6}(?:\.[0-9]{1,6})?"
 PAIR = rf"\(({NUMBER}), ?({NUMBER})\)"
 
+
 def text_to_traj(
     text: str,
     n: int = FUTURE,  # pairs that are needed
-) -> "np.ndarray | None":  # (n, 2), or None where there is no such path
-    "Read the first list of pairs; one pair too few repeats the last, one too many drops it (the paper's repair)."
+) -> np.ndarray | None:  # (n, 2), or None where there is no such path
+    """Read the first list of pairs; one pair too few repeats the last, one too many drops it (the
+    paper's repair)."""
     found = re.search(rf"\[{PAIR}(?:, ?{PAIR})*\]", text)
     pairs = re.findall(PAIR, found[0]) if found else []
     if abs(len(pairs) - n) > 1 or not pairs:
@@ -87,13 +124,21 @@ def make_prompt(
     "Question, context and answer, in our own words."
     walk = checked_track(walk)
     if task not in TASKS or walk.ndim != 3:
-        raise ScopeError(f"Nothing to ask: task {task!r}, walk of shape {walk.shape}; tasks are {', '.join(TASKS)}, and a walk is (person, frame, 2)")
+        raise ScopeError(
+            f"Nothing to ask: task {task!r}, walk of shape {walk.shape}; tasks are "
+            f"{', '.join(TASKS)}, and a walk is (person, frame, 2)"
+        )
     seen = walk[:, :OBSERVED]
     order = np.argsort(np.linalg.norm(seen[:, -1] - seen[0, -1], axis=-1), kind="stable")
     near = [0, *(p for p in order if p)][:limit]
-    context = " ".join([scene] * bool(scene) + [f"pedestrian {k} was at {traj_to_text(seen[p], decimals)}." for k, p in enumerate(near)])
+    context = " ".join(
+        [scene] * bool(scene)
+        + [f"pedestrian {k} was at {traj_to_text(seen[p], decimals)}." for k, p in enumerate(near)]
+    )
     question, opening = TASKS[task]
-    answer = walk_answers(walk[near], decimals)[task] if walk.shape[1] >= OBSERVED + FUTURE else None
+    answer = (
+        walk_answers(walk[near], decimals)[task] if walk.shape[1] >= OBSERVED + FUTURE else None
+    )
     return f"question: {question} context: {context} answer: pedestrian 0 {opening}", answer
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #c23a5fed
@@ -106,17 +151,28 @@ TASKS = {  # question, and the beginning of the answer
     "mimicry": ("whose steps does pedestrian 0 repeat?", "repeats the steps of"),
 }
 
+
 def walk_answers(
     walk,  # (person, 20, 2)
     decimals: int = 2,
 ) -> dict:  # task -> answer
     "What the six questions have for an answer, from the positions alone."
     walk = checked_track(walk)
-    apart, steps = np.linalg.norm(walk[1:] - walk[0], axis=-1), np.diff(walk, axis=1)
+    apart = np.linalg.norm(walk[1:] - walk[0], axis=-1)
+    steps = np.diff(walk, axis=1)
     unlike = np.linalg.norm(steps[1:] - steps[0], axis=-1).mean(-1)
-    name = lambda found: f" pedestrian {1 + int(np.flatnonzero(found)[0])}" if found.any() else " nobody"
-    return {"forecast": " " + traj_to_text(walk[0, OBSERVED:], decimals), "destination": " " + traj_to_text(walk[0, -1:], decimals)[1:-1], "direction": " " + direction_of(walk[0]),
-            "group": name((apart < 1).all(-1)), "collision": name((apart[:, OBSERVED:] < 0.3).any(-1)), "mimicry": name(unlike < 0.1)}
+
+    def name(found):
+        return f" pedestrian {1 + int(np.flatnonzero(found)[0])}" if found.any() else " nobody"
+
+    return {
+        "forecast": " " + traj_to_text(walk[0, OBSERVED:], decimals),
+        "destination": " " + traj_to_text(walk[0, -1:], decimals)[1:-1],
+        "direction": " " + direction_of(walk[0]),
+        "group": name((apart < 1).all(-1)),
+        "collision": name((apart[:, OBSERVED:] < 0.3).any(-1)),
+        "mimicry": name(unlike < 0.1),
+    }
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #b12399f0
 def train_numeric_tokenizer(
@@ -128,31 +184,68 @@ def train_numeric_tokenizer(
     "A tokenizer learned from prompts and answers, so that frequent numbers become one token."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-    texts, special = list(texts), ["<pad>", "<bos>", "<eos>", "<unk>"]
-    if kind not in ("bpe", "unigram", "char") or not texts or not all(isinstance(t, str) and t for t in texts):
-        raise ScopeError(f"No tokenizer to train: kind {kind!r}, {len(texts)} texts; give texts that are not empty, and the kind bpe, unigram or char")
+
+    texts = list(texts)
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    if (
+        kind not in ("bpe", "unigram", "char")
+        or not texts
+        or not all(isinstance(t, str) and t for t in texts)
+    ):
+        raise ScopeError(
+            f"No tokenizer to train: kind {kind!r}, {len(texts)} texts; give texts that are not "
+            "empty, and the kind bpe, unigram or char"
+        )
     alphabet = sorted(set("".join(texts)) - {" "} | set("0123456789.-,()[]▁"))
     size = len(special) + len(alphabet) if kind == "char" else vocab_size
-    common = dict(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    common = dict(
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     inner = Tokenizer(models.Unigram() if kind == "unigram" else models.BPE(unk_token="<unk>"))
     words = pre_tokenizers.Metaspace(prepend_scheme="never")  # a word keeps the space before it
-    inner.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Digits(individual_digits=True)]) if digits else words
+    inner.pre_tokenizer = (
+        pre_tokenizers.Sequence([words, pre_tokenizers.Digits(individual_digits=True)])
+        if digits
+        else words
+    )
     inner.decoder = decoders.Metaspace(prepend_scheme="never")
-    inner.train_from_iterator(texts, trainers.UnigramTrainer(unk_token="<unk>", **common) if kind == "unigram" else trainers.BpeTrainer(**common))
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False)
+    inner.train_from_iterator(
+        texts,
+        trainers.UnigramTrainer(unk_token="<unk>", **common)
+        if kind == "unigram"
+        else trainers.BpeTrainer(**common),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #80c4fcd4
 SCENES = {False: "an open square.", True: "a fork ahead."}
 
+
 def sample_walks(
     n: int,
     seed: int = 0,
-    fork: "bool | None" = None,  # None: one half of each
-) -> tuple:  # paths (walk, 20, 2) with the last observed position as origin, and (walk,) whether there is a fork
+    fork: bool | None = None,  # None: one half of each
+    # paths (walk, 20, 2) with the last observed position as origin, and (walk,) whether there is a
+    # fork
+) -> tuple:
     "Walks to learn from, each person 0 of a crowd of its own."
     share = {False: n - n // 2, True: n // 2} if fork is None else {bool(fork): n}
-    paths = np.concatenate([np.concatenate(simulate_walkers(k, 2 * seed + f, f), 2)[:, 0] for f, k in share.items() if k or not n])
-    return paths - paths[:, OBSERVED - 1:OBSERVED], np.repeat(list(share), list(share.values()))
+    paths = np.concatenate(
+        [
+            np.concatenate(simulate_walkers(k, 2 * seed + f, f), 2)[:, 0]
+            for f, k in share.items()
+            if k or not n
+        ]
+    )
+    return paths - paths[:, OBSERVED - 1 : OBSERVED], np.repeat(list(share), list(share.values()))
+
 
 def walk_texts(
     paths,  # (walk, 20, 2)
@@ -160,7 +253,10 @@ def walk_texts(
     decimals: int = 1,
 ) -> list:  # (prompt, answer) of each
     "Walks as prompts and answers, without neighbours."
-    return [make_prompt(path[None], scene=SCENES[bool(f)], decimals=decimals) for path, f in zip(paths, forked)]
+    return [
+        make_prompt(path[None], scene=SCENES[bool(f)], decimals=decimals)
+        for path, f in zip(paths, forked)
+    ]
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #5f68abb9
 def walker_tokenizer(
@@ -168,9 +264,14 @@ def walker_tokenizer(
 ):  # a tokenizer of at most 1,224 tokens
     "A tokenizer for walks; only the text it is learned from, or the cutting of digits, differs."
     if numbers not in ("numeric", "digits", "generic"):
-        raise ScopeError(f"No such tokenizer for walks: {numbers!r}; accepted: numeric, digits, generic")
+        raise ScopeError(
+            f"No such tokenizer for walks: {numbers!r}; accepted: numeric, digits, generic"
+        )
     texts = [p + a for p, a in walk_texts(*sample_walks(3000, 1_000_000))]
-    return train_numeric_tokenizer(moby_dick() if numbers == "generic" else texts, digits=numbers == "digits")
+    return train_numeric_tokenizer(
+        moby_dick() if numbers == "generic" else texts, digits=numbers == "digits"
+    )
+
 
 def walker_batch(
     tokenizer,
@@ -180,9 +281,15 @@ def walker_batch(
 ) -> tuple:  # ids and labels, both (walk, token)
     "Fresh walks as token ids; all tokens are learned, not the answer alone."
     texts = walk_texts(*sample_walks(size, 1000 * (seed + 1) + step))
-    rows = [tokenizer(prompt + answer)["input_ids"] + [tokenizer.eos_token_id] for prompt, answer in texts]
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=tokenizer.pad_token_id)
+    rows = [
+        tokenizer(prompt + answer)["input_ids"] + [tokenizer.eos_token_id]
+        for prompt, answer in texts
+    ]
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(r) for r in rows], batch_first=True, padding_value=tokenizer.pad_token_id
+    )
     return ids, ids.masked_fill(ids == tokenizer.pad_token_id, -100)
+
 
 def train_walker_lm(
     file,  # the safetensors file to write
@@ -195,19 +302,44 @@ def train_walker_lm(
     "Teach a small Llama to write how people walk on."
     tokenizer = walker_tokenizer(numbers)
     model = small_llama(len(tokenizer), n_layers=3, d_model=96, n_heads=4, seed=seed)
-    losses = train_lm(model, lambda step: walker_batch(tokenizer, step, size, seed), steps, lr=lr, warmup=100)
-    return load_small(save_small(model, tokenizer, file, losses, made_by="train_walker_lm", numbers=numbers, steps=steps, size=size, lr=lr, seed=seed))
+    losses = train_lm(
+        model, lambda step: walker_batch(tokenizer, step, size, seed), steps, lr=lr, warmup=100
+    )
+    return load_small(
+        save_small(
+            model,
+            tokenizer,
+            file,
+            losses,
+            made_by="train_walker_lm",
+            numbers=numbers,
+            steps=steps,
+            size=size,
+            lr=lr,
+            seed=seed,
+        )
+    )
 
-def train_walker_lms(folder: "str | Path") -> list:
+
+def train_walker_lms(folder: str | Path) -> list:
     "The shipped models: 2,700 steps of 32 walks, and three tokenizers at 700 steps of 16."
-    plan = {"numeric": (2700, 32), "numeric_short": (700, 16), "digits": (700, 16), "generic": (700, 16)}
-    return [train_walker_lm(Path(folder) / f"walker_{name}.safetensors", name.split("_")[0], *how) for name, how in plan.items()]
+    plan = {
+        "numeric": (2700, 32),
+        "numeric_short": (700, 16),
+        "digits": (700, 16),
+        "generic": (700, 16),
+    }
+    return [
+        train_walker_lm(Path(folder) / f"walker_{name}.safetensors", name.split("_")[0], *how)
+        for name, how in plan.items()
+    ]
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #578e6d95
 class CoordinateGrammar(LogitsProcessor):
     "Lets a model write nothing but a list of pairs; every finished text parses."
 
-    def __init__(self,
+    def __init__(
+        self,
         tokenizer,
         start: int,  # tokens of the prompt, padding included
         n_points: int = FUTURE,
@@ -215,70 +347,139 @@ class CoordinateGrammar(LogitsProcessor):
         whole_digits: int = 2,  # the most digits before the point
     ):
         number = rf"-?[0-9]{{1,{whole_digits}}}" + rf"\.[0-9]{{{decimals}}}" * bool(decimals)
-        self.grammar = regex.compile(rf" ?\[\({number}, {number}\)(?:, \({number}, {number}\)){{{n_points - 1}}}\]")
+        self.grammar = regex.compile(
+            rf" ?\[\({number}, {number}\)(?:, \({number}, {number}\)){{{n_points - 1}}}\]"
+        )
         vocab = tokenizer.get_vocab()
-        pieces = {i: piece.replace("▁" if "▁" in vocab else "Ġ", " ") for piece, i in vocab.items()}  # how a space is written in it
-        self.pieces = {i: piece for i, piece in sorted(pieces.items()) if re.fullmatch(r"[-0-9., ()\[\]]+", piece)}
-        self.start, self.end, self.kept = start, tokenizer.eos_token_id, {}
+        pieces = {
+            i: piece.replace("▁" if "▁" in vocab else "Ġ", " ") for piece, i in vocab.items()
+        }  # how a space is written in it
+        self.pieces = {
+            i: piece
+            for i, piece in sorted(pieces.items())
+            if re.fullmatch(r"[-0-9., ()\[\]]+", piece)
+        }
+        self.start = start
+        self.end = tokenizer.eos_token_id
+        self.kept = {}
         if self.end is None or not self.pieces:
-            raise ScopeError(f"This tokenizer cannot write paths: end of text is {self.end}, {len(self.pieces)} tokens are made of digits and brackets; give one with both")
+            raise ScopeError(
+                f"This tokenizer cannot write paths: end of text is {self.end}, {len(self.pieces)} "
+                "tokens are made of digits and brackets; give one with both"
+            )
 
     def allowed(self, text: str) -> list:
-        "Ids that may follow what was written; they depend on the pairs finished and the shape of the unfinished one."
-        shape = text.count(")"), re.sub("[0-9]", "0", text[text.rfind(")") + 1:])
+        """Ids that may follow what was written; they depend on the pairs finished and the shape of
+        the unfinished one."""
+        shape = text.count(")"), re.sub("[0-9]", "0", text[text.rfind(")") + 1 :])
         if shape not in self.kept:
-            self.kept[shape] = [i for i, piece in self.pieces.items() if self.grammar.fullmatch(text + piece, partial=True)] or [self.end]
+            self.kept[shape] = [
+                i
+                for i, piece in self.pieces.items()
+                if self.grammar.fullmatch(text + piece, partial=True)
+            ] or [self.end]
         return self.kept[shape]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         "Scores with what may not follow at minus infinity."
-        ended, masks, rows = [self.end], {}, []
-        for ids in input_ids[:, self.start:].tolist():
-            rows.append(ended if self.end in ids else self.allowed("".join(self.pieces.get(i, "?") for i in ids)))
+        ended = [self.end]
+        masks = {}
+        rows = []
+        for ids in input_ids[:, self.start :].tolist():
+            rows.append(
+                ended
+                if self.end in ids
+                else self.allowed("".join(self.pieces.get(i, "?") for i in ids))
+            )
             if id(rows[-1]) not in masks:  # rows of one shape share their list
                 masks[id(rows[-1])] = torch.zeros(scores.shape[1], dtype=torch.bool)
                 masks[id(rows[-1])][[i for i in rows[-1] if i < scores.shape[1]]] = True
-        return scores.masked_fill(~torch.stack([masks[id(row)] for row in rows]).to(scores.device), -torch.inf)
+        return scores.masked_fill(
+            ~torch.stack([masks[id(row)] for row in rows]).to(scores.device), -torch.inf
+        )
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #e011fa46
 def predict_trajectories(
     scope: Scope,
-    prompts: "Sequence[str]",  # of `make_prompt`
+    prompts: Sequence[str],  # of `make_prompt`
     n: int = 20,  # guesses; the paper: 1,000, then clustered
-    temperature: "int | float" = 0.7,  # the paper's; 0 is greedy
-    beams: "int | None" = None,  # the paper: 2, for its most likely path; then there is one guess
+    temperature: int | float = 0.7,  # the paper's; 0 is greedy
+    beams: int | None = None,  # the paper: 2, for its most likely path; then there is one guess
     constrained: bool = True,  # by `CoordinateGrammar`
     frames: int = FUTURE,
     decimals: int = 1,
     seed: int = 0,
     rows: int = 240,  # written at once
-) -> tuple:  # paths (prompt, guess, frame, 2), whether each was valid (prompt, guess), and the texts
-    "Futures as a model writes them. One that cannot be read, or leaps 5 m, becomes standing still at the origin."
+    # paths (prompt, guess, frame, 2), whether each was valid (prompt, guess), and the texts
+) -> tuple:
+    """Futures as a model writes them. One that cannot be read, or leaps 5 m, becomes standing still
+    at the origin."""
     if n < 1 or not temperature >= 0 or not len(prompts):
-        raise ScopeError(f"Nothing to predict: {len(prompts)} prompts, {n} guesses, temperature {temperature}; give at least one prompt and guess, and a temperature from 0")
+        raise ScopeError(
+            f"Nothing to predict: {len(prompts)} prompts, {n} guesses, temperature {temperature}; "
+            "give at least one prompt and guess, and a temperature from 0"
+        )
     greedy = temperature == 0 or beams
     longest = traj_to_text([[-10, -10]] * frames, decimals)
-    most = len(longest) + 2 if constrained else len(scope.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8
-    how = dict(num_beams=beams or 1) if greedy else dict(do_sample=True, temperature=float(temperature), top_k=0, top_p=1.0, num_return_sequences=n)
-    each, texts = max(1, rows // (1 if greedy else n)), []
+    most = (
+        len(longest) + 2
+        if constrained
+        else len(scope.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8
+    )
+    how = (
+        dict(num_beams=beams or 1)
+        if greedy
+        else dict(
+            do_sample=True,
+            temperature=float(temperature),
+            top_k=0,
+            top_p=1.0,
+            num_return_sequences=n,
+        )
+    )
+    each = max(1, rows // (1 if greedy else n))
+    texts = []
     for k in range(0, len(prompts), each):
-        batch = scope.encode(list(prompts[k:k + each]), padding_side="left")
-        grammar = [CoordinateGrammar(scope.tokenizer, batch.input_ids.shape[1], frames, decimals)] if constrained else []
-        written = scope.generate(batch, max_new_tokens=most, seed=seed + k, logits_processor=LogitsProcessorList(grammar), **how)
+        batch = scope.encode(list(prompts[k : k + each]), padding_side="left")
+        grammar = (
+            [CoordinateGrammar(scope.tokenizer, batch.input_ids.shape[1], frames, decimals)]
+            if constrained
+            else []
+        )
+        written = scope.generate(
+            batch,
+            max_new_tokens=most,
+            seed=seed + k,
+            logits_processor=LogitsProcessorList(grammar),
+            **how,
+        )
         texts += [written] if isinstance(written, str) else written
-    texts = [texts[k:k + 1] * (1 if beams else n) if greedy else texts[k * n:k * n + n] for k in range(len(prompts))]
+    texts = [
+        texts[k : k + 1] * (1 if beams else n) if greedy else texts[k * n : k * n + n]
+        for k in range(len(prompts))
+    ]
     paths = [[_plausible(text_to_traj(text, frames)) for text in some] for some in texts]
     valid = np.array([[p is not None for p in some] for some in paths])
-    return np.array([[np.zeros((frames, 2)) if p is None else p for p in some] for some in paths]), valid, texts
+    return (
+        np.array([[np.zeros((frames, 2)) if p is None else p for p in some] for some in paths]),
+        valid,
+        texts,
+    )
+
 
 def _plausible(path):
     "A path, or None if it leaps more than 5 m in a step."
-    return None if path is None or np.linalg.norm(np.diff(path, axis=0, prepend=0), axis=-1).max() > 5 else path
+    return (
+        None
+        if path is None or np.linalg.norm(np.diff(path, axis=0, prepend=0), axis=-1).max() > 5
+        else path
+    )
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #ac90aa70
 @dataclass(frozen=True)
 class Forecast:
     "Guessed paths of one person, in metres; it shows itself as a plane."
+
     observed: np.ndarray  # (frame, 2)
     paths: np.ndarray  # (guess, frame, 2)
     valid: np.ndarray  # (guess,)
@@ -291,18 +492,51 @@ class Forecast:
 
     def svg(self, truth=None, k: int = 4, size: int = 340) -> Markup:
         "Observed points, guesses (thin), their centres (thick), and the cone of straight lines."
-        last, end = self.observed[-1:], constant_velocity(self.observed)[0, -1]
+        last = self.observed[-1:]
+        end = constant_velocity(self.observed)[0, -1]
         turn = np.arctan2(*(end - last[0])[::-1]) + np.linspace(-2, 2, 21)
-        cone = np.concatenate([last, end + 12 * 0.15 * np.stack([np.cos(turn), np.sin(turn)], -1)])  # velocity errors of 0.15 m a frame
-        every = np.concatenate([self.observed, self.paths.reshape(-1, 2), cone, *([] if truth is None else [truth])])
-        low, span = every.min(0), max(np.ptp(every, 0).max(), 1)
-        at = lambda path: " ".join(f"{x:.0f},{y:.0f}" for x, y in ((path - low) / span * [1, -1] + [0, 1]) * (size - 24) + 12)
-        line = lambda path, colour, width, more="": f'<polyline points="{at(np.concatenate([last, path]))}" fill="none" stroke="{colour}" stroke-width="{width}" {more}/>'
-        drawn = [f'<polygon points="{at(cone)}" fill="#888" fill-opacity=".2"/>'] + [line(p, "#0072B2", 1, 'stroke-opacity=".4"') for p in self.paths]
-        drawn += [line(p, "#D55E00", 3) for p in self.centres(k)] + ([] if truth is None else [line(truth, "#009E73", 3, 'stroke-dasharray="6 5"')])
-        drawn += [f'<circle cx="{a}" cy="{b}" r="3.5"/>' for a, b in (p.split(",") for p in at(self.observed).split())]
-        told = f"{len(self.paths)} guesses (blue), {k} centres (orange), straight lines (grey){', truth (dashed)' if truth is not None else ''}; {1 - self.valid.mean():.0%} not valid. The plane is {span:.1f} m wide."
-        return Markup(f'<figure style="margin:0;max-width:{size}px"><svg viewBox="0 0 {size} {size}" width="100%" role="img" aria-label="{told}" fill="currentColor">{"".join(drawn)}</svg><figcaption style="font:13px system-ui">{told}</figcaption></figure>')
+        cone = np.concatenate(
+            [last, end + 12 * 0.15 * np.stack([np.cos(turn), np.sin(turn)], -1)]
+        )  # velocity errors of 0.15 m a frame
+        every = np.concatenate(
+            [self.observed, self.paths.reshape(-1, 2), cone, *([] if truth is None else [truth])]
+        )
+        low = every.min(0)
+        span = max(np.ptp(every, 0).max(), 1)
+
+        def at(path):
+            return " ".join(
+                f"{x:.0f},{y:.0f}"
+                for x, y in ((path - low) / span * [1, -1] + [0, 1]) * (size - 24) + 12
+            )
+
+        def line(path, colour, width, more=""):
+            return (
+                f'<polyline points="{at(np.concatenate([last, path]))}" fill="none" '
+                f'stroke="{colour}" stroke-width="{width}" {more}/>'
+            )
+
+        drawn = [f'<polygon points="{at(cone)}" fill="#888" fill-opacity=".2"/>'] + [
+            line(p, "#0072B2", 1, 'stroke-opacity=".4"') for p in self.paths
+        ]
+        drawn += [line(p, "#D55E00", 3) for p in self.centres(k)] + (
+            [] if truth is None else [line(truth, "#009E73", 3, 'stroke-dasharray="6 5"')]
+        )
+        drawn += [
+            f'<circle cx="{a}" cy="{b}" r="3.5"/>'
+            for a, b in (p.split(",") for p in at(self.observed).split())
+        ]
+        told = (
+            f"{len(self.paths)} guesses (blue), {k} centres (orange), straight lines "
+            f"(grey){', truth (dashed)' if truth is not None else ''}; {1 - self.valid.mean():.0%} "
+            f"not valid. The plane is {span:.1f} m wide."
+        )
+        return Markup(
+            f'<figure style="margin:0;max-width:{size}px"><svg viewBox="0 0 {size} {size}" '
+            f'width="100%" role="img" aria-label="{told}" '
+            f'fill="currentColor">{"".join(drawn)}</svg><figcaption style="font:13px '
+            f'system-ui">{told}</figcaption></figure>'
+        )
 
     def _repr_html_(self):
         return str(self.svg())
@@ -310,23 +544,35 @@ class Forecast:
 # %% ../../nbs/tokenizers/lmtraj.ipynb #72d4b49b
 def lmtraj(
     scope: Scope,
-    observed,  # (frame, 2), or (person, frame, 2) with the person asked about first; 8 frames, 0.4 s apart, in metres
+    # (frame, 2), or (person, frame, 2) with the person asked about first; 8 frames, 0.4 s apart, in
+    # metres
+    observed,
     *,
     scene: str = "an open square.",
-    examples: Sequence = (),  # walks (person, 20, 2) that are answered before, for models that were not trained on this
+    # walks (person, 20, 2) that are answered before, for models that were not trained on this
+    examples: Sequence = (),
     **how,  # of `predict_trajectories`
 ) -> Forecast:
-    "Where will somebody be in the next 4.8 s, in the words of a language model? (Bae, Lee and Jeon 2024)"
+    """Where will somebody be in the next 4.8 s, in the words of a language model? (Bae, Lee and
+    Jeon 2024)"""
     track = checked_track(observed)
     track = track[None] if track.ndim == 2 else track
     if track.ndim != 3 or track.shape[1] != OBSERVED:
-        raise ScopeError(f"Not {OBSERVED} observed frames: shape {track.shape}; give (8, 2), or (person, 8, 2)")
-    here, decimals, shown = track[0, -1], how.get("decimals", 1), ""
+        raise ScopeError(
+            f"Not {OBSERVED} observed frames: shape {track.shape}; give (8, 2), or (person, 8, 2)"
+        )
+    here = track[0, -1]
+    decimals = how.get("decimals", 1)
+    shown = ""
     for walk in examples:
-        shown += "".join(make_prompt(walk - walk[0, OBSERVED - 1], scene=scene, decimals=decimals)) + "\n"
+        shown += (
+            "".join(make_prompt(walk - walk[0, OBSERVED - 1], scene=scene, decimals=decimals))
+            + "\n"
+        )
     prompt = shown + make_prompt(track - here, scene=scene, decimals=decimals)[0]
     paths, valid, texts = predict_trajectories(scope, [prompt], **how)
     return Forecast(track[0], paths[0] + here, valid[0], texts[0], prompt)
+
 
 def shuffled_history(
     scope: Scope,
@@ -347,5 +593,8 @@ def walker_model(
     "A shipped model that was trained on walks."
     file = Path(str(files("tokenscope") / "shipped" / f"walker_{name}.safetensors"))
     if not file.is_file():
-        raise ScopeError(f"No walker model is called {name!r}; shipped are numeric, numeric_short, digits, generic")
+        raise ScopeError(
+            f"No walker model is called {name!r}; shipped are numeric, numeric_short, digits, "
+            "generic"
+        )
     return load_small(file)

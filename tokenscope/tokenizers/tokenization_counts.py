@@ -22,13 +22,21 @@ from ..data.cuts import named_tokenizers, number_pieces
 from ..measure.diagnosis import Diagnosis
 from ..measure.intervals import wilson_interval
 from ..text.names import ScopeError
-from ..text.numbers import add_carries, chunk_number, column_sum, digit_groups, sample_additions, to_base
+from tokenscope.text.numbers import (
+    add_carries,
+    chunk_number,
+    column_sum,
+    digit_groups,
+    sample_additions,
+    to_base,
+)
 from ..core.scope import Scope
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #ec2f2720
 technique = {
     "title": "Tokenization counts",
-    "paper": "Tokenization counts: the impact of tokenization on arithmetic in frontier LLMs (Singh and Strouse, 2024)",
+    "paper": "Tokenization counts: the impact of tokenization on arithmetic in frontier LLMs "
+    "(Singh and Strouse, 2024)",
     "arxiv": "2402.14903",
     "family": "tokenizers",
     "returns": "table",
@@ -53,30 +61,48 @@ def number_rule(
 ) -> str:
     "How a tokenizer cuts runs of digits, found by trying."
     rng = random.Random(seed)
-    numbers = ["".join(rng.choices("0123456789", k=n)) for n in range(1, longest + 1) for _ in range(draws)]
+    numbers = [
+        "".join(rng.choices("0123456789", k=n)) for n in range(1, longest + 1) for _ in range(draws)
+    ]
     pieces = [number_pieces(number, tokenizer, before) for number in numbers]
     for size in range(1, longest):
         for direction, side in (("l2r", "left"), ("r2l", "right")):
-            if all(found == digit_groups(number, size, direction) for found, number in zip(pieces, numbers)):
+            if all(
+                found == digit_groups(number, size, direction)
+                for found, number in zip(pieces, numbers)
+            ):
                 return "single digits" if size == 1 else f"{size} from the {side}"
     return "by the pieces"
 
+
 def number_rules(
-    tokenizers: "Iterable | Mapping | str | None" = None,  # names of the catalogue, files or tokenizers; None for the whole catalogue
+    tokenizers: Iterable
+    | Mapping
+    | str
+    | None = None,  # names of the catalogue, files or tokenizers; None for the whole catalogue
     number: str = "1234567",  # shown as each cuts it
     **tried,  # of `number_rule`: longest, draws, seed
 ):  # a pandas DataFrame, a row for each tokenizer
     "The rules of many tokenizers, and one number as they cut it."
     import pandas as pd
+
     shown = (chunk_number(number, sep=""), chunk_number(number))  # plain, and with commas
-    rows = {name: {"rule": number_rule(t, **tried), "after a space": number_rule(t, " ", **tried), **{text: "|".join(number_pieces(text, t)) for text in shown}} for name, t in named_tokenizers(tokenizers).items()}
+    rows = {
+        name: {
+            "rule": number_rule(t, **tried),
+            "after a space": number_rule(t, " ", **tried),
+            **{text: "|".join(number_pieces(text, t)) for text in shown},
+        }
+        for name, t in named_tokenizers(tokenizers).items()
+    }
     return pd.DataFrame(rows).T.rename_axis("tokenizer")
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #f3f12c51
 SEPARATORS = {"comma": ",", "space": " ", "dot": ".", "hashtag": "#", "dollar": "$", "foo": "foo"}
 
+
 def write_number(
-    number: "int | str",
+    number: int | str,
     form: str = "nosep",  # or SEPARATOR_l2r, SEPARATOR_r2l, SEPARATOR_random
     size: int = 3,  # digits in a group
     seed: int = 0,  # of the random cuts
@@ -87,62 +113,110 @@ def write_number(
     if form == "nosep":
         return digits
     if name not in SEPARATORS or direction not in ("l2r", "r2l", "random"):
-        raise ScopeError(f"Unknown form of numbers: {form!r}; accepted: nosep, or one of {', '.join(SEPARATORS)} followed by _l2r, _r2l or _random")
+        raise ScopeError(
+            f"Unknown form of numbers: {form!r}; accepted: nosep, or one of "
+            f"{', '.join(SEPARATORS)} followed by _l2r, _r2l or _random"
+        )
     if direction != "random":
         return chunk_number(digits, size, SEPARATORS[name], direction)
-    places = sorted(random.Random(f"{seed} {digits}").sample(range(1, len(digits)), (len(digits) - 1) // size))
+    places = sorted(
+        random.Random(f"{seed} {digits}").sample(range(1, len(digits)), (len(digits) - 1) // size)
+    )
     return SEPARATORS[name].join(digits[a:b] for a, b in zip([0, *places], [*places, len(digits)]))
 
+
 _WRITTEN = re.compile(r"\d+(?:(?:" + "|".join(map(re.escape, SEPARATORS.values())) + r")\d+)*")
+
 
 def read_number(
     text: str,  # what a model wrote
 ) -> tuple:  # its digits without separators and the number as written; (None, "") if there is none
     "The number that an answer begins with: after the last = of its first line."
     found = _WRITTEN.match(text.strip().split("\n")[0].rpartition("=")[2].strip())
-    return ("".join(str(int(c)) for c in found[0] if c.isdecimal()), found[0]) if found else (None, "")
+    return (
+        ("".join(str(int(c)) for c in found[0] if c.isdecimal()), found[0]) if found else (None, "")
+    )
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #292be1e5
 def sample_shots(
-    problem: "tuple[int, int]",
+    problem: tuple[int, int],
     shots: int = 8,
     seed: int = 0,
 ) -> list[tuple[int, int]]:
     "Other problems with the same lengths of both numbers and of the sum."
-    lengths, found = [len(str(n)) for n in (*problem, sum(problem))], []
+    lengths = [len(str(n)) for n in (*problem, sum(problem))]
+    found = []
     while len(found) < shots:
         found += [p for p in sample_additions(lengths, shots, seed=seed) if p != tuple(problem)]
         seed += 1_000_003
     return found[:shots]
 
+
 def addition_prompt(
-    problem: "tuple[int, int]",
-    shots: "Sequence[tuple[int, int]]" = (),  # solved before it
+    problem: tuple[int, int],
+    shots: Sequence[tuple[int, int]] = (),  # solved before it
     form: str = "nosep",  # of the question
-    repeat: "str | None" = None,  # form in which the problem is written again before the answer
-    answer: "str | None" = None,  # form of the answer; None for that of the question
+    repeat: str | None = None,  # form in which the problem is written again before the answer
+    answer: str | None = None,  # form of the answer; None for that of the question
     spaces: int = 0,  # around + and before =
     size: int = 3,
     chat: bool = True,  # messages; False for lines of text
     system: str = "You are a helpful assistant.",
-) -> tuple:  # the prompt, the repeated problem that comes next ("" without), the right answer after it
+    # the prompt, the repeated problem that comes next ("" without), the right answer after it
+) -> tuple:
     "A few-shot prompt for an addition."
     gap = " " * spaces
-    ask = lambda pair, way: gap.join((write_number(pair[0], way, size), "+", write_number(pair[1], way, size), "="))
-    again = lambda pair: ask(pair, repeat) if repeat else ""
-    total = lambda pair: write_number(sum(pair), answer or form, size)
+
+    def ask(pair, way):
+        return gap.join(
+            (write_number(pair[0], way, size), "+", write_number(pair[1], way, size), "=")
+        )
+
+    def again(pair):
+        return ask(pair, repeat) if repeat else ""
+
+    def total(pair):
+        return write_number(sum(pair), answer or form, size)
+
     asked = [(ask(p, form), again(p) + total(p)) for p in shots]
     if not chat:
-        return "".join(f"{q}{a}\n" for q, a in asked) + ask(problem, form), again(problem), total(problem)
-    turns = [dict(role=role, content=text) for pair in asked for role, text in zip(("user", "assistant"), pair)]
-    return [dict(role="system", content=system), *turns, dict(role="user", content=ask(problem, form))], again(problem), total(problem)
+        return (
+            "".join(f"{q}{a}\n" for q, a in asked) + ask(problem, form),
+            again(problem),
+            total(problem),
+        )
+    turns = [
+        dict(role=role, content=text)
+        for pair in asked
+        for role, text in zip(("user", "assistant"), pair)
+    ]
+    return (
+        [
+            dict(role="system", content=system),
+            *turns,
+            dict(role="user", content=ask(problem, form)),
+        ],
+        again(problem),
+        total(problem),
+    )
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #9581261a
-ERROR_KINDS = ("right", "left-aligned sum", "sum without carries", "off by one", "dropped digit", "one digit wrong", "more digits wrong", "wrong length", "no answer")
+ERROR_KINDS = (
+    "right",
+    "left-aligned sum",
+    "sum without carries",
+    "off by one",
+    "dropped digit",
+    "one digit wrong",
+    "more digits wrong",
+    "wrong length",
+    "no answer",
+)
+
 
 def error_kind(
-    problem: "tuple[int, int]",
-    answer: "str | None",  # digits
+    problem: tuple[int, int],
+    answer: str | None,  # digits
     base: int = 10,
     size: int = 3,
     direction: str = "r2l",  # how groups are cut, for the sum without carries
@@ -151,176 +225,340 @@ def error_kind(
     if answer is None:
         return "no answer"
     if not answer.isdecimal() or any(int(c) >= base for c in answer):
-        raise ScopeError(f"Not an answer in base {base}: {answer!r}; give its digits, or None where there is none")
+        raise ScopeError(
+            f"Not an answer in base {base}: {answer!r}; give its digits, or None where there "
+            "is none"
+        )
     (a, b), answer, value = problem, "".join(str(int(c)) for c in answer), int(answer, base)
-    written, parts = to_base(a + b, base), [len(to_base(n, base)) for n in problem]
+    written = to_base(a + b, base)
+    parts = [len(to_base(n, base)) for n in problem]
     if answer == written:
         return "right"
-    slid = (a, b * base ** (parts[0] - parts[1])) if parts[0] > parts[1] else (a * base ** (parts[1] - parts[0]), b)
-    named = {"left-aligned sum": value == sum(slid) and parts[0] != parts[1], "sum without carries": value == column_sum(a, b, base, size, direction, False),
-             "off by one": abs(value - a - b) in {base**k for k in range(len(written) + 1)}, "dropped digit": answer in {written[:i] + written[i + 1:] for i in range(len(written))}}
+    slid = (
+        (a, b * base ** (parts[0] - parts[1]))
+        if parts[0] > parts[1]
+        else (a * base ** (parts[1] - parts[0]), b)
+    )
+    named = {
+        "left-aligned sum": value == sum(slid) and parts[0] != parts[1],
+        "sum without carries": value == column_sum(a, b, base, size, direction, False),
+        "off by one": abs(value - a - b) in {base**k for k in range(len(written) + 1)},
+        "dropped digit": answer in {written[:i] + written[i + 1 :] for i in range(len(written))},
+    }
     wrong = sum(x != y for x, y in zip(answer, written))
-    return next((kind for kind, fits in named.items() if fits), "wrong length" if len(answer) != len(written) else "one digit wrong" if wrong == 1 else "more digits wrong")
+    return next(
+        (kind for kind, fits in named.items() if fits),
+        "wrong length"
+        if len(answer) != len(written)
+        else "one digit wrong"
+        if wrong == 1
+        else "more digits wrong",
+    )
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #7bb8e7cf
 def analyze_errors(
-    problems: "Sequence[tuple[int, int]]",
-    answers: "Sequence",  # digits of each, None where there is none
+    problems: Sequence[tuple[int, int]],
+    answers: Sequence,  # digits of each, None where there is none
     base: int = 10,
     size: int = 3,
     direction: str = "r2l",
 ):  # a pandas DataFrame, a row for each problem
     "Answers with what is wrong about them."
     import pandas as pd
+
     if not len(problems) or len(problems) != len(answers):
-        raise ScopeError(f"Nothing to analyse: {len(problems)} problems and {len(answers)} answers; give one answer for each problem, at least one")
+        raise ScopeError(
+            f"Nothing to analyse: {len(problems)} problems and {len(answers)} answers; give one "
+            "answer for each problem, at least one"
+        )
     rows = []
     for (a, b), answer in zip(problems, answers):
         lengths = [len(to_base(n, base)) for n in (a, b, a + b)]
         kind = error_kind((a, b), answer, base, size, direction)
-        rows.append(dict(a=a, b=b, truth=to_base(a + b, base), answer=answer, right=kind == "right", kind=kind, lengths="+".join(map(str, lengths[:2])) + f"={lengths[2]}",
-                         length_match=lengths[2] == max(lengths[:2]), aligned=len({n % size for n in lengths}) == 1, carries=sum(add_carries(a, b, base))))
+        rows.append(
+            dict(
+                a=a,
+                b=b,
+                truth=to_base(a + b, base),
+                answer=answer,
+                right=kind == "right",
+                kind=kind,
+                lengths="+".join(map(str, lengths[:2])) + f"={lengths[2]}",
+                length_match=lengths[2] == max(lengths[:2]),
+                aligned=len({n % size for n in lengths}) == 1,
+                carries=sum(add_carries(a, b, base)),
+            )
+        )
     table = pd.DataFrame(rows)
     table.attrs["base"] = base
     return table
 
+
 def digit_errors(
     table,  # of `analyze_errors`
-    base: "int | None" = None,  # None for that of the table
+    base: int | None = None,  # None for that of the table
 ):  # a pandas DataFrame, a row for each digit of an answer that has the right length
-    "Every digit of the answers: where it stands, what is carried into and out of it, and by how much it is off."
+    """Every digit of the answers: where it stands, what is carried into and out of it, and by how
+    much it is off."""
     import pandas as pd
-    base, rows = base or table.attrs.get("base", 10), []
+
+    base = base or table.attrs.get("base", 10)
+    rows = []
     for i, r in enumerate(table.itertuples()):
-        if not isinstance(r.answer, str) or len(r.answer) != len(r.truth):  # pandas keeps a missing answer as NaN
+        if not isinstance(r.answer, str) or len(r.answer) != len(
+            r.truth
+        ):  # pandas keeps a missing answer as NaN
             continue
         carries = add_carries(r.a, r.b, base) + [0]
         for k, (said, right) in enumerate(zip(map(int, r.answer), map(int, r.truth))):
             place = len(r.truth) - k
-            rows.append(dict(problem=i, from_left=k + 1, from_right=place, carry_in=carries[place - 2] if place > 1 else 0, carry_out=carries[place - 1],
-                             wrong=said != right, magnitude=abs(said - right), offset=(said - right) % base, length_match=r.length_match, lengths=r.lengths))
+            rows.append(
+                dict(
+                    problem=i,
+                    from_left=k + 1,
+                    from_right=place,
+                    carry_in=carries[place - 2] if place > 1 else 0,
+                    carry_out=carries[place - 1],
+                    wrong=said != right,
+                    magnitude=abs(said - right),
+                    offset=(said - right) % base,
+                    length_match=r.length_match,
+                    lengths=r.lengths,
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #7f53170a
 def accuracy_by(
     table,  # of `analyze_errors` or `addition_accuracy`
-    by: "str | Sequence[str]" = "length_match",  # columns
+    by: str | Sequence[str] = "length_match",  # columns
 ):  # a pandas DataFrame: right (share), low and high (Wilson's 95 % interval), n
     "Share of right answers, in groups."
     import pandas as pd
+
     cells = {key: part.right for key, part in table.groupby(by, dropna=False)}
-    rows = [dict(right=float(r.mean()), **dict(zip(("low", "high"), wilson_interval(int(r.sum()), len(r)))), n=len(r)) for r in cells.values()]
-    index = pd.MultiIndex.from_tuples(cells, names=by) if not isinstance(by, str) else pd.Index(cells, name=by)
+    rows = [
+        dict(
+            right=float(r.mean()),
+            **dict(zip(("low", "high"), wilson_interval(int(r.sum()), len(r)))),
+            n=len(r),
+        )
+        for r in cells.values()
+    ]
+    index = (
+        pd.MultiIndex.from_tuples(cells, names=by)
+        if not isinstance(by, str)
+        else pd.Index(cells, name=by)
+    )
     return pd.DataFrame(rows, index=index)
+
 
 def error_diagnosis(
     table,  # of `analyze_errors` or `addition_accuracy`
 ) -> Diagnosis:
     "How often each kind of error occurs."
-    return Diagnosis([dict(a=r.a, b=r.b, answer=r.answer, outcome=r.kind) for r in table.itertuples()], ERROR_KINDS, "what became of the sums")
+    return Diagnosis(
+        [dict(a=r.a, b=r.b, answer=r.answer, outcome=r.kind) for r in table.itertuples()],
+        ERROR_KINDS,
+        "what became of the sums",
+    )
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #c27cbfe9
 def column_sum_svg(
     a: int,
     b: int,
     cut: Callable,  # digits of a number -> its pieces
-    answer: "str | None" = None,  # digits that a model wrote; the right ones if None
+    answer: str | None = None,  # digits that a model wrote; the right ones if None
     base: int = 10,
 ) -> Markup:
     "A sum in columns with its tokens as boxes."
     truth = to_base(a + b, base)
     if answer and not (answer.isascii() and answer.isdecimal()):  # it is written into the picture
-        raise ScopeError(f"Not an answer in base {base}: {answer!r}; give its digits, or None where there is none")
-    rows = [("", to_base(a, base)), ("+", to_base(b, base)), ("=", truth if answer is None else answer)]
-    wide, lines = max(len(d) for _, d in rows), _borders(cut(truth))
-    x = lambda place: 40 + 26 * (wide - place)  # left edge of a place; 0 is the right edge
-    parts = [f'<line x1="{x(p)}" x2="{x(p)}" y1="24" y2="158" stroke="#888" stroke-dasharray="3 3"/>' for p in sorted(lines)]
-    parts += [f'<text x="{x(p) + 13 - 26}" y="16" font-size="11" fill="#009E73">1</text>' for p, carry in enumerate(add_carries(a, b, base), 1) if carry]
+        raise ScopeError(
+            f"Not an answer in base {base}: {answer!r}; give its digits, or None where there "
+            "is none"
+        )
+    rows = [
+        ("", to_base(a, base)),
+        ("+", to_base(b, base)),
+        ("=", truth if answer is None else answer),
+    ]
+    wide = max(len(d) for _, d in rows)
+    lines = _borders(cut(truth))
+
+    def x(place):
+        return 40 + 26 * (wide - place)  # left edge of a place; 0 is the right edge
+
+    parts = [
+        f'<line x1="{x(p)}" x2="{x(p)}" y1="24" y2="158" stroke="#888" stroke-dasharray="3 3"/>'
+        for p in sorted(lines)
+    ]
+    parts += [
+        f'<text x="{x(p) + 13 - 26}" y="16" font-size="11" fill="#009E73">1</text>'
+        for p, carry in enumerate(add_carries(a, b, base), 1)
+        if carry
+    ]
     for y, (sign, digits) in zip((26, 74, 126), rows):
         parts.append(f'<text x="14" y="{y + 21}" fill="currentColor">{sign}</text>')
         parts += _boxes(cut(digits), y, x, lines)
         for k, digit in enumerate(digits):
             place = len(digits) - k
             bad = sign == "=" and digit != truth.rjust(wide, " ")[-place]
-            parts.append(f'<text x="{x(place) + 13}" y="{y + 21}" text-anchor="middle" fill="{"#a33c00" if bad else "#111"}" font-weight="{700 if bad else 400}">{digit}</text>')
-            parts += [f'<text x="{x(place) + 13}" y="{y + 45}" font-size="15" text-anchor="middle" fill="#D55E00">✗</text>'] * bad
-    said = f"{to_base(a, base)} + {to_base(b, base)} = {truth}" + (f", answered {answer}" if answer not in (None, truth) else "")
-    return Markup(f'<svg role="img" aria-label="{said}" viewBox="0 0 {x(0) + 12} 174" width="{x(0) + 12}" height="174" style="max-width:100%" font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16">'
-                  f'{"".join(parts)}<line x1="34" x2="{x(0) + 4}" y1="121" y2="121" stroke="currentColor"/></svg>')
+            parts.append(
+                f'<text x="{x(place) + 13}" y="{y + 21}" text-anchor="middle" '
+                f'fill="{"#a33c00" if bad else "#111"}" '
+                f'font-weight="{700 if bad else 400}">{digit}</text>'
+            )
+            parts += [
+                f'<text x="{x(place) + 13}" y="{y + 45}" font-size="15" text-anchor="middle" '
+                'fill="#D55E00">✗</text>'
+            ] * bad
+    said = f"{to_base(a, base)} + {to_base(b, base)} = {truth}" + (
+        f", answered {answer}" if answer not in (None, truth) else ""
+    )
+    return Markup(
+        f'<svg role="img" aria-label="{said}" viewBox="0 0 {x(0) + 12} 174" width="{x(0) + 12}" '
+        'height="174" style="max-width:100%" font-family="ui-monospace,Menlo,Consolas,monospace" '
+        'font-size="16">'
+        f'{"".join(parts)}<line x1="34" x2="{x(0) + 4}" y1="121" y2="121" '
+        'stroke="currentColor"/></svg>'
+    )
+
 
 def _borders(pieces):
     "Places from the right between the pieces of a number."
     return {sum(map(len, pieces[i:])) for i in range(1, len(pieces))}
 
+
 def _boxes(pieces, y, x, lines):
     "A box around each piece of a number; marked if a border of the sum lies inside."
-    out, place = [], sum(map(len, pieces))
+    out = []
+    place = sum(map(len, pieces))
     for i, piece in enumerate(pieces):
         across = [p for p in lines if place - len(piece) < p < place]
-        out.append(f'<rect x="{x(place) + 1.5}" y="{y}" width="{26 * len(piece) - 3}" height="30" rx="5" fill="{("#9ecae9", "#fdd49e")[i % 2]}" stroke="{"#D55E00" if across else "#555"}" stroke-width="{2 if across else 0.7}"/>')
-        out += [f'<text x="{x(p)}" y="{y + 44}" font-size="17" text-anchor="middle" fill="#D55E00">✂</text>' for p in across]
+        out.append(
+            f'<rect x="{x(place) + 1.5}" y="{y}" width="{26 * len(piece) - 3}" height="30" rx="5" '
+            f'fill="{("#9ecae9", "#fdd49e")[i % 2]}" stroke="{"#D55E00" if across else "#555"}" '
+            f'stroke-width="{2 if across else 0.7}"/>'
+        )
+        out += [
+            f'<text x="{x(p)}" y="{y + 44}" font-size="17" text-anchor="middle" '
+            'fill="#D55E00">✂</text>'
+            for p in across
+        ]
         place -= len(piece)
     return out
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #aa1651d8
 def addition_accuracy(
-    model: "Scope | Callable",  # a scope, or any function from a chat to a written answer, such as a call of a remote model
-    problems: "Sequence[tuple[int, int]]",
+    model: Scope
+    # a scope, or any function from a chat to a written answer, such as a call of a remote model
+    | Callable,
+    problems: Sequence[tuple[int, int]],
     *,
     form: str = "nosep",  # of the numbers in the question, as in `write_number`
-    repeat: "str | None" = None,  # form in which the problem is repeated before the answer
-    answer: "str | None" = None,  # form of the answer; None for `form`
+    repeat: str | None = None,  # form in which the problem is repeated before the answer
+    answer: str | None = None,  # form of the answer; None for `form`
     shots: int = 8,  # the paper: 1, 2, 4, 8
     spaces: int = 0,  # around the signs
     size: int = 3,
-    modes: "Sequence[str]" = ("generate", "logprob"),
+    modes: Sequence[str] = ("generate", "logprob"),
     seed: int = 0,  # of the shots
     batch_size: int = 16,
-):  # a pandas DataFrame: the columns of `analyze_errors`, format_match; logprob and digit_logprob in nats a sum
+    # a pandas DataFrame: the columns of `analyze_errors`, format_match; logprob and digit_logprob
+    # in nats a sum
+):
     "Few-shot addition with numbers cut as asked (Singh and Strouse 2024)."
     if not len(problems) or not set(modes) <= {"generate", "logprob"} or not modes or shots < 0:
-        raise ScopeError(f"Nothing to ask: {len(problems)} problems, modes {', '.join(modes)}, {shots} shots; give at least one problem, the modes generate and logprob, and shots of 0 or more")
+        raise ScopeError(
+            f"Nothing to ask: {len(problems)} problems, modes {', '.join(modes)}, {shots} shots; "
+            "give at least one problem, the modes generate and logprob, and shots of 0 or more"
+        )
     chat = not isinstance(model, Scope) or bool(getattr(model.tokenizer, "chat_template", None))
-    prompts, again, totals = zip(*(addition_prompt(p, sample_shots(p, shots, seed * 7919 + i), form, repeat, answer, spaces, size, chat) for i, p in enumerate(problems)))
-    texts = _written(model, prompts, [r + t for r, t in zip(again, totals)], batch_size) if "generate" in modes else [""] * len(prompts)
+    prompts, again, totals = zip(
+        *(
+            addition_prompt(
+                p, sample_shots(p, shots, seed * 7919 + i), form, repeat, answer, spaces, size, chat
+            )
+            for i, p in enumerate(problems)
+        )
+    )
+    texts = (
+        _written(model, prompts, [r + t for r, t in zip(again, totals)], batch_size)
+        if "generate" in modes
+        else [""] * len(prompts)
+    )
     read = [read_number(text) for text in texts]
     table = analyze_errors(problems, [digits for digits, _ in read], size=size)
-    table["format_match"] = [digits is not None and written == write_number(digits, answer or form, size) for digits, written in read]
+    table["format_match"] = [
+        digits is not None and written == write_number(digits, answer or form, size)
+        for digits, written in read
+    ]
     if "generate" not in modes:
         table = table.drop(columns=["answer", "right", "kind", "format_match"])
     if "logprob" in modes and isinstance(model, Scope):
-        table["logprob"], table["digit_logprob"] = answer_scores(model, prompts, again, totals).T.tolist()
+        table["logprob"], table["digit_logprob"] = answer_scores(
+            model, prompts, again, totals
+        ).T.tolist()
     return table
+
 
 def _written(model, prompts, said, batch_size):
     "What a model writes after each prompt."
     if not isinstance(model, Scope):
         return [model(prompt) for prompt in prompts]
-    most = max(20, 4 + max(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said))  # the paper: 20
-    return [text for i in range(0, len(prompts), batch_size) for text in model.generate(list(prompts[i:i + batch_size]), max_new_tokens=most)]
+    most = max(
+        20,
+        4 + max(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said),
+    )  # the paper: 20
+    return [
+        text
+        for i in range(0, len(prompts), batch_size)
+        for text in model.generate(list(prompts[i : i + batch_size]), max_new_tokens=most)
+    ]
 
 # %% ../../nbs/tokenizers/tokenization_counts.ipynb #5aeb261b
 def answer_scores(
     scope: Scope,
-    prompts: "Sequence",  # of `addition_prompt`
-    again: "Sequence[str]",  # the repeated problem, not scored
-    totals: "Sequence[str]",  # the answers that are scored
+    prompts: Sequence,  # of `addition_prompt`
+    again: Sequence[str],  # the repeated problem, not scored
+    totals: Sequence[str],  # the answers that are scored
     batch_tokens: int = 4096,
 ) -> torch.Tensor:  # (problem, 2): nats of all tokens of the answer, and of those that hold digits
     "Teacher-forced log-probability of right answers, with and without their separators."
-    ids = lambda text: scope.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    before = [list(row) + ids(r) for row, r in zip(rows_of(list(prompts), scope.tokenizer)[0], again)]
+
+    def ids(text):
+        return scope.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    before = [
+        list(row) + ids(r) for row, r in zip(rows_of(list(prompts), scope.tokenizer)[0], again)
+    ]
     after = [ids(total) for total in totals]
-    holds = lambda i: any(c.isdecimal() for c in scope.tokenizer.decode([i]))
+
+    def holds(i):
+        return any(c.isdecimal() for c in scope.tokenizer.decode([i]))
+
     out = torch.zeros(len(before), 2)
     for some in batches_by_length([len(p + a) for p, a in zip(before, after)], batch_tokens):
         with torch.no_grad():
             found = scope.logprobs([before[i] + after[i] for i in some]).float().cpu()
         for i, row in zip(some, found):
-            logp = row[len(before[i]):len(before[i]) + len(after[i])]
+            logp = row[len(before[i]) : len(before[i]) + len(after[i])]
             out[i] = torch.stack([logp.sum(), logp[[holds(t) for t in after[i]]].sum()])
     return out
 
-def random_cut_accuracy(model: "Scope | Callable", problems: "Sequence[tuple[int, int]]", *, form: str = "comma_r2l", **asked):
+
+def random_cut_accuracy(
+    model: Scope | Callable,
+    problems: Sequence[tuple[int, int]],
+    *,
+    form: str = "comma_r2l",
+    **asked,
+):
     "The control: as many separators, at places drawn anew for each number."
-    return addition_accuracy(model, problems, form=f"{'comma' if form == 'nosep' else form.partition('_')[0]}_random", **asked)
+    return addition_accuracy(
+        model,
+        problems,
+        form=f"{'comma' if form == 'nosep' else form.partition('_')[0]}_random",
+        **asked,
+    )

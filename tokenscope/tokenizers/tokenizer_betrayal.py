@@ -27,7 +27,8 @@ from ..text.tokens import tokens_of
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #1751d780
 technique = {
     "title": "Tokenizer betrayal",
-    "paper": "Say Anything but This: When Tokenizer Betrays Reasoning in LLMs (Ayoobi, Armstrong and Mukherjee, 2026)",
+    "paper": "Say Anything but This: When Tokenizer Betrays Reasoning in LLMs (Ayoobi, Armstrong "
+    "and Mukherjee, 2026)",
     "arxiv": "2601.14658",
     "family": "tokenizers",
     "returns": "Diagnosis",
@@ -52,14 +53,24 @@ def encoding_logprobs(
 ):  # a pandas DataFrame: ids, pieces, logp (nats), canonical
     "Log-probability of each encoding of a word after a prefix."
     import pandas as pd
+
     ways = encodings(scope.tokenizer, word, max_pieces, limit)
     start = list(scope.encode(prefix).input_ids[0].tolist())
     rows = []
     for k in range(0, len(ways), 32):
-        part = ways[k:k + 32]
+        part = ways[k : k + 32]
         logp = scope.logprobs([start + e for e in part])
-        rows += [dict(ids=e, pieces=[b.decode("utf-8", "backslashreplace") for b in piece_bytes(scope.tokenizer, e)],
-                      logp=lp[len(start):len(start) + len(e)].sum().item(), canonical=k + j == 0) for j, (e, lp) in enumerate(zip(part, logp))]
+        rows += [
+            dict(
+                ids=e,
+                pieces=[
+                    b.decode("utf-8", "backslashreplace") for b in piece_bytes(scope.tokenizer, e)
+                ],
+                logp=lp[len(start) : len(start) + len(e)].sum().item(),
+                canonical=k + j == 0,
+            )
+            for j, (e, lp) in enumerate(zip(part, logp))
+        ]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #4ed7571d
@@ -72,30 +83,74 @@ def encoding_divergence(
     max_pieces: int = 2,  # of the encodings compared
     limit: int = 12,
 ):  # a pandas DataFrame: kind, pieces, position (0 is right after the word), kl in nats
-    "How differently a model reads other encodings of one word: KL from the canonical, position by position."
+    """How differently a model reads other encodings of one word: KL from the canonical, position by
+    position."""
     import pandas as pd
+
     tokenizer = scope.tokenizer
     start, rest = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (left, right))
     ways = encodings(tokenizer, word, max_pieces, limit)
-    letters = [table[c][0] for c in _single_bytes(tokenizer, word)] if (table := byte_vocabulary(tokenizer)) else []
-    rows = [("canonical", ways[0]), ("same ids", ways[0]), *(("other encoding", w) for w in ways[1:]), ("spelled out", letters), ("other word", canonical_encoding(tokenizer, alternative))]
-    logits = scope.read([start + ids + rest for _, ids in rows], "logits", positions=slice(-len(rest) - 1, None))["logits"].float().log_softmax(-1)
+    letters = (
+        [table[c][0] for c in _single_bytes(tokenizer, word)]
+        if (table := byte_vocabulary(tokenizer))
+        else []
+    )
+    rows = [
+        ("canonical", ways[0]),
+        ("same ids", ways[0]),
+        *(("other encoding", w) for w in ways[1:]),
+        ("spelled out", letters),
+        ("other word", canonical_encoding(tokenizer, alternative)),
+    ]
+    logits = (
+        scope.read(
+            [start + ids + rest for _, ids in rows], "logits", positions=slice(-len(rest) - 1, None)
+        )["logits"]
+        .float()
+        .log_softmax(-1)
+    )
     kl = (logits[:1].exp() * (logits[:1] - logits)).sum(-1)
-    return pd.DataFrame([dict(kind=kind, pieces=len(ids), position=p, kl=float(kl[r, p])) for r, (kind, ids) in enumerate(rows) if r for p in range(len(rest) + 1)])
+    return pd.DataFrame(
+        [
+            dict(kind=kind, pieces=len(ids), position=p, kl=float(kl[r, p]))
+            for r, (kind, ids) in enumerate(rows)
+            if r
+            for p in range(len(rest) + 1)
+        ]
+    )
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #89d493d4
 def _single_bytes(tokenizer, word):
     "The word's surface, cut into single characters that the vocabulary has (or else bytes)."
-    surface, table = b"".join(piece_bytes(tokenizer, canonical_encoding(tokenizer, word))), byte_vocabulary(tokenizer)
-    whole = [c.encode() for c in surface.decode("utf-8", "surrogateescape")] if surface.isascii() else []
-    return whole if whole and all(c in table for c in whole) else [surface[i:i + 1] for i in range(len(surface))]
+    surface = b"".join(piece_bytes(tokenizer, canonical_encoding(tokenizer, word)))
+    table = byte_vocabulary(tokenizer)
+    whole = (
+        [c.encode() for c in surface.decode("utf-8", "surrogateescape")]
+        if surface.isascii()
+        else []
+    )
+    return (
+        whole
+        if whole and all(c in table for c in whole)
+        else [surface[i : i + 1] for i in range(len(surface))]
+    )
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #64389cc2
-_prefixes = tuple("un re in im dis pre mis non over under anti inter sub super trans de ex fore out up".split())
+_prefixes = tuple(
+    "un re in im dis pre mis non over under anti inter sub super trans de ex fore out up".split()
+)
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #03820e4a
-PHANTOM_TYPES = ("whitespace boundary shift", "whitespace detachment", "newline substitution", "intra-word resegmentation",
-                 "proper-noun ambiguity", "morphological boundary", "acronym split", "plural or possessive tail")
+PHANTOM_TYPES = (
+    "whitespace boundary shift",
+    "whitespace detachment",
+    "newline substitution",
+    "intra-word resegmentation",
+    "proper-noun ambiguity",
+    "morphological boundary",
+    "acronym split",
+    "plural or possessive tail",
+)
 OUTCOMES = ("unchanged", "replaced", "phantom", "unaligned")
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #ee71c749
@@ -109,15 +164,24 @@ def classify_edit(
         return "unaligned", None
     if list(source_ids) == list(output_ids):
         return "unchanged", None
-    before, after = (b"".join(piece_bytes(tokenizer, list(ids))).decode("utf-8", "replace") for ids in (source_ids, output_ids))
+    before, after = (
+        b"".join(piece_bytes(tokenizer, list(ids))).decode("utf-8", "replace")
+        for ids in (source_ids, output_ids)
+    )
     if before.strip() != after.strip():
         return "replaced", None
-    return "phantom", _phantom_type(before, after, source_ids, [b.decode("utf-8", "replace") for b in piece_bytes(tokenizer, list(output_ids))])
+    return "phantom", _phantom_type(
+        before,
+        after,
+        source_ids,
+        [b.decode("utf-8", "replace") for b in piece_bytes(tokenizer, list(output_ids))],
+    )
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #7c2f598a
 def _phantom_type(before, after, source_ids, pieces):
     "The first of the eight rules that fits."
-    word, bare = after.strip(), [p.strip() for p in pieces if p.strip()]
+    word = after.strip()
+    bare = [p.strip() for p in pieces if p.strip()]
     if len(source_ids) == len(pieces) == 1:
         return PHANTOM_TYPES[0]
     if "\n" in after and "\n" not in before:
@@ -135,15 +199,22 @@ def _phantom_type(before, after, source_ids, pieces):
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #df428418
 class PhantomMask(LogitsProcessor):
     "Bans all encodings of given words but the allowed ones, wherever they would be written."
-    def __init__(self,
+
+    def __init__(
+        self,
         tokenizer,
-        words: "list[dict]",  # for each row of the batch: word -> its allowed ids; one dict serves all rows
+        words: list[
+            dict
+        ],  # for each row of the batch: word -> its allowed ids; one dict serves all rows
         prompt_length: int,  # tokens of the padded prompt
         mode: str = "noncanonical",  # or "all": the allowed ids too
     ):
         if mode not in ("noncanonical", "all"):
             raise ScopeError(f"Unknown mode {mode!r}; accepted: 'noncanonical', 'all'")
-        self.tokenizer, self.words, self.prompt_length, self.mode = tokenizer, words, prompt_length, mode
+        self.tokenizer = tokenizer
+        self.words = words
+        self.prompt_length = prompt_length
+        self.mode = mode
         self.finishing = lru_cache(maxsize=4096)(partial(_finishing, byte_vocabulary(tokenizer)))
 
     def banned(self, ids: list[int], words: dict) -> list[int]:
@@ -153,12 +224,18 @@ class PhantomMask(LogitsProcessor):
         for word, allowed in words.items():
             new = [((), t) for t in self.finishing(word.encode(), b"", True)]
             on = [(begun, t) for t in self.finishing(word.encode(), written, False)]
-            out |= {t for before, t in new + on if self.mode == "all" or [*before, t] != list(allowed)}
+            out |= {
+                t for before, t in new + on if self.mode == "all" or [*before, t] != list(allowed)
+            }
         return sorted(out)
 
     def __call__(self, input_ids, scores):
         for r, row in enumerate(input_ids):
-            ids = self.banned(row[self.prompt_length:].tolist(), self.words[r % len(self.words)]) if self.words else []
+            ids = (
+                self.banned(row[self.prompt_length :].tolist(), self.words[r % len(self.words)])
+                if self.words
+                else []
+            )
             scores[r, self.chosen(scores[r], ids)] = -torch.inf
         return scores
 
@@ -173,82 +250,157 @@ def _continues(raw):
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #a2d7ce78
 def _finishing(table, word, written, spaced):
-    "Tokens that complete a word of which some bytes are written; `spaced`: those that begin it anew with white space."
+    """Tokens that complete a word of which some bytes are written; `spaced`: those that begin it
+    anew with white space."""
     if not word.startswith(written) or written == word:
         return ()
-    rest, found = word[len(written):], []
+    rest = word[len(written) :]
+    found = []
     for raw, ids in table.items():
         bare = raw.lstrip() if spaced else raw
-        if (not spaced or bare != raw) and bare.startswith(rest) and not _continues(bare[len(rest):]):
+        if (
+            (not spaced or bare != raw)
+            and bare.startswith(rest)
+            and not _continues(bare[len(rest) :])
+        ):
             found += ids
     return tuple(found)
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #7594f2b0
 def _open_word(tokenizer, ids):
     "The word that is being written: its ids, and its bytes so far."
-    kept, written = [], b""
+    kept = []
+    written = b""
     for i, raw in zip(reversed(ids[-24:]), reversed(piece_bytes(tokenizer, ids[-24:]))):
         tail = re.search(rb"[0-9A-Za-z\x80-\xff]*$", raw)[0]
         if not tail:
             break
-        kept, written = [i, *kept], tail + written
+        kept = [i, *kept]
+        written = tail + written
         if len(tail) < len(raw):
             break
     return tuple(kept), written
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #ea8c3347
 class RandomBan(PhantomMask):
-    "Bans as many ids as `PhantomMask` would, drawn at random among those of similar probability: the control."
+    """Bans as many ids as `PhantomMask` would, drawn at random among those of similar probability:
+    the control."""
+
     def __init__(self, *args, seed: int = 0, spread: int = 50, **kwargs):
         super().__init__(*args, **kwargs)
-        self.rng, self.spread = random.Random(seed), spread
+        self.rng = random.Random(seed)
+        self.spread = spread
 
     def chosen(self, scores, ids):
         if not ids:
             return ids
         order = scores.argsort(descending=True)
         places = order.argsort()[ids].tolist()
-        return sorted({int(order[min(len(order) - 1, max(0, p + self.rng.randint(-self.spread, self.spread)))]) for p in places})
+        return sorted(
+            {
+                int(
+                    order[
+                        min(len(order) - 1, max(0, p + self.rng.randint(-self.spread, self.spread)))
+                    ]
+                )
+                for p in places
+            }
+        )
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #3921ed9b
 class ReplacementProbe:
     "The tokenization-consistency probe (Ayoobi et al. 2026)."
-    def __init__(self, scope: Scope, *,
+
+    def __init__(
+        self,
+        scope: Scope,
+        *,
         mark: tuple[str, str] = ("[", "]"),
         fraction: float = 0.05,  # of the words that are no stop words; at least one a text
         seed: int = 0,
-        mask: "str | None" = None,  # None, "noncanonical", "all" or "random"
+        mask: str | None = None,  # None, "noncanonical", "all" or "random"
     ):
         if mask not in (None, "noncanonical", "all", "random"):
-            raise ScopeError(f"Unknown mask {mask!r}; accepted: None, 'noncanonical', 'all', 'random'")
+            raise ScopeError(
+                f"Unknown mask {mask!r}; accepted: None, 'noncanonical', 'all', 'random'"
+            )
         if not 0 < fraction <= 1:
             raise ScopeError(f"fraction must lie above 0 and at most at 1; given: {fraction}")
-        self.scope, self.mark, self.fraction, self.seed, self.mask = scope, mark, fraction, seed, mask
+        self.scope = scope
+        self.mark = mark
+        self.fraction = fraction
+        self.seed = seed
+        self.mask = mask
 
-    def marked(self, text: str, row: int = 0) -> tuple:  # (marked text, indices of the targets among the words)
+    def marked(
+        self, text: str, row: int = 0
+    ) -> tuple:  # (marked text, indices of the targets among the words)
         "A text with a share of its content words in brackets."
         words = text.split()
         bare = [_bare(w).lower() for w in words]
-        content = [i for i, w in enumerate(bare) if w.isalpha() and w not in stop_words() and bare.count(w) == 1]
+        content = [
+            i
+            for i, w in enumerate(bare)
+            if w.isalpha() and w not in stop_words() and bare.count(w) == 1
+        ]
         if not content:
-            raise ScopeError(f"No word to replace: text {row} has no content word that occurs once; give a longer text")
-        targets = sorted(random.Random(f"{self.seed} {row}").sample(content, max(1, round(self.fraction * len(content)))))
+            raise ScopeError(
+                f"No word to replace: text {row} has no content word that occurs once; give a "
+                "longer text"
+            )
+        targets = sorted(
+            random.Random(f"{self.seed} {row}").sample(
+                content, max(1, round(self.fraction * len(content)))
+            )
+        )
         for i in targets:
-            words[i] = re.sub(r"[A-Za-zÀ-ÿ]+", lambda m: self.mark[0] + m[0] + self.mark[1], words[i], count=1)
+            words[i] = re.sub(
+                r"[A-Za-zÀ-ÿ]+", lambda m: self.mark[0] + m[0] + self.mark[1], words[i], count=1
+            )
         return " ".join(words), targets
 
-    def run(self, texts: list[str], temperature: float = 1.0, top_p: float = 0.9, top_k: int = 50, batch_size: int = 16) -> Diagnosis:
+    def run(
+        self,
+        texts: list[str],
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        top_k: int = 50,
+        batch_size: int = 16,
+    ) -> Diagnosis:
         "Let the model replace the marked words, and classify what it did."
         if not texts or not temperature > 0:
-            raise ScopeError(f"A probe needs texts and a temperature above 0; given: {len(texts)} texts, temperature {temperature}")
+            raise ScopeError(
+                f"A probe needs texts and a temperature above 0; given: {len(texts)} texts, "
+                f"temperature {temperature}"
+            )
         cases = []
         for k in range(0, len(texts), batch_size):
-            jobs = [self.marked(t, k + j) for j, t in enumerate(texts[k:k + batch_size])]
-            batch = self.scope.encode([[{"role": "user", "content": _instruction.format(*self.mark) + marked}] for marked, _ in jobs], padding_side="left")
-            sources = [self.sources(marked, targets, row.ids) for (marked, targets), row in zip(jobs, batch.tokens)]
-            _, ids = self.scope.generate(batch, max_new_tokens=max(len(m.split()) for m, _ in jobs) * 2, return_ids=True, do_sample=True, seed=self.seed + k,
-                                         temperature=temperature, top_p=top_p, top_k=top_k, logits_processor=self._processors(sources, batch.input_ids.shape[1]))
-            for (marked, _), source, out in zip(jobs, sources, [ids] if isinstance(ids[0], int) else ids):
+            jobs = [self.marked(t, k + j) for j, t in enumerate(texts[k : k + batch_size])]
+            batch = self.scope.encode(
+                [
+                    [{"role": "user", "content": _instruction.format(*self.mark) + marked}]
+                    for marked, _ in jobs
+                ],
+                padding_side="left",
+            )
+            sources = [
+                self.sources(marked, targets, row.ids)
+                for (marked, targets), row in zip(jobs, batch.tokens)
+            ]
+            _, ids = self.scope.generate(
+                batch,
+                max_new_tokens=max(len(m.split()) for m, _ in jobs) * 2,
+                return_ids=True,
+                do_sample=True,
+                seed=self.seed + k,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                logits_processor=self._processors(sources, batch.input_ids.shape[1]),
+            )
+            for (marked, _), source, out in zip(
+                jobs, sources, [ids] if isinstance(ids[0], int) else ids
+            ):
                 cases += self.compare(marked, source, out)
         return Diagnosis(cases, OUTCOMES, "what became of the marked words")
 
@@ -257,28 +409,48 @@ class ReplacementProbe:
         if self.mask is None:
             return []
         kind = RandomBan if self.mask == "random" else PhantomMask
-        return [kind(self.scope.tokenizer, words, prompt_length, mode="all" if self.mask == "all" else "noncanonical")]
+        return [
+            kind(
+                self.scope.tokenizer,
+                words,
+                prompt_length,
+                mode="all" if self.mask == "all" else "noncanonical",
+            )
+        ]
 
-    def sources(self, marked: str, targets: list[int], prompt_ids: list[int]) -> dict:  # index -> (word, its ids in the prompt)
+    def sources(
+        self, marked: str, targets: list[int], prompt_ids: list[int]
+    ) -> dict:  # index -> (word, its ids in the prompt)
         "The targets as they stand in the prompt."
         asked = [_bare(w) for w in marked.split()]
-        spans = _spans(self.scope.tokenizer, [i for i in prompt_ids if i not in set(self.scope.tokenizer.all_special_ids)])
+        spans = _spans(
+            self.scope.tokenizer,
+            [i for i in prompt_ids if i not in set(self.scope.tokenizer.all_special_ids)],
+        )
         start = _last_match([w for w, _ in spans], asked)
         return {i: (asked[i], spans[start + i][1]) for i in targets}
 
     def compare(self, marked: str, sources: dict, output_ids: list[int]) -> list[dict]:
         "One case for each target: its ids in the prompt, its ids in the output, the outcome."
-        output = _spans(self.scope.tokenizer, [i for i in output_ids if i not in set(self.scope.tokenizer.all_special_ids)])
+        output = _spans(
+            self.scope.tokenizer,
+            [i for i in output_ids if i not in set(self.scope.tokenizer.all_special_ids)],
+        )
         where = _aligned([_bare(w) for w in marked.split()], [w for w, _ in output], list(sources))
         cases = []
         for i, (word, source_ids) in sources.items():
             got = [t for j in where[i] for t in output[j][1]] if where[i] is not None else []
             outcome, kind = classify_edit(source_ids, got, self.scope.tokenizer)
-            cases.append(dict(word=word, outcome=outcome, type=kind, source_ids=source_ids, output_ids=got))
+            cases.append(
+                dict(word=word, outcome=outcome, type=kind, source_ids=source_ids, output_ids=got)
+            )
         return cases
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #cc8e5d52
-_instruction = ("Replace every word in {0}brackets{1} by a different word. Leave everything else unchanged. Write the whole text and nothing else.\n\n")
+_instruction = (
+    "Replace every word in {0}brackets{1} by a different word. Leave everything else unchanged. "
+    "Write the whole text and nothing else.\n\n"
+)
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #f64532e2
 def _bare(word):
@@ -293,17 +465,22 @@ def _spans(tokenizer, ids):
         bare = _bare(m[0])
         a = m.start() + m[0].find(bare)
         b = a + len(bare)
-        found.append((bare, [i for i, (s, e) in zip(tokens.ids, tokens.offsets) if s < b and e > a]))
+        found.append(
+            (bare, [i for i, (s, e) in zip(tokens.ids, tokens.offsets) if s < b and e > a])
+        )
     return found
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #3e59f622
 def _last_match(words, asked):
     "Where the asked-for text begins in the prompt (its last occurrence)."
-    return next((k for k in range(len(words) - len(asked), -1, -1) if words[k:k + len(asked)] == asked), 0)
+    return next(
+        (k for k in range(len(words) - len(asked), -1, -1) if words[k : k + len(asked)] == asked), 0
+    )
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #156e481a
 def _aligned(asked, output, targets):
-    "For each target the output words between its copied neighbours; None where a neighbour is missing or further than five words off."
+    """For each target the output words between its copied neighbours; None where a neighbour is
+    missing or further than five words off."""
     pairs = {}
     for block in difflib.SequenceMatcher(a=asked, b=output, autojunk=False).get_matching_blocks():
         pairs.update({block.a + k: block.b + k for k in range(block.size)})
@@ -311,7 +488,13 @@ def _aligned(asked, output, targets):
     for i in targets:
         left = -1 if i == 0 else pairs.get(i - 1)
         right = len(output) if i == len(asked) - 1 else pairs.get(i + 1)
-        where[i] = [pairs[i]] if i in pairs else list(range(left + 1, right)) if None not in (left, right) and left < right <= left + 5 else None
+        where[i] = (
+            [pairs[i]]
+            if i in pairs
+            else list(range(left + 1, right))
+            if None not in (left, right) and left < right <= left + 5
+            else None
+        )
     return where
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #87a490a2

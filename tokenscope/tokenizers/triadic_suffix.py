@@ -51,62 +51,105 @@ technique = {
 @dataclass(frozen=True)
 class TSTScheme:
     "How numbers are written with suffixes (Chetverina 2026)."
+
     group_size: int = 3  # the paper's N
     int_suffixes: tuple = ("k", "m", "b", "t", "q")  # one for each group left of the units
     frac_marker: str = "p"  # repeated once more for each group right of the point
     max_frac_groups: int = 5
-    pad: str = "none"  # "frac": fill the last group of the fraction with zeros; "both": the first of the whole part too
+    # "frac": fill the last group of the fraction with zeros; "both": the first of the whole part
+    # too
+    pad: str = "none"
     compact: bool = True  # "12k"; False: "12", "k"
 
     def __post_init__(self):
-        names = [*self.int_suffixes, *(self.frac_marker * (i + 1) for i in range(self.max_frac_groups))]
-        sound = all(isinstance(s, str) and s and not re.search(r"[\d\s.%]", s) for s in names) and len(set(names)) == len(names)
+        names = [
+            *self.int_suffixes,
+            *(self.frac_marker * (i + 1) for i in range(self.max_frac_groups)),
+        ]
+        sound = all(
+            isinstance(s, str) and s and not re.search(r"[\d\s.%]", s) for s in names
+        ) and len(set(names)) == len(names)
         if not sound or self.group_size < 1 or self.pad not in ("none", "frac", "both"):
-            raise ScopeError(f"Not a scheme of suffixes: {self}; suffixes differ and hold no digit, space, point or percent sign, a group has at least one digit, pad is 'none', 'frac' or 'both'")
+            raise ScopeError(
+                f"Not a scheme of suffixes: {self}; suffixes differ and hold no digit, space, "
+                "point or percent sign, a group has at least one digit, pad is 'none', 'frac' or "
+                "'both'"
+            )
 
     @cached_property
-    def suffixes(self) -> dict:  # suffix -> place of the group: 0 for units, 1 for thousands, -1 for thousandths
+    def suffixes(
+        self,
+    ) -> dict:  # suffix -> place of the group: 0 for units, 1 for thousands, -1 for thousandths
         "All suffixes with what they mean."
-        return {"": 0, **{s: i for i, s in enumerate(self.int_suffixes, 1)}, **{self.frac_marker * i: -i for i in range(1, self.max_frac_groups + 1)}}
+        return {
+            "": 0,
+            **{s: i for i, s in enumerate(self.int_suffixes, 1)},
+            **{self.frac_marker * i: -i for i in range(1, self.max_frac_groups + 1)},
+        }
 
-    digits = property(lambda self: (self.group_size * (len(self.int_suffixes) + 1), self.group_size * self.max_frac_groups))  # most digits before and after the point
+    @property
+    def digits(self):
+        return (
+            self.group_size * (len(self.int_suffixes) + 1),
+            self.group_size * self.max_frac_groups,
+        )  # most digits before and after the point
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #a6463fa8
 @patch
 def encode_number(
     self: TSTScheme,
     text: str,  # one number, as in `read_groups`; out of range is refused
-    deal: "random.Random | None" = None,  # deals the suffixes anew: the control
+    deal: random.Random | None = None,  # deals the suffixes anew: the control
 ) -> list[str]:
     "A number as tokens."
-    groups, n = read_groups(text, self.group_size), self.group_size
+    groups = read_groups(text, self.group_size)
+    n = self.group_size
     if sum(len(d) for d, p in groups if p >= 0) > self.digits[0] or -groups[-1][1] > self.digits[1]:
-        raise ScopeError(f"Out of range: {text!r} has more than {self.digits[0]} digits before or {self.digits[1]} after the point")
+        raise ScopeError(
+            f"Out of range: {text!r} has more than {self.digits[0]} digits before or "
+            f"{self.digits[1]} after the point"
+        )
     if self.pad != "none" and groups[-1][1] < 0:
         groups[-1] = (groups[-1][0].ljust(n, "0"), groups[-1][1] + len(groups[-1][0]) - n)
     if self.pad == "both":
         groups[0] = (groups[0][0].rjust(n, "0"), groups[0][1])
-    place, units = {i: s for s, i in self.suffixes.items()}, sum(p >= 0 for _, p in groups)
-    suffixes = [place[p // n] for _, p in groups]  # a short last group, too, falls into its own place
+    place = {i: s for s, i in self.suffixes.items()}
+    units = sum(p >= 0 for _, p in groups)
+    suffixes = [
+        place[p // n] for _, p in groups
+    ]  # a short last group, too, falls into its own place
     if deal:
         deal.shuffle(suffixes)
-    pieces = [[d + s] if self.compact else [d] + [s] * bool(s) for (d, _), s in zip(groups, suffixes)]
+    pieces = [
+        [d + s] if self.compact else [d] + [s] * bool(s) for (d, _), s in zip(groups, suffixes)
+    ]
     return [*sum(pieces[:units], []), *["."] * (units < len(pieces)), *sum(pieces[units:], [])]
+
 
 @patch
 def decode_number(
     self: TSTScheme,
     tokens: Sequence[str],  # a suffix may stand apart
 ) -> str:
-    "Tokens as a number again; of zeros that were filled in, only those on the left can be taken out."
-    found, n = re.findall(r"(\d+) ?([^\d\s.]*)", " ".join(tokens)), self.group_size
+    """Tokens as a number again; of zeros that were filled in, only those on the left can be taken
+    out."""
+    found = re.findall(r"(\d+) ?([^\d\s.]*)", " ".join(tokens))
+    n = self.group_size
     if bad := next((s for _, s in found if s not in self.suffixes), None):
-        raise ScopeError(f"Not a suffix of this scheme: {bad!r}; accepted: {', '.join(s for s in self.suffixes if s)}")
-    number = group_number([(d, n * self.suffixes[s] + (n - len(d) if self.suffixes[s] < 0 else 0)) for d, s in found])
+        raise ScopeError(
+            f"Not a suffix of this scheme: {bad!r}; accepted: "
+            f"{', '.join(s for s in self.suffixes if s)}"
+        )
+    number = group_number(
+        [(d, n * self.suffixes[s] + (n - len(d) if self.suffixes[s] < 0 else 0)) for d, s in found]
+    )
     if self.pad == "both":
         number = re.sub(rf"^0{{0,{n - 1}}}(?=\d)", "", number)
     if "".join(tokens) != "".join(self.encode_number(number)):
-        raise ScopeError(f"Not how a number is written: {list(tokens)}; {number!r} would be {self.encode_number(number)}")
+        raise ScopeError(
+            f"Not how a number is written: {list(tokens)}; {number!r} would be "
+            f"{self.encode_number(number)}"
+        )
     return number
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #e7df2e3e
@@ -115,25 +158,41 @@ def suffix_text(
     scheme: TSTScheme = TSTScheme(),
 ) -> str:
     "A text with its numbers in suffix notation, for reading; a percent sign is set apart."
-    return _rewritten(text, scheme, False, lambda tokens, after: " ".join(tokens) + " " * (after == "%"))
+    return _rewritten(
+        text, scheme, False, lambda tokens, after: " ".join(tokens) + " " * (after == "%")
+    )
+
 
 def mark_numbers(
     text: str,
     scheme: TSTScheme = TSTScheme(),
 ) -> str:
     "A text with its numbers in suffix notation, in brackets, so that nothing is lost."
-    return _rewritten(text, scheme, True, lambda tokens, after: f"⟦{' '.join(tokens)}⟧", lambda rest: rest.replace("⟦", "⟦⟦⟧"))
+    return _rewritten(
+        text,
+        scheme,
+        True,
+        lambda tokens, after: f"⟦{' '.join(tokens)}⟧",
+        lambda rest: rest.replace("⟦", "⟦⟦⟧"),
+    )
+
 
 def unmark_numbers(
     text: str,  # of `mark_numbers`
     scheme: TSTScheme = TSTScheme(),
 ) -> str:
     "The text that was marked."
-    return re.sub("⟦(.*?)⟧", lambda m: "⟦" if m[1] == "⟦" else scheme.decode_number(m[1].split(" ")), text, flags=re.S)
+    return re.sub(
+        "⟦(.*?)⟧",
+        lambda m: "⟦" if m[1] == "⟦" else scheme.decode_number(m[1].split(" ")),
+        text,
+        flags=re.S,
+    )
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #e71cbef0
 def _found(text, scheme, exact=True):
-    "The numbers of a text that a scheme can write, as (span, tokens); exact: digit for digit as they stand."
+    """The numbers of a text that a scheme can write, as (span, tokens); exact: digit for digit as
+    they stand."""
     for span in number_spans(text):
         try:
             tokens = scheme.encode_number(span.text)
@@ -142,28 +201,37 @@ def _found(text, scheme, exact=True):
         except ScopeError:  # out of range: it stays text
             pass
 
+
 def _rewritten(text, scheme, exact, write, rest=str):
-    "A text with `write(tokens, next character)` in place of its numbers and `rest(text)` in place of what lies between."
-    out, at = [], 0
+    """A text with `write(tokens, next character)` in place of its numbers and `rest(text)` in place
+    of what lies between."""
+    out = []
+    at = 0
     for span, tokens in _found(text, scheme, exact):
-        out += [rest(text[at:span.start]), write(tokens, text[span.end:span.end + 1])]
+        out += [rest(text[at : span.start]), write(tokens, text[span.end : span.end + 1])]
         at = span.end
     return "".join([*out, rest(text[at:])])
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #8c944e37
 def number_names(
     scheme: TSTScheme = TSTScheme(),
-    integer_digits: "int | None" = None,  # most digits before the point; None for all that the suffixes allow
-    fraction_digits: "int | None" = None,  # and after it
+    integer_digits: int
+    | None = None,  # most digits before the point; None for all that the suffixes allow
+    fraction_digits: int | None = None,  # and after it
     bare: bool = True,  # groups without a suffix too
 ) -> list[str]:
     "Every token that a number can need, but the point."
     n, (most_left, most_right) = scheme.group_size, scheme.digits
-    left, right = (most if given is None else given for given, most in ((integer_digits, most_left), (fraction_digits, most_right)))
+    left, right = (
+        most if given is None else given
+        for given, most in ((integer_digits, most_left), (fraction_digits, most_right))
+    )
     found = []
     for suffix, place in scheme.suffixes.items():
         room = min(n, left - n * place if place >= 0 else right - n * (-place - 1))
-        whole = scheme.pad == "both" or scheme.pad == "frac" and place < 0  # only groups of full length
+        whole = (
+            scheme.pad == "both" or scheme.pad == "frac" and place < 0
+        )  # only groups of full length
         lengths = [n] * (room > 0) if whole else range(1, room + 1)
         found += [(f"{i:0{k}d}", suffix) for k in lengths for i in range(10**k) if suffix or bare]
     if scheme.compact:
@@ -173,63 +241,102 @@ def number_names(
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #8bcf6896
 class TriadicTokenizer:
     "A Hugging Face tokenizer that reads and writes numbers in tokens with suffixes."
+
     is_fast = False
 
-    def __init__(self,
+    def __init__(
+        self,
         own,  # any Hugging Face tokenizer; it is left as it is
         scheme: TSTScheme = TSTScheme(),
-        option: "str | None" = "compound",  # a token for each group with its suffix (the paper's option B); "marker": digits and suffix apart (A); None: numbers stay as they are
-        exact: bool = True,  # only numbers that come back digit for digit; False: all, by value (1,234 comes back as 1234)
-        first_id: "int | None" = None,  # of the new tokens; None for the first that is free
-        deal: "int | None" = None,  # seed that deals the suffixes of each number anew: the control
+        option: str
+        # a token for each group with its suffix (the paper's option B); "marker": digits and suffix
+        # apart (A); None: numbers stay as they are
+        | None = "compound",
+        # only numbers that come back digit for digit; False: all, by value (1,234 comes back as
+        # 1234)
+        exact: bool = True,
+        first_id: int | None = None,  # of the new tokens; None for the first that is free
+        deal: int | None = None,  # seed that deals the suffixes of each number anew: the control
     ):
         if option not in ("compound", "marker", None):
-            raise ScopeError(f"No option for number tokens is called {option!r}; accepted: 'compound', 'marker', None")
+            raise ScopeError(
+                f"No option for number tokens is called {option!r}; accepted: 'compound', "
+                "'marker', None"
+            )
         if not callable(own) or not hasattr(own, "convert_ids_to_tokens"):
-            raise ScopeError(f"Not a tokenizer to add numbers to: {type(own).__name__}; give a Hugging Face tokenizer, or a name of the catalogue")
-        self.own, self.option, self.exact, self.deal = own, option, exact, deal
+            raise ScopeError(
+                f"Not a tokenizer to add numbers to: {type(own).__name__}; give a Hugging Face "
+                "tokenizer, or a name of the catalogue"
+            )
+        self.own = own
+        self.option = option
+        self.exact = exact
+        self.deal = deal
         self.scheme = replace(scheme, compact=option != "marker")
-        self.first_id = max(len(own), 1 + max(own.get_vocab().values())) if first_id is None else first_id
+        self.first_id = (
+            max(len(own), 1 + max(own.get_vocab().values())) if first_id is None else first_id
+        )
         self.names = [*number_names(self.scheme), "."] if option else []
         self.ids = {name: self.first_id + i for i, name in enumerate(self.names)}
 
-    def __len__(self): return self.first_id + len(self.names)
-    def __repr__(self): return f"TriadicTokenizer({type(self.own).__name__}, {len(self.names):,} number tokens from id {self.first_id})"
+    def __len__(self):
+        return self.first_id + len(self.names)
 
-    def __getattr__(self, name):  # everything else is the tokenizer's own; but what would go around the numbers
+    def __repr__(self):
+        return (
+            f"TriadicTokenizer({type(self.own).__name__}, {len(self.names):,} number tokens from "
+            f"id {self.first_id})"
+        )
+
+    def __getattr__(
+        self, name
+    ):  # everything else is the tokenizer's own; but what would go around the numbers
         if name in ("own", "backend_tokenizer", "_tokenizer", "tokenizer") or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.own, name)
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #42847ba0
 @patch
-def encode(self: TriadicTokenizer,
+def encode(
+    self: TriadicTokenizer,
     text: str,
     add_special_tokens: bool = True,  # those that the tokenizer itself sets at both ends
 ) -> list[int]:
     "Token ids of one text; half a surrogate pair counts as the replacement character."
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     deal = None if self.deal is None else random.Random(f"{self.deal}:{text}")
-    ids, at = [], 0
-    between = lambda part: middle_encoding(self.own, part) if at else list(self.own(part, add_special_tokens=False, verbose=False)["input_ids"])
+    ids = []
+    at = 0
+
+    def between(part):
+        return (
+            middle_encoding(self.own, part)
+            if at
+            else list(self.own(part, add_special_tokens=False, verbose=False)["input_ids"])
+        )
+
     for span, tokens in _found(text, self.scheme, self.exact) if self.option else ():
         dealt = self.scheme.encode_number(span.text, deal) if deal else tokens
-        ids += between(text[at:span.start]) + [self.ids[t] for t in dealt]
+        ids += between(text[at : span.start]) + [self.ids[t] for t in dealt]
         at = span.end
     ids += between(text[at:])
     before, after = self._ends() if add_special_tokens else ([], [])
     return before + ids + after
 
+
 @patch
 def _ends(self: TriadicTokenizer):
     "The special tokens that the tokenizer sets before and after a text."
-    bare, full = (list(self.own("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
-    at = next(i for i in range(len(full)) if full[i:i + len(bare)] == bare)
-    return full[:at], full[at + len(bare):]
+    bare, full = (
+        list(self.own("a", add_special_tokens=special)["input_ids"]) for special in (False, True)
+    )
+    at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[:at], full[at + len(bare) :]
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #ab09c828
 @patch
-def decode(self: TriadicTokenizer,
+def decode(
+    self: TriadicTokenizer,
     ids,  # of one text
     skip_special_tokens: bool = False,
     **kwargs,  # more for the tokenizer's own `decode`, for texts without number tokens
@@ -238,11 +345,22 @@ def decode(self: TriadicTokenizer,
     ids = id_list(ids)
     if not any(i >= self.first_id for i in ids):
         return self.own.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
-    anchor, text = self.own("a", add_special_tokens=False)["input_ids"][-1:], ""
-    own = lambda some: self.own.decode(some, skip_special_tokens=skip_special_tokens)
+    anchor = self.own("a", add_special_tokens=False)["input_ids"][-1:]
+    text = ""
+
+    def own(some):
+        return self.own.decode(some, skip_special_tokens=skip_special_tokens)
+
     for new, some in groupby(ids, lambda i: i >= self.first_id):
-        text += self._number(list(some)) if new else own([*anchor, *some]).removeprefix(own(anchor)) if text else own(list(some))
+        text += (
+            self._number(list(some))
+            if new
+            else own([*anchor, *some]).removeprefix(own(anchor))
+            if text
+            else own(list(some))
+        )
     return text
+
 
 @patch
 def _number(self: TriadicTokenizer, ids):
@@ -257,7 +375,14 @@ def _number(self: TriadicTokenizer, ids):
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #2c8d66ec
 @patch
-def __call__(self: TriadicTokenizer, text, add_special_tokens=True, padding=False, return_tensors=None, **ignored) -> BatchEncoding:
+def __call__(
+    self: TriadicTokenizer,
+    text,
+    add_special_tokens=True,
+    padding=False,
+    return_tensors=None,
+    **ignored,
+) -> BatchEncoding:
     "Ids and mask of a text, or of a list of texts, as the tokenizer itself would give them."
     rows = [self.encode(t, add_special_tokens) for t in ([text] if isinstance(text, str) else text)]
     made = {"input_ids": rows, "attention_mask": [[1] * len(r) for r in rows]}
@@ -265,27 +390,48 @@ def __call__(self: TriadicTokenizer, text, add_special_tokens=True, padding=Fals
         return self.own.pad(made, padding=padding, return_tensors=return_tensors)
     return BatchEncoding({k: v[0] if isinstance(text, str) else v for k, v in made.items()})
 
+
 @patch
 def convert_ids_to_tokens(self: TriadicTokenizer, ids, **kwargs):
     "Names of ids."
-    one = lambda i: self.names[i - self.first_id] if i >= self.first_id else self.own.convert_ids_to_tokens(i, **kwargs)
+
+    def one(i):
+        return (
+            self.names[i - self.first_id]
+            if i >= self.first_id
+            else self.own.convert_ids_to_tokens(i, **kwargs)
+        )
+
     return one(ids) if isinstance(ids, int) else [one(i) for i in ids]
+
 
 @patch
 def decode_single_token_bytes(self: TriadicTokenizer, i: int) -> bytes:
     "The bytes of one token: the package's displays ask for them."
-    return self.names[i - self.first_id].encode() if i >= self.first_id else piece_bytes(self.own, [i])[0]
+    return (
+        self.names[i - self.first_id].encode()
+        if i >= self.first_id
+        else piece_bytes(self.own, [i])[0]
+    )
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #501762f4
 @patch
-def coverage(self: TriadicTokenizer,
+def coverage(
+    self: TriadicTokenizer,
     texts: Iterable[str],
 ) -> dict:
     "How many of the number tokens some texts contain, and how many of their numbers became tokens."
     texts = list(texts)
     counts = Counter(i for text in texts for i in self.encode(text, False) if i >= self.first_id)
-    return {"number tokens": len(self.names), "seen": len(counts), "seen 10 times": sum(c >= 10 for c in counts.values()),
-            "numbers": sum(len(number_spans(t)) for t in texts), "as tokens": sum(1 for t in texts for _ in _found(t, self.scheme, self.exact)) if self.option else 0}
+    return {
+        "number tokens": len(self.names),
+        "seen": len(counts),
+        "seen 10 times": sum(c >= 10 for c in counts.values()),
+        "numbers": sum(len(number_spans(t)) for t in texts),
+        "as tokens": sum(1 for t in texts for _ in _found(t, self.scheme, self.exact))
+        if self.option
+        else 0,
+    }
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #11a10661
 def number_rows(
@@ -297,7 +443,10 @@ def number_rows(
     if init not in ("mean", "additive"):
         raise ScopeError(f"Unknown way to begin new rows: {init!r}; accepted: 'mean', 'additive'")
     parts = [re.fullmatch(r"(\d*)(\D*)", name).groups() for name in tokenizer.names]
-    pieces = {part: weight[middle_encoding(tokenizer.own, part)].float() for part in {p for pair in parts for p in pair if p}}
+    pieces = {
+        part: weight[middle_encoding(tokenizer.own, part)].float()
+        for part in {p for pair in parts for p in pair if p}
+    }
     centre = weight.float().mean(0)
     if init == "additive":
         pieces = {part: rows.mean(0, keepdim=True) for part, rows in pieces.items()}
@@ -306,6 +455,7 @@ def number_rows(
         rows = [torch.cat([pieces[p] for p in pair if p]).mean(0) for pair in parts]
     return torch.stack(rows).to(weight.dtype)
 
+
 @torch.no_grad()
 def add_number_rows(
     model,  # a causal LM; left as it is
@@ -313,38 +463,58 @@ def add_number_rows(
     init: str = "mean",  # as in `number_rows`
 ):  # a model that shares all weights with it but embedding and output head
     "A model with rows for number tokens in its embedding and output head."
-    ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    ends = [
+        layer
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        if layer is not None
+    ]
     if len(ends[0].weight) != tokenizer.first_id:
-        raise ScopeError(f"Rows do not fit: the model has {len(ends[0].weight)}, and the number tokens begin at {tokenizer.first_id}; make the tokenizer with that first_id")
+        raise ScopeError(
+            f"Rows do not fit: the model has {len(ends[0].weight)}, and the number tokens begin at "
+            f"{tokenizer.first_id}; make the tokenizer with that first_id"
+        )
     own = {id(p) for layer in ends for p in layer.parameters()}
-    made = copy.deepcopy(model, {id(p): p for p in [*model.parameters(), *model.buffers()] if id(p) not in own})
+    made = copy.deepcopy(
+        model, {id(p): p for p in [*model.parameters(), *model.buffers()] if id(p) not in own}
+    )
     with torch.random.fork_rng(devices=[]):  # the rows that transformers draws are written over
         made.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for layer in filter(None, (made.get_input_embeddings(), made.get_output_embeddings())):
-        layer.weight[tokenizer.first_id:] = number_rows(layer.weight[:tokenizer.first_id], tokenizer, init)
+        layer.weight[tokenizer.first_id :] = number_rows(
+            layer.weight[: tokenizer.first_id], tokenizer, init
+        )
     return made.requires_grad_(False).eval()
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #afdfa82d
 def triadic_suffix(
     given,  # a tokenizer, a name of the catalogue, or a `Scope`
     *,
-    option: "str | None" = "compound",  # the paper's option B; "marker" is A; None leaves numbers as they are
+    option: str
+    | None = "compound",  # the paper's option B; "marker" is A; None leaves numbers as they are
     init: str = "mean",  # of new rows, for a scope: "mean" or "additive"
     **more,  # of `TriadicTokenizer`: scheme, exact
-) -> "TriadicTokenizer | Scope":  # of the kind that was given; nothing given is changed
+) -> TriadicTokenizer | Scope:  # of the kind that was given; nothing given is changed
     "Number tokens with suffixes for a tokenizer or for a model (Chetverina 2026)."
     if not isinstance(given, Scope):
         return TriadicTokenizer(tokenizer_of(given), option=option, **more)
     if given.tokenizer is None:
-        raise ScopeError("No tokenizer: number tokens need the scope's tokenizer; make it with Scope(model, tokenizer)")
-    tokenizer = TriadicTokenizer(given.tokenizer, option=option, first_id=len(given.structure.embedding.weight), **more)
-    return Scope(add_number_rows(given.model, tokenizer, init) if option else given.model, tokenizer)
+        raise ScopeError(
+            "No tokenizer: number tokens need the scope's tokenizer; make it with Scope(model, "
+            "tokenizer)"
+        )
+    tokenizer = TriadicTokenizer(
+        given.tokenizer, option=option, first_id=len(given.structure.embedding.weight), **more
+    )
+    return Scope(
+        add_number_rows(given.model, tokenizer, init) if option else given.model, tokenizer
+    )
+
 
 def shuffled_suffix(
     given,  # as in `triadic_suffix`
     *,
     seed: int = 0,
     **hyperparameters,  # of `triadic_suffix`
-) -> "TriadicTokenizer | Scope":
+) -> TriadicTokenizer | Scope:
     "The same with the suffixes of each number dealt out at random: the control."
     return triadic_suffix(given, **{**hyperparameters, "deal": seed})
