@@ -22,7 +22,7 @@ def raised() -> dict:
     found = {}
     for path in (ROOT / "tokenscope").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", "") == "ScopeError":
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", "") in ("ScopeError", "BadArgument", "BadFile", "Unavailable"):
                 if (key := opening(node.exc.args[0])) and key != "…":
                     found.setdefault(key, path.name)
     return found

@@ -18,7 +18,7 @@ from pathlib import Path
 import tokenscope
 from ..measure.claims import claims_page, collect_claims
 from ..show.colours import Markup
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/app/gallery.ipynb #26f44c72
 FAMILIES = {
@@ -68,7 +68,7 @@ def read_card(
             card = {**ast.literal_eval(node.value), "slug": Path(path).stem}
             missing = [k for k in CARD_KEYS if k not in card]
             if missing or card["family"] not in FAMILIES or card["model"] not in MODEL_KINDS:
-                raise ScopeError(
+                raise BadArgument(
                     f"Not a card: {Path(path).name} lacks "
                     f"{', '.join(missing) or 'a known family or model'}; "
                     f"keys are {', '.join(CARD_KEYS)}; models are {', '.join(MODEL_KINDS)}"

@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import tokenscope
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/app/house.ipynb #eb51dd49
 ROOMS = {  # name: its one line, in the order in which they may import
@@ -79,7 +79,7 @@ def room_pages(
 ) -> list[str]:
     "The modules of a room, those that others import first, else by name."
     if room not in ROOMS:
-        raise ScopeError(f"No such room: {room!r}; there are {', '.join(ROOMS)}")
+        raise BadArgument(f"No such room: {room!r}; there are {', '.join(ROOMS)}")
     folder = Path(root or Path(tokenscope.__file__).parent) / room
     paths = sorted(path for path in folder.glob("*.py") if not path.stem.startswith("_"))
     needs = {
@@ -93,6 +93,6 @@ def room_pages(
     try:
         return list(TopologicalSorter(needs).static_order())
     except CycleError as error:
-        raise ScopeError(
+        raise BadArgument(
             f"Modules of {room} import each other: {' -> '.join(error.args[1])}"
         ) from error

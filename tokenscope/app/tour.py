@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 import tokenscope
 from ..show.display import TokenScores, strips
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..show.pictures import attention_map
 
 # %% ../../nbs/app/tour.ipynb #9b37b4b9
@@ -323,13 +323,13 @@ def tour(
 ) -> Path:  # the page
     "Read a sentence with a real model and write one page that shows what every token does."
     if not isinstance(text, str) or not text.strip():
-        raise ScopeError("Nothing to tour: the text is empty; give a sentence")
+        raise BadArgument("Nothing to tour: the text is empty; give a sentence")
     if scope is None:
         from tokenscope.core.scope import load
 
         scope = load()
     if scope.tokenizer is None:
-        raise ScopeError("No tokenizer: a tour needs text, so give a Scope with its tokenizer")
+        raise BadArgument("No tokenizer: a tour needs text, so give a Scope with its tokenizer")
     text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written to a file
     scope.encode(text)  # too long or not in the vocabulary: said before the work begins
     views = [view(scope, text) for view in tqdm(VIEWS, desc="tour", delay=2)]

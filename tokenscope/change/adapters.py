@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from tqdm.auto import tqdm
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument, Unavailable
 from ..core.trace import final_hidden, unembed
 
 # %% ../../nbs/change/adapters.ipynb #5e710953
@@ -32,7 +32,7 @@ class RowEdit:
         self.scope = scope
         self.head = scope.model.get_output_embeddings()
         if self.head is None:
-            raise ScopeError(
+            raise Unavailable(
                 f"No head to edit: {type(scope.model).__name__} has no unembedding; load it with "
                 "AutoModelForCausalLM"
             )
@@ -40,7 +40,7 @@ class RowEdit:
         if not len(self.ids) or not 0 <= int(self.ids.min()) <= int(self.ids.max()) < len(
             self.head.weight
         ):
-            raise ScopeError(
+            raise BadArgument(
                 f"No such row of the head: ids {self.ids.tolist()[:9]}; give at least one, from 0 "
                 f"to {len(self.head.weight) - 1}"
             )
@@ -73,16 +73,16 @@ def fit_rows(
 ) -> list[float]:  # the losses
     "Fit the rows of an edit to cached states by Adam."
     if loss not in ("hinge", "cross-entropy"):
-        raise ScopeError(
+        raise BadArgument(
             f"No loss for the rows is called {loss!r}; there are: hinge, cross-entropy"
         )
     if not len(states) or len(states) != len(targets) or not states.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             f"Rows need one target for each finite state; given: {len(states)} states, "
             f"{len(targets)} targets"
         )
     if not 0 <= int(targets.min()) <= int(targets.max()) < len(edit.rows):
-        raise ScopeError(
+        raise BadArgument(
             f"Rows need targets from 0 to {len(edit.rows) - 1}, the places of the edit's tokens; "
             f"given: {int(targets.min())} to {int(targets.max())}"
         )
@@ -132,12 +132,12 @@ def lora_adapter(
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
-        raise ScopeError(
+        raise Unavailable(
             "The package `peft` is not installed: it makes low-rank adapters; pip install "
             '"tokenscope-lab[tuning]"'
         ) from e
     if not len(rows) or len(rows) != len(targets):
-        raise ScopeError(
+        raise BadArgument(
             f"An adapter needs one target for each row, at least one; given: {len(rows)} rows, "
             f"{len(targets)} targets"
         )
@@ -147,7 +147,7 @@ def lora_adapter(
         if getattr(m, "weight", None) is not None and m.weight.ndim == 2
     }
     if missing := set(modules) - named:
-        raise ScopeError(
+        raise BadArgument(
             f"No linear layer is called {min(missing)!r}; there are: {', '.join(sorted(named))}"
         )
     flags = [(p, p.requires_grad) for p in scope.model.parameters()]

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..text.batch import batches_by_length, rows_of
 from .contrasts import answer_logprobs
 from ..core.edit import Edit
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..core.scores import over_logits
 from ..core.trace import final_hidden
 
@@ -74,7 +74,7 @@ def own_question(
     n = len(questions)
     others = min(others, len(questions) - 1)
     if n < 2 or len(answers) != n:
-        raise ScopeError(
+        raise BadArgument(
             f"Relevance needs at least two questions with one answer each; given: {n} questions, "
             f"{len(answers)} answers"
         )
@@ -109,7 +109,7 @@ def option_margins(
     "By how much the right answer is likelier than the best wrong one."
     options = [[r, *w] for r, w in zip(right, wrong, strict=True)]
     if (short := next((i for i, o in enumerate(options) if len(o) < 2), None)) is not None:
-        raise ScopeError(
+        raise BadArgument(
             f"No wrong answer to set against the right one: prompt {short}; give at least one"
         )
     where = [i for i, o in enumerate(options) for _ in o]
@@ -131,7 +131,7 @@ def option_scores(
     before = rows_of(list(prompts), scope.tokenizer)[0]
     cut = [tuple(scope.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options]
     if not cut or not before or not all(cut) or not all(before):
-        raise ScopeError(
+        raise BadArgument(
             f"No options to score: {len(cut)} options, {len(before)} prompts; give at least one "
             "option, and nothing empty"
         )
@@ -169,7 +169,7 @@ def error_overlap(
 
     wrong = {name: {i for i, c in enumerate(right) if not c} for name, right in correct.items()}
     if len(sizes := {len(right) for right in correct.values()}) != 1:
-        raise ScopeError(
+        raise BadArgument(
             f"Not the same questions: {len(correct)} models with {sorted(sizes)} answers; give at "
             "least one model, and the same questions to each"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..text.batch import real_index
 from ..show.display import TokenScores
 from ..core.edit import Edit
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..core.trace import read
 
 # %% ../../nbs/change/composition.ipynb #94689f1d
@@ -39,7 +39,7 @@ def interaction(
     "Where two edits together do to a token what they do not do one by one."
     batch = scope.encode(text)
     if len(batch) != 1:
-        raise ScopeError(f"An interaction is shown on one text; given: {len(batch)}")
+        raise BadArgument(f"An interaction is shown on one text; given: {len(batch)}")
     none, only_a, only_b, both = _four(scope, lambda: -scope.logprobs(batch)[0], list(a), list(b))
     return TokenScores(
         batch.tokens[0],
@@ -64,7 +64,7 @@ def interference(
         real_index(batch.attention_mask) > 0
     )  # the first token is a sink, and its length would drown the others
     if not counted.any():
-        raise ScopeError(
+        raise BadArgument(
             "No token to compare: interference leaves the first token of a text out; give a text "
             "of two tokens or more"
         )

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..text.batch import Batch, batches_by_length, rows_of
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..core.scores import over_logits
 from ..core.taps import site_taps
 from ..core.trace import final_hidden
@@ -37,12 +37,12 @@ class Contrasts:
     def __post_init__(self):
         sizes = [len(x) for x in (self.prompts, self.right, self.wrong)]
         if len(set(sizes)) > 1 or not sizes[0]:
-            raise ScopeError(
+            raise BadArgument(
                 "Contrasts need as many right and wrong answers as prompts, at least one; given: "
                 f"{sizes[0]} prompts, {sizes[1]} right and {sizes[2]} wrong answers"
             )
         if same := [i for i, (a, b) in enumerate(zip(self.right, self.wrong)) if a == b]:
-            raise ScopeError(
+            raise BadArgument(
                 f"No contrast: right and wrong answer of pair {same[0]} are the same, "
                 f"{self.right[same[0]]!r}; leave the pair out"
             )
@@ -62,7 +62,7 @@ class Contrasts:
         if isinstance(given, cls):
             return given
         if not isinstance(given, (list, tuple)) or len(given) != 3:
-            raise ScopeError(
+            raise BadArgument(
                 f"Not contrasts: {type(given).__name__}; give Contrasts, or three lists: prompts, "
                 "right answers, wrong answers"
             )
@@ -113,7 +113,7 @@ def answer_rows(
         for a in answers
     ]
     if empty := [i for i, (p, a) in enumerate(zip(before, after, strict=True)) if not p or not a]:
-        raise ScopeError(
+        raise BadArgument(
             f"A prompt or an answer without tokens: pair {empty[0]}; give at least one character "
             "of each"
         )
@@ -296,7 +296,7 @@ def contrast_inputs(
     "Every prompt with its right answer, then every prompt with its wrong one."
     contrasts = Contrasts.of(contrasts)
     if images is not None and len(images) != len(contrasts):
-        raise ScopeError(
+        raise BadArgument(
             f"Contrasts need one image for each prompt; given: {len(images)} images and "
             f"{len(contrasts)} prompts"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .directions import Directions
-from ..text.names import ScopeError
+from ..text.names import BadArgument, BadFile
 from ..corpus.shards import written_whole
 
 # %% ../../nbs/change/control_vectors.ipynb #8ec8808f
@@ -26,7 +26,7 @@ def save_control_vector(
     from gguf import GGUFWriter
 
     if directions.site != "resid_post":
-        raise ScopeError(
+        raise BadArgument(
             "A control vector is added to the residual stream; these directions are for "
             f"{directions.site}; make them at resid_post"
         )
@@ -77,18 +77,18 @@ def load_control_vector(
         ):
             raise ValueError(f"architecture {kind!r}, {len(found)} directions")
     except (OSError, ValueError, IndexError, KeyError) as e:
-        raise ScopeError(
+        raise BadFile(
             f"Not a control vector: {Path(path).name} ({type(e).__name__}: {e}); give a GGUF file "
             "with one direction a layer"
         ) from e
     layers = sorted(found)
     vectors = torch.stack([found[i] for i in layers])
     if not vectors.isfinite().all():
-        raise ScopeError(f"A damaged control vector: {Path(path).name} holds NaN or infinity")
+        raise BadFile(f"A damaged control vector: {Path(path).name} holds NaN or infinity")
     if scope is not None and (
         vectors.shape[1] != scope.d_model or layers[0] < 0 or layers[-1] >= scope.n_layers
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"The control vector does not fit this model: it is for a {hint} model with width "
             f"{vectors.shape[1]} and layers up to {layers[-1]}; "
             f"this one has width {scope.d_model} and layers up to {scope.n_layers - 1}"

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.edit import Edit
-from ..text.names import SITES, ScopeError, check_site, resolve_layers
+from ..text.names import BadArgument, BadFile, Positions, SITES, check_site, resolve_layers
 from ..core.states import StateMoments, sample_states, state_moments
 
 # %% ../../nbs/change/directions.ipynb #072ed832
@@ -62,7 +62,7 @@ class Directions:
         "Where a layer stands among the vectors; negative layers count from the last of these."
         layer = self.layers[layer] if -len(self.layers) <= layer < 0 else layer
         if layer not in self.layers:
-            raise ScopeError(
+            raise BadArgument(
                 f"No direction for layer {layer}; there are directions for {self.layers}"
             )
         return self.layers.index(layer)
@@ -87,7 +87,7 @@ def _same_places(a, b):
         def of(d):
             return f"{d.site}, layers {d.layers}, width {d.vectors.shape[-1]}"
 
-        raise ScopeError(
+        raise BadArgument(
             f"Directions of different places: {of(a)} and {of(b)}; make both from the same site "
             "and layers of one model"
         )
@@ -119,7 +119,7 @@ def _moments(scope, given, second=False, **where):
     if not isinstance(given, StateMoments):
         return state_moments(scope, given, second=second, **where)
     if second and given.scatter is None:
-        raise ScopeError(
+        raise BadArgument(
             "These moments have no scatter, and this direction needs it; take them with "
             "state_moments(…, second=True)"
         )
@@ -156,15 +156,15 @@ def checked_length(
         or not isinstance(strength, (int, float))
         or not math.isfinite(strength)
     ):
-        raise ScopeError(f"Not a strength: {strength!r}; give a finite number, 0 for no change")
+        raise BadArgument(f"Not a strength: {strength!r}; give a finite number, 0 for no change")
     if not math.isfinite(length):
-        raise ScopeError(
+        raise BadArgument(
             "No length to measure the strength in: these directions came without the lengths of "
             "states; use unit='diff' or 'absolute'"
         )
     most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max ** 0.5)
     if abs(strength) * length > most:
-        raise ScopeError(
+        raise BadArgument(
             f"Too strong for {str(dtype).removeprefix('torch.')}: strength {strength:g} is a "
             f"length of {abs(strength) * length:.2g}, and at most {most:.2g} can be held"
         )
@@ -174,7 +174,7 @@ def checked_length(
 def _unit_length(unit, norm, own):
     "The length of one unit of strength."
     if unit not in ("diff", "norm", "absolute"):
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown unit of strength {unit!r}; accepted: 'diff' (the direction itself), 'norm' "
             "(a state's length), 'absolute'"
         )
@@ -186,11 +186,7 @@ def direction_edit(
     layer: int,  # where; one of `layers`
     strength: int | float = 1.0,  # how much; negative for the other way
     unit: str = "diff",  # or "norm", "absolute"
-    positions: None
-    | int
-    | slice
-    | str
-    | Iterable[int] = None,  # as in `Edit`; None for all but the first token
+    positions: Positions | None = None,  # as in `Edit`; None for all but the first token
     dtype: torch.dtype = torch.float32,  # the model's number type
 ) -> Edit:
     "The edit that adds the direction at one layer."
@@ -391,7 +387,7 @@ class Subspace:
         "Amplify what a state holds in the subspace, by a length."
         at = self.component().place(layer)
         if unit == "diff" and self.lengths is None:
-            raise ScopeError(
+            raise BadArgument(
                 "A subspace has no length of its own: unit='diff' needs `lengths`; use 'norm' or "
                 "'absolute'"
             )
@@ -422,7 +418,7 @@ def principal_directions(
     "The axes of largest variance of the states of a set of texts."
     found = _moments(scope, texts, True, **where)
     if not 1 <= k <= min(found.mean.shape[-1], found.n_tokens):
-        raise ScopeError(
+        raise BadArgument(
             f"k must lie between 1 and {min(found.mean.shape[-1], found.n_tokens)}, the smaller of "
             f"width and tokens; given: {k}"
         )
@@ -484,7 +480,7 @@ def _read_directions(path):
             if head["format"] != 1:
                 raise ValueError(f"format {head['format']}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise ScopeError(
+        raise BadFile(
             f"Not a file of directions: {Path(path).name} ({type(e).__name__}: {e}); give one that "
             "Directions.save wrote"
         ) from e
@@ -499,7 +495,7 @@ def _read_directions(path):
         or made.norms.shape != (n,)
         or not (made.vectors.isfinite().all() and made.norms.isfinite().all())
     ):
-        raise ScopeError(
+        raise BadFile(
             f"Damaged directions: {Path(path).name} holds {tuple(made.vectors.shape)} vectors for "
             f"layers {made.layers}, or numbers that are not finite"
         )
@@ -518,7 +514,7 @@ def load_directions(
         if (
             SITES[made.site].axes == "token d_model" and width != scope.d_model
         ) or deepest >= scope.n_layers:
-            raise ScopeError(
+            raise BadArgument(
                 "The directions do not fit this model: they are for "
                 f"{made.meta.get('model', 'a model')} with width {width} and layers up to "
                 f"{deepest}; "

@@ -20,7 +20,7 @@ import torch
 
 from ..core.edit import Edit
 from .moves import Move
-from ..text.names import LAYERLESS_SITES, SITES, ScopeError, resolve_layers
+from ..text.names import BadArgument, BadFile, LAYERLESS_SITES, SITES, resolve_layers
 from ..corpus.shards import written_whole
 
 # %% ../../nbs/change/edit_files.ipynb #91ff0524
@@ -77,7 +77,7 @@ def _parts_of(value, tensors):
             "move": f"{home}:{type(value).__name__}",
             "parts": {k: _parts_of(v, tensors) for k, v in value.parts().items()},
         }
-    raise ScopeError(
+    raise BadArgument(
         f"Cannot be kept in a file: {type(value).__name__}; an edit's fn must be a Move, made of "
         "tensors, numbers and words (see change/moves)"
     )
@@ -95,7 +95,7 @@ def _move_class(name, moves):
         except ModuleNotFoundError:
             pass
     if not (isinstance(found, type) and issubclass(found, Move)):
-        raise ScopeError(
+        raise BadArgument(
             f"No such move in this package: {name!r}; if it is yours, hand in its class: "
             f"load_edits(…, moves=[{name.split(':')[-1]}])"
         )
@@ -170,7 +170,7 @@ def edit_file_header(path: str | Path) -> dict:
         if head["format"] != 1 or not isinstance(head["edits"], list):
             raise ValueError(f"format {head['format']}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise ScopeError(
+        raise BadFile(
             f"Not a file of edits: {Path(path).name} ({type(e).__name__}: {e}); give one that "
             "save_edits wrote"
         ) from e
@@ -189,7 +189,7 @@ def load_edits(
     sizes = model_sizes(scope)
     if wrong := [k for k in sizes if k != "model" and head.get(k) != sizes[k]]:
         there, here = ({k: x.get(k) for k in wrong} for x in (head, sizes))
-        raise ScopeError(
+        raise BadArgument(
             f"The edits do not fit this model: they are for {head.get('model')} with {there}, and "
             f"this is {sizes['model']} with {here}"
         )
@@ -213,7 +213,7 @@ def load_edits(
                 )
             )
     except (KeyError, TypeError) as e:
-        raise ScopeError(
+        raise BadFile(
             f"A damaged file of edits: {Path(path).name} ({type(e).__name__}: {e}); write it again "
             "with save_edits"
         ) from e

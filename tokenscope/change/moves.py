@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/change/moves.ipynb #eb543934
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def orthonormal_basis(
 ) -> Float[Tensor, "rank width"]:  # float32
     "An orthonormal basis of the span of some directions."
     if directions.ndim != 2 or not directions.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             f"Not a set of directions: shape {tuple(directions.shape)}, or numbers that are not "
             "finite; give (k, width)"
         )

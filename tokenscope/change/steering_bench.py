@@ -32,7 +32,7 @@ from ..corpus.corpus import model_fingerprint
 from ..data.data import UDHR_LANGUAGES
 from ..core.edit import Edit
 from ..data.languages import identify_language, open_questions, parallel_text
-from ..text.names import SQUARE_SITES, ScopeError, resolve_layers
+from ..text.names import BadArgument, SQUARE_SITES, Unavailable, resolve_layers
 from ..corpus.shards import ShardStore, written_whole
 
 # %% ../../nbs/change/steering_bench.ipynb #477bd3d2
@@ -86,7 +86,7 @@ def sentiment(answers: Iterable[str]) -> Float[Tensor, " answer"]:  # -1 to 1
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as e:
-        raise ScopeError(
+        raise Unavailable(
             "The package `vaderSentiment` is not installed: it rates sentiment; pip install "
             '"tokenscope-lab[languages]"'
         ) from e
@@ -97,7 +97,7 @@ def sentiment(answers: Iterable[str]) -> Float[Tensor, " answer"]:  # -1 to 1
 def sentiment_task(sign: int = -1, n: int = 24) -> SteeringTask:
     "Give an opinion of one sign: -1 for a bad one, 1 for a good one."
     if sign not in (-1, 1):
-        raise ScopeError(f"The sign of a sentiment is -1 or 1; given: {sign!r}")
+        raise BadArgument(f"The sign of a sentiment is -1 or 1; given: {sign!r}")
     written = {
         s: [
             f"The {thing} was {word}, and I thought so the whole time."
@@ -129,7 +129,9 @@ def task_contrasts(
 ) -> Contrasts:
     "Practice questions with a text of each kind as right and wrong answer."
     if not task.practice:
-        raise ScopeError(f"The task {task.name!r} has no practice questions to make contrasts from")
+        raise BadArgument(
+            f"The task {task.name!r} has no practice questions to make contrasts from"
+        )
     chat = getattr(scope.tokenizer, "chat_template", None)
 
     def cut(text):
@@ -212,7 +214,7 @@ def steering_row(
     made = way(scope, task) if callable(way) else way
     made = made if isinstance(made, str) else list(made)
     if not isinstance(made, str) and not all(isinstance(e, Edit) for e in made):
-        raise ScopeError(
+        raise BadArgument(
             "Not a way of steering: give a list of edits, a sentence, or a function of (scope, "
             "task) that returns one of these"
         )

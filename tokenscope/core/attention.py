@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument, Unavailable
 from .structure import Structure
 
 # %% ../../nbs/core/attention.ipynb #cb5e4957
@@ -72,7 +72,7 @@ def eager_attention(
             f := getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         ) is not None:
             return f
-    raise ScopeError(
+    raise Unavailable(
         f"No explicit attention for {type(module).__name__}: its file has no "
         "`eager_attention_forward`; "
         "the residual and MLP sites of this model can be read and edited"
@@ -205,20 +205,20 @@ def _check_open(structure, module):
     "Refuse attention that cannot be tapped, with the reason."
     kind = type(structure.model).__name__
     if module is None:
-        raise ScopeError(
+        raise BadArgument(
             f"No attention in this layer of {kind}; its residual and MLP sites can be read and "
             "edited"
         )
     source = sys.modules[type(module).__module__]
     if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
-        raise ScopeError(
+        raise BadArgument(
             f"Attention is closed in {kind}: {type(module).__name__} does not use transformers' "
             "attention interface; "
             "its residual and MLP sites can be read and edited"
         )
     impl = module.config._attn_implementation.removeprefix("tokenscope_")
     if impl not in ("sdpa", "eager"):
-        raise ScopeError(
+        raise BadArgument(
             f"Attention implementation {impl!r} cannot be tapped: load the model with "
             "attn_implementation='sdpa' or 'eager'"
         )

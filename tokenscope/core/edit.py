@@ -19,9 +19,12 @@ from torch import Tensor
 from ..text.batch import real_index
 from tokenscope.text.names import (
     ATTENTION_SITES,
+    BadArgument,
+    Heads,
     LAYERLESS_SITES,
+    Layers,
+    Positions,
     SQUARE_SITES,
-    ScopeError,
     check_site,
     resolve_indices,
     resolve_layers,
@@ -34,14 +37,14 @@ class Edit:
     "One change at one site. Exactly one of `fn`, `add`, `scale`, `set` is given."
 
     site: str  # a name of `text/names`
-    layers: None | int | slice | Iterable[int] = None  # None for all
+    layers: Layers = None  # None for all
     fn: Callable | None = None  # tensor at the site -> tensor of the same shape
     add: Tensor | float | None = None  # broadcast against the site's tensor
     scale: Tensor | float | None = None
     set: Tensor | float | None = None
-    positions: None | int | slice | str | Iterable[int] = None
-    heads: None | int | slice | Iterable[int] = None  # query heads; key-value heads at `k` and `v`
-    keys: None | int | slice | Iterable[int] = None  # `attn_scores` and `pattern` only
+    positions: Positions | None = None
+    heads: Heads = None  # query heads; key-value heads at `k` and `v`
+    keys: Positions | None = None  # `attn_scores` and `pattern` only
     when: str = "always"  # or "prompt", "generated": in which forwards
 
     def __post_init__(self):
@@ -63,44 +66,44 @@ def _check_edit(edit):
     "Refuse an edit that says too little, too much, or nonsense."
     given = [k for k in ("fn", "add", "scale", "set") if getattr(edit, k) is not None]
     if len(given) != 1:
-        raise ScopeError(
+        raise BadArgument(
             f"An edit needs exactly one of fn, add, scale, set; given: {', '.join(given) or 'none'}"
         )
     if given[0] == "fn" and not callable(edit.fn):
-        raise ScopeError(
+        raise BadArgument(
             f"fn must be a function of the site's tensor; given: {type(edit.fn).__name__}"
         )
     if given[0] != "fn":
         value = torch.as_tensor(getattr(edit, given[0]))
         if value.is_meta:
-            raise ScopeError(
+            raise BadArgument(
                 f"{given[0]} is on the meta device and holds no numbers; give a tensor that does"
             )
         if value.isnan().any() or (
             value.isinf().any() and edit.site not in ("attn_scores", "logits")
         ):
-            raise ScopeError(
+            raise BadArgument(
                 f"{given[0]} holds NaN or infinity: the model's output would be NaN; give finite "
                 "numbers"
             )
     if edit.keys is not None and edit.site not in SQUARE_SITES:
-        raise ScopeError(
+        raise BadArgument(
             f"keys= belongs to {' and '.join(SQUARE_SITES)}, not to {edit.site}; use positions="
         )
     if edit.heads is not None and edit.site not in ATTENTION_SITES:
-        raise ScopeError(
+        raise BadArgument(
             f"heads= belongs to {', '.join(ATTENTION_SITES)}, not to {edit.site}: it has no "
             "head axis"
         )
     if edit.when not in ("always", "prompt", "generated"):
-        raise ScopeError(f"Unknown when={edit.when!r}; accepted: 'always', 'prompt', 'generated'")
+        raise BadArgument(f"Unknown when={edit.when!r}; accepted: 'always', 'prompt', 'generated'")
     if isinstance(edit.positions, str) and edit.positions not in (
         "all",
         "prompt",
         "generated",
         "last",
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown positions {edit.positions!r}; accepted: an integer, a list, a slice, 'all', "
             "'prompt', 'generated', 'last'"
         )
@@ -144,7 +147,7 @@ class Progress:
 
 # %% ../../nbs/core/edit.ipynb #bea369b3
 def position_mask(
-    positions: None | int | slice | str | Iterable[int],  # counted among the prompt's real tokens
+    positions: Positions | None,  # counted among the prompt's real tokens
     index: Int[Tensor, "batch token"],  # real positions, -1 for padding
     n_prompt: Int[Tensor, "batch 1"],  # length of each prompt
     skip_first: bool = True,  # does `None` leave the first token out?
@@ -183,7 +186,7 @@ def _changed(edit, tensor):
             new = edit.fn(tensor)
             if not torch.is_tensor(new) or new.shape != tensor.shape:
                 got = tuple(new.shape) if torch.is_tensor(new) else type(new).__name__
-                raise ScopeError(
+                raise BadArgument(
                     f"fn changed the shape at {edit.site}: it returned {got}, and the site has "
                     f"{tuple(tensor.shape)}"
                 )
@@ -194,7 +197,7 @@ def _changed(edit, tensor):
             return value.expand_as(tensor)
         return (tensor + value if edit.add is not None else tensor * value).view_as(tensor)
     except RuntimeError as e:
-        raise ScopeError(
+        raise BadArgument(
             f"The value does not fit {edit.site}: the site has shape {tuple(tensor.shape)} ({e})"
         ) from e
 
@@ -305,7 +308,7 @@ def square_tap(
         try:
             return torch.where(mask, value, torch.zeros_like(value))
         except RuntimeError as e:
-            raise ScopeError(
+            raise BadArgument(
                 f"The value does not fit attn_scores: add has shape {tuple(value.shape)}, and the "
                 f"site has (batch, head, query, key) ({e})"
             ) from e
@@ -390,7 +393,7 @@ def edit(
 ):
     "Hold edits in force for forward and generate while the block runs."
     if wrong := [e for e in edits if not (hasattr(e, "neutral") and hasattr(e, "site"))]:
-        raise ScopeError(
+        raise BadArgument(
             f"Not an edit: {type(wrong[0]).__name__}; give Edit(...) objects, one by one (a list "
             "needs a star: edit(*edits))"
         )

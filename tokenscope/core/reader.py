@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..text.batch import Batch, batches_by_length
 from tokenscope.text.names import (
+    BadArgument,
     LAYERLESS_SITES,
+    Layers,
     SQUARE_SITES,
-    ScopeError,
     check_site,
     resolve_layers,
 )
@@ -68,7 +69,7 @@ class CorpusTask:
 
     scores: str | Iterable[str] = ("surprisal",)  # names of `SCORES`
     sites: str | Iterable[str] = ()  # names of `text/names` with one token axis
-    layers: None | int | slice | Iterable[int] = None  # None for all
+    layers: Layers = None  # None for all
     positions: None | int | slice | str | Iterable = (
         # tokens of each text that are kept; None for all; a list of lists has one entry a text
         None
@@ -87,18 +88,18 @@ class CorpusTask:
             tuple(check_site(s) for s in as_tuple(self.sites)),
         )
         if wrong := [s for s in self.scores if s not in SCORES]:
-            raise ScopeError(f"Unknown score {wrong[0]!r}; accepted: {', '.join(SCORES)}")
+            raise BadArgument(f"Unknown score {wrong[0]!r}; accepted: {', '.join(SCORES)}")
         if wrong := [s for s in self.sites if s in SQUARE_SITES or s == "logits"]:
-            raise ScopeError(
+            raise BadArgument(
                 f"A corpus job cannot keep {wrong[0]}: it grows with the square of the text or "
                 "with the vocabulary; use scores=, or a reader= that reduces it"
             )
         if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise ScopeError(
+            raise BadArgument(
                 f"Unknown dtype {self.dtype!r}; accepted: 'float32', 'float16', 'bfloat16'"
             )
         if not (self.scores or self.sites or self.reader):
-            raise ScopeError("Nothing to compute over the corpus: give scores=, sites= or reader=")
+            raise BadArgument("Nothing to compute over the corpus: give scores=, sites= or reader=")
 
 # %% ../../nbs/core/reader.ipynb #0ba96cd5
 def _read_sites(scope, batch, task, layers):
@@ -154,7 +155,7 @@ def read_batch(
                 not torch.is_tensor(t) or t.shape[:2] != batch.input_ids.shape
                 for t in made.values()
             ):
-                raise ScopeError(
+                raise BadArgument(
                     "The reader must return a dict of tensors that begin with (batch, token) = "
                     f"{tuple(batch.input_ids.shape)}"
                 )
@@ -178,7 +179,7 @@ def _tokenise_all(scope, texts):
     if texts and not isinstance(texts[0], str):
         rows = [list(map(int, r)) for r in texts]
     elif scope.tokenizer is None:
-        raise ScopeError(
+        raise BadArgument(
             "No tokenizer: a corpus job reads texts, so give a Scope with its tokenizer"
         )
     else:
@@ -187,7 +188,7 @@ def _tokenise_all(scope, texts):
         ]  # a lone surrogate cannot be tokenised
         rows = scope.tokenizer(clean, verbose=False)["input_ids"]
     if (top := max((max(r) for r in rows if r), default=0)) >= scope.vocab_size:
-        raise ScopeError(
+        raise BadArgument(
             f"Token id {top} is outside the model's vocabulary of {scope.vocab_size}: the "
             "tokenizer is not this model's"
         )
@@ -305,7 +306,7 @@ def _put(out, made, at, n, dtype):
 def _check_finite(out, dtype):
     for name, tensor in out.items():
         if tensor.ndim > 1 and not tensor.isfinite().all():
-            raise ScopeError(
+            raise BadArgument(
                 f"{name} does not fit into {dtype}: it holds infinity or NaN; give dtype='float32' "
                 "or 'bfloat16', or look at the model's weights"
             )

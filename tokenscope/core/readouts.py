@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..show.display import TokenScores
-from ..text.names import ScopeError
+from ..text.names import BadArgument, Layers, Positions
 from .scores import over_logits
 from .trace import unembed
 
@@ -132,19 +132,19 @@ def layer_table(
 def logit_lens(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
-    layers: None | int | slice | Iterable[int] = None,  # None for all
-    positions: None | int | slice | str | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # None for all
+    positions: Positions | None = None,  # None for all
     k: int = 3,  # how many words to keep
 ) -> LensReading:
     "What each layer would say next (logit lens, nostalgebraist 2020)."
     if not 1 <= k <= scope.vocab_size:
-        raise ScopeError(
+        raise BadArgument(
             f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}"
         )
     trace = scope.read(text, "resid_post", layers=layers, positions=positions)
     states = trace["resid_post"]
     if len(states) != 1:
-        raise ScopeError(f"logit_lens takes one text; given: {len(states)}")
+        raise BadArgument(f"logit_lens takes one text; given: {len(states)}")
     states = states[0][:, trace.mask[0]]
     best = over_logits(
         scope,

@@ -18,7 +18,7 @@ from .attention import attention_scores
 from ..text.batch import Batch, make_batch
 from .default_model import default_model
 from .edit import edit
-from ..text.names import ScopeError
+from ..text.names import BadArgument, BadFile, Unavailable
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
 from .structure import Structure
@@ -34,7 +34,7 @@ class Scope:
         tokenizer=None,  # its tokenizer or processor; without one, give token ids instead of text
     ):
         if not hasattr(model, "config"):
-            raise ScopeError(
+            raise BadArgument(
                 f"Not a Hugging Face model: {type(model).__name__}; give a PreTrainedModel, or a "
                 "name to load()"
             )
@@ -134,7 +134,7 @@ def generate(
     batch = self.encode(text, padding_side="left")
     limit = self.structure.max_tokens
     if limit and batch.input_ids.shape[1] + max_new_tokens > limit:
-        raise ScopeError(
+        raise BadArgument(
             f"Too long: {batch.input_ids.shape[1]} tokens and {max_new_tokens} new ones exceed the "
             f"context of {limit}"
         )
@@ -243,14 +243,14 @@ def load(
     name = str(default_model() if name is None else name)
     if name.endswith(".gguf"):
         if not Path(name).exists():
-            raise ScopeError(f"No such GGUF file: {name}")
+            raise BadFile(f"No such GGUF file: {name}")
         kwargs["gguf_file"], name = Path(name).name, str(Path(name).parent)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kwargs["dtype"] = dtype or (torch.float32 if device == "cpu" else "auto")
     try:
         model = _from_name(name, kwargs)
     except OSError as e:
-        raise ScopeError(
+        raise Unavailable(
             f"No such model: {name!r} is neither a folder with a config.json nor a model that the "
             "hub gave us "
             f"({str(e).splitlines()[0]}); load() without a name gives the default"

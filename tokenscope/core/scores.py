@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..text.batch import Batch
 from ..show.display import TokenScores
-from ..text.names import ScopeError, resolve_indices, resolve_layers
+from ..text.names import BadArgument, Heads, Layers, resolve_indices, resolve_layers
 from .taps import site_taps
 from .trace import EnoughRead, final_hidden, unembed
 
@@ -44,7 +44,7 @@ def _batch_and_hidden(scope, text):
     batch = scope.encode(text)
     with torch.no_grad():
         if scope.edits_logits:
-            raise ScopeError(
+            raise BadArgument(
                 "Surprisal and entropy do not see edits of the site logits; edit resid_post, or "
                 "use read(text, 'logits')"
             )
@@ -118,12 +118,12 @@ def next_tokens(
 ) -> TokenScores:  # probabilities
     "The k most probable next tokens."
     if not 1 <= k <= scope.vocab_size:
-        raise ScopeError(
+        raise BadArgument(
             f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}"
         )
     logits = scope.read(text, "logits", positions=-1)["logits"]
     if len(logits) != 1:
-        raise ScopeError(f"next_tokens takes one text; given: {len(logits)}")
+        raise BadArgument(f"next_tokens takes one text; given: {len(logits)}")
     p, ids = logits[0, 0].float().softmax(-1).topk(k)
     pieces = (
         [scope.tokenizer.decode([i]) for i in ids.tolist()] if scope.tokenizer else ids.tolist()
@@ -146,8 +146,8 @@ def _mean_received(pattern, real, heads):
 def attention_received(
     scope,  # a `Scope`
     text,  # as in `encode`
-    layers: None | int | slice | Iterable[int] = None,  # None for all
-    heads: None | int | slice | Iterable[int] = None,  # None for the mean of all
+    layers: Layers = None,  # None for all
+    heads: Heads = None,  # None for the mean of all
 ) -> TokenScores | list[TokenScores]:  # values are (layer, token)
     "Mean attention weight on each token, from the queries that can see it."
     batch = scope.encode(text)

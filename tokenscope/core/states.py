@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from ..text.batch import batches_by_length, make_batch, rows_of
 from tokenscope.text.names import (
+    BadArgument,
     LAYERLESS_SITES,
+    Layers,
+    Positions,
     SITES,
     SQUARE_SITES,
-    ScopeError,
     check_site,
     resolve_layers,
 )
@@ -34,7 +36,9 @@ def _rows(scope, window, before):
     "Token ids of a window of texts."
     rows, _ = rows_of(window, scope.tokenizer)
     if (empty := next((i for i, ids in enumerate(rows) if not ids), None)) is not None:
-        raise ScopeError(f"A text without tokens in the set: number {before + empty}; leave it out")
+        raise BadArgument(
+            f"A text without tokens in the set: number {before + empty}; leave it out"
+        )
     return rows
 
 # %% ../../nbs/core/states.ipynb #59e2405d
@@ -42,10 +46,8 @@ def state_batches(
     scope,  # a `Scope`
     texts: Iterable,  # texts, or lists of token ids; may be a generator
     site: str = "resid_post",  # a site with one vector a token
-    layers: None | int | slice | Iterable[int] = None,  # None for all
-    positions: None | int | slice | str | Iterable[int] = slice(
-        1, None
-    ),  # all but the first real token
+    layers: Layers = None,  # None for all
+    positions: Positions | None = slice(1, None),  # all but the first real token
     batch_tokens: int = 2048,  # tokens in a batch, padding included
     digest=None,  # a hash to be told the token ids
 ) -> Iterator[
@@ -54,12 +56,12 @@ def state_batches(
     "The states of a set of texts, one batch at a time."
     site = check_site(site)
     if site in LAYERLESS_SITES or SITES[site].axes not in ("token d_model", "token d_mlp"):
-        raise ScopeError(
+        raise BadArgument(
             f"No directions at this site: {site}; it needs layers and one vector a token, such as "
             "resid_post, attn_out, mlp_out, mlp_post"
         )
     if isinstance(texts, (str, dict)):
-        raise ScopeError(
+        raise BadArgument(
             "Not a set of texts: one text was given; give a list, with at least one text"
         )
     layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
@@ -105,8 +107,8 @@ def state_moments(
     scope,  # a `Scope`
     texts: Iterable,  # as in `state_batches`
     site: str = "resid_post",
-    layers: None | int | slice | Iterable[int] = None,
-    positions: None | int | slice | str | Iterable[int] = slice(1, None),
+    layers: Layers = None,
+    positions: Positions | None = slice(1, None),
     batch_tokens: int = 2048,
     second: bool = False,  # the scatter too: width x width numbers a layer
 ) -> StateMoments:
@@ -133,7 +135,7 @@ def state_moments(
         if len(x):
             total = _merge(total, x, second)
     if total is None or not total[0]:
-        raise ScopeError(
+        raise BadArgument(
             "No states to average: "
             + (
                 "the set of texts is empty"
@@ -143,7 +145,7 @@ def state_moments(
             + "; give at least one text of two tokens (the first token of a text is left out)"
         )
     if not total[1].isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             "The states are not finite: the model gives NaN or infinity on these texts; try a "
             "wider number type"
         )
@@ -176,7 +178,7 @@ def sample_states(
         kept = [kept[0][best]]
         keys = keys[best]
     if not len(keys):
-        raise ScopeError(
+        raise BadArgument(
             "No states to sample: the set of texts is empty, or no text has a token at the chosen "
             "positions; give at least one text of two tokens"
         )
@@ -187,20 +189,20 @@ def last_states(
     scope,  # a `Scope`
     texts: Iterable,  # texts, chats, or lists of token ids
     site: str = "resid_post",  # a site with one vector a token, or one for each head
-    layers: None | int | slice | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # None for all
     batch_tokens: int = 2048,
 ) -> Float[Tensor, "text layer width"]:  # float32, on the processor, in the order of the texts
     "The states of the last token of each text."
     site = check_site(site)
     if site in (*LAYERLESS_SITES, *SQUARE_SITES):
-        raise ScopeError(
+        raise BadArgument(
             f"No states of a last token at {site}; it needs layers and a vector a token, such as "
             "resid_post, z, mlp_post"
         )
     rows = _rows(scope, list(texts), 0)
     out = None
     if not rows:
-        raise ScopeError("No states to read: the set of texts is empty; give at least one text")
+        raise BadArgument("No states to read: the set of texts is empty; give at least one text")
     for some in batches_by_length([len(r) for r in rows], batch_tokens):
         states = (
             scope.read([rows[i] for i in some], site, layers=layers, positions=-1)[site][:, :, 0]
@@ -242,7 +244,7 @@ def _outputs(model, rows, layers):
 def token_states(
     model,  # a `Scope`, or a pair (encoder, tokenizer)
     texts,  # one text or many, as in `Scope.encode`
-    layers: None | int | slice | Iterable[int] = -1,  # their outputs; None for all
+    layers: Layers = -1,  # their outputs; None for all
     batch_tokens: int = 2048,  # tokens in a batch, padding included
 ) -> TokenStates:
     "What a frozen model makes of every token of some texts."
@@ -256,7 +258,7 @@ def token_states(
         )
         n_layers = config.num_hidden_layers
     else:
-        raise ScopeError(
+        raise BadArgument(
             f"No model to take states from: {type(model).__name__}; give a Scope, or a pair "
             "(encoder, tokenizer)"
         )

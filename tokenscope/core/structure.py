@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..text.names import SITES, ScopeError
+from ..text.names import BadArgument, SITES
 
 # %% ../../nbs/core/structure.ipynb #37694377
 # Families that do not state their classes: (decoder layer, attention). Looked up by class name,
@@ -69,7 +69,7 @@ def find_decoder(
                 for c in module.children()
             ):
                 return module
-    raise ScopeError(
+    raise BadArgument(
         f"No decoder layers found in {type(model).__name__}: it does not state "
         "`_can_record_outputs` and is not in the "
         f"fallback table ({', '.join(_unstated)}); accepted are Hugging Face decoder models"
@@ -348,5 +348,5 @@ def place_of(
             "mlp_post": "this layer's MLP is a mixture of experts",
             "attn_out": "this layer has no attention block, or one that adds the residual itself",
         }.get(site, "the layer has no such block, or one that adds the residual itself")
-        raise ScopeError(f"No {site} in layer {layer} of {type(structure.model).__name__}: {why}")
+        raise BadArgument(f"No {site} in layer {layer} of {type(structure.model).__name__}: {why}")
     return place

@@ -19,10 +19,13 @@ from torch import Tensor
 
 from ..text.batch import Batch, choose_columns, real_index
 from tokenscope.text.names import (
+    BadArgument,
     LAYERLESS_SITES,
+    Layers,
+    Positions,
     SITES,
     SQUARE_SITES,
-    ScopeError,
+    Unavailable,
     check_site,
     resolve_layers,
 )
@@ -44,7 +47,7 @@ class Trace:
         site = check_site(site)
         if not self.kept or site in LAYERLESS_SITES:
             if site not in self.tensors:
-                raise ScopeError(f"{site} was not read; this trace has {', '.join(self.sites)}")
+                raise BadArgument(f"{site} was not read; this trace has {', '.join(self.sites)}")
             return self.tensors[site]
         return torch.stack([self.at(site, layer) for layer in self.layers], dim=1)
 
@@ -69,7 +72,7 @@ def tensor_at(
     if site in LAYERLESS_SITES:
         return self[site]
     if layer not in self.layers:
-        raise ScopeError(f"Layer {layer} was not read; this trace has layers {self.layers}")
+        raise BadArgument(f"Layer {layer} was not read; this trace has layers {self.layers}")
     return self.tensors[site, layer] if self.kept else self[site][:, self.layers.index(layer)]
 
 # %% ../../nbs/core/trace.ipynb #d18dda2d
@@ -191,7 +194,7 @@ def unembed(
 ) -> Float[Tensor, "*axes vocab"]:  # logits
     "From hidden states to logits: final norm, unembedding, and whatever the model does after it."
     if scope.model is scope.structure.body:
-        raise ScopeError(
+        raise Unavailable(
             f"No unembedding: {type(scope.model).__name__} has no language-model head; load it "
             "with AutoModelForCausalLM"
         )
@@ -210,10 +213,10 @@ def _asked(scope, sites, layers):
     sites = [sites] if isinstance(sites, str) else list(sites)
     names = list(dict.fromkeys(check_site(s) for s in sites))
     if not names:
-        raise ScopeError(f"No sites asked for; accepted: {', '.join(SITES)}")
+        raise BadArgument(f"No sites asked for; accepted: {', '.join(SITES)}")
     layers = resolve_layers(layers, scope.n_layers)
     if not layers and set(names) - set(LAYERLESS_SITES):
-        raise ScopeError(f"No layers asked for; the model has layers 0 to {scope.n_layers - 1}")
+        raise BadArgument(f"No layers asked for; the model has layers 0 to {scope.n_layers - 1}")
     pieces = [
         (s, None if s in LAYERLESS_SITES else i)
         for s in names
@@ -227,12 +230,8 @@ def read(
     scope,  # a `Scope`
     text,  # a text, a list of texts, a chat, ids, a BatchEncoding
     sites: str | Iterable[str] = ("resid_post",),  # names of `text/names`
-    layers: None | int | slice | Iterable[int] = None,  # None for all; negative from the end
-    positions: None
-    | int
-    | slice
-    | str
-    | Iterable[int] = None,  # None for all; counted among real tokens
+    layers: Layers = None,  # None for all; negative from the end
+    positions: Positions | None = None,  # None for all; counted among real tokens
     grad: bool = False,  # keep the graph, for gradients at the sites
 ) -> Trace:
     """Read sites of a model for chosen layers and tokens; nothing after the last of them is
@@ -245,7 +244,7 @@ def read(
         layers, gather, len(batch), len(pieces), keep_grad=grad, stop="logits" not in names
     )
     if grad and positions is not None:
-        raise ScopeError(
+        raise BadArgument(
             "positions= does not go with grad=True: a gradient needs the whole tensor; choose "
             "positions of the gradient"
         )

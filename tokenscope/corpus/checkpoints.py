@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, BadFile, Layers, Unavailable, resolve_layers
 
 # %% ../../nbs/corpus/checkpoints.ipynb #782a510e
 def _hub_folder(repo):
@@ -32,7 +32,7 @@ def _hub_folder(repo):
     except (
         Exception
     ) as e:  # offline, not found, not allowed: the hub's errors have no common parent
-        raise ScopeError(
+        raise Unavailable(
             f"No such checkpoint: {repo!r} is no file and no folder, and the hub does not give it "
             f"({type(e).__name__})"
         ) from e
@@ -62,11 +62,9 @@ def safetensors_files(
                 }
             )
         except (ValueError, KeyError, AttributeError, TypeError) as e:
-            raise ScopeError(
-                f"Not an index of shards: {index.name} ({type(e).__name__}: {e})"
-            ) from e
+            raise BadFile(f"Not an index of shards: {index.name} ({type(e).__name__}: {e})") from e
         if gone := [f.name for f in found if not f.is_file()]:
-            raise ScopeError(
+            raise BadFile(
                 f"Shards are missing: {', '.join(gone)}, of the {len(found)} in {index.name}"
             )
         return found
@@ -76,7 +74,7 @@ def safetensors_files(
         else sorted(path.glob("*.safetensors"))
     )
     if not found:
-        raise ScopeError(
+        raise BadFile(
             f"No safetensors there: {where}; give a .safetensors file, a folder that holds some, "
             "or a hub id (pickled weights are not read)"
         )
@@ -129,7 +127,7 @@ def open_checkpoint(
         tensors = {n: t for n, t in live.items() if torch.is_tensor(t)}
         return Checkpoint(tensors, {n: tuple(t.shape) for n, t in tensors.items()})
     if not isinstance(live, (str, Path)):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a checkpoint: {type(given).__name__}; give a safetensors file, a folder, a hub "
             "id, a model, a Scope or a state dict"
         )
@@ -141,7 +139,7 @@ def open_checkpoint(
                 for name in file.keys():
                     homes[name], shapes[name] = path, tuple(file.get_slice(name).get_shape())
         except (SafetensorError, OSError) as e:
-            raise ScopeError(f"A damaged safetensors file: {path.name} ({e})") from e
+            raise BadFile(f"A damaged safetensors file: {path.name} ({e})") from e
     return Checkpoint(homes, shapes)
 
 # %% ../../nbs/corpus/checkpoints.ipynb #fb5590b4
@@ -151,7 +149,7 @@ _wrappers = re.compile(r"^(?:(?:base_model|model|transformer|gpt_neox|decoder)\.
 def layer_matrices(
     checkpoint: Checkpoint,
     match: str = "*",  # a glob pattern for the names, such as "*_proj" or "*mlp*"
-    layers: None | int | slice | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # None for all
 ) -> dict:  # (layer, name, place in a stack or None) -> the tensor's full name
     "The matrices inside a checkpoint's layers."
     found = {}
@@ -166,7 +164,7 @@ def layer_matrices(
                 }
             )
     if not found:
-        raise ScopeError(
+        raise BadArgument(
             f"No matrices there: no tensor inside a numbered layer fits match={match!r}; there are "
             f"{', '.join(list(checkpoint.shapes)[:6]) or 'no tensors'} …"
         )
@@ -184,7 +182,7 @@ def paired_matrices(
     first: Checkpoint,
     second: Checkpoint,
     match: str = "*",
-    layers: None | int | slice | Iterable[int] = None,
+    layers: Layers = None,
 ) -> list:  # ((layer, name, place in a stack), full name in the first, full name in the second)
     "The matrices that two checkpoints of one model share, or why they cannot be compared."
     a, b = (layer_matrices(c, match, layers) for c in (first, second))
@@ -198,13 +196,13 @@ def paired_matrices(
             for which, names in zip(("first", "second"), odd)
             if names
         )
-        raise ScopeError(
+        raise BadArgument(
             f"The checkpoints do not hold the same matrices: {only}; narrow both with match= or "
             "layers="
         )
     for key, full in a.items():
         if (one := first.shapes[full]) != (two := second.shapes[b[key]]):
-            raise ScopeError(
+            raise BadArgument(
                 f"A matrix with two shapes: {key[1]} is {one} in the first checkpoint and {two} in "
                 "the second; both must be of the same model"
             )

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..show.display import TokenScores
-from ..text.names import ScopeError, resolve_indices, resolve_layers
+from ..text.names import BadArgument, BadFile, resolve_indices, resolve_layers
 from ..core.reader import CorpusTask, one_a_text, read_shard
 from .shards import ShardStore
 from ..text.texts import need_pyarrow, plan_shards, shards_of, text_source
@@ -109,14 +109,14 @@ def run_corpus(
     source = text_source(data, column)
     store = ShardStore(Path(folder))
     if batch_tokens < 1 or overlap < 0:
-        raise ScopeError(
+        raise BadArgument(
             f"batch_tokens must be at least 1 and overlap at least 0; given: {batch_tokens} and "
             f"{overlap}"
         )
     rank, n_processes, barrier = _process()
     plan = plan_shards(source, shard_characters)
     if one_a_text(task.positions) and len(task.positions) != plan.n_texts:
-        raise ScopeError(
+        raise BadArgument(
             f"Positions do not fit the corpus: {len(task.positions)} lists for {plan.n_texts} "
             "texts; give one list a text"
         )
@@ -198,7 +198,7 @@ class Corpus:
         self.bounds = self.manifest["bounds"]
         self.counts = [self.store.about(k) for k in range(len(self.bounds) - 1)]
         if missing := [k for k, about in enumerate(self.counts) if not about]:
-            raise ScopeError(
+            raise BadFile(
                 f"The corpus job is not finished: {len(missing)} of {len(self.counts)} shards are "
                 f"missing in {self.store.folder}, the first is {missing[0]}; run the same job again"
             )
@@ -246,10 +246,10 @@ def corpus_states(
     for k in range(len(self.counts)) if shards is None else shards:
         path = self.store.path(k, "safetensors")
         if not path.exists():
-            raise ScopeError(f"This corpus holds no states of {name!r}: the job kept scores only")
+            raise BadFile(f"This corpus holds no states of {name!r}: the job kept scores only")
         with safe_open(path, "pt") as file:
             if name not in file.keys():
-                raise ScopeError(
+                raise BadFile(
                     f"This corpus holds no states of {name!r}; it has {', '.join(file.keys())}"
                 )
             yield file.get_tensor(name)
@@ -270,7 +270,7 @@ def corpus_scores(
     )
     name = name or next((c for c in t.columns if c not in ("text", "position", "id")), None)
     if name not in t.columns:
-        raise ScopeError(f"This corpus holds no score {name!r}; it has {', '.join(t.columns)}")
+        raise BadArgument(f"This corpus holds no score {name!r}; it has {', '.join(t.columns)}")
     return TokenScores(tokens_of(self.tokenizer, t["id"].tolist()), t[name].to_numpy(), name=name)
 
 # %% ../../nbs/corpus/corpus.ipynb #6d555c4f

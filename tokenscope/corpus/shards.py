@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..text.fetch import checksum
-from ..text.names import ScopeError
+from ..text.names import BadFile, Unavailable
 from ..text.texts import need_pyarrow
 
 # %% ../../nbs/corpus/shards.ipynb #a3949b9f
@@ -52,7 +52,7 @@ class ShardStore:
         try:
             return json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError as e:
-            raise ScopeError(
+            raise BadFile(
                 f"No corpus job in this folder: {self.folder} has no manifest.json"
             ) from e
 
@@ -74,7 +74,7 @@ def store_locked(
     try:
         lock.acquire(timeout=0)
     except Timeout as e:
-        raise ScopeError(
+        raise Unavailable(
             f"Another job works in this folder: {self.folder}; wait for it, or give another folder"
         ) from e
     try:
@@ -93,7 +93,7 @@ def begin_store(
     "Begin a job, or go on with the same one."
     if not (self.folder / "manifest.json").exists():
         if strangers := [p.name for p in self.folder.iterdir() if not p.name.startswith(".")]:
-            raise ScopeError(
+            raise BadFile(
                 f"The folder is not empty and holds no corpus job: {self.folder} has "
                 f"{strangers[0]!r}; give a new folder"
             )
@@ -111,7 +111,7 @@ def begin_store(
         for key in {**before, **now}
         if before.get(key) != now.get(key)
     ]:
-        raise ScopeError(
+        raise BadFile(
             f"The folder holds another job: {self.folder}. {'; '.join(differ)}. Give another "
             "folder, or the settings of that job"
         )
@@ -144,7 +144,7 @@ def write_shard(
         with written_whole(self.path(k, "done")) as draft:
             draft.write_text(json.dumps({**about, "files": files}), encoding="utf-8")
     except Exception as e:  # safetensors has an error class of its own for a full disk
-        raise ScopeError(
+        raise Unavailable(
             f"Shard {k} could not be written to {self.folder}: {e}. The shards before it are safe; "
             "make room and run the same job again, it goes on from here"
         ) from e

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..text.batch import rows_of
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/corpus/token_counts.ipynb #5d9f82a9
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ def count_tokens(
         torch.tensor(r, dtype=torch.long) for r in rows_of(list(texts), scope.tokenizer)[0] if r
     ]
     if not rows:
-        raise ScopeError("No tokens to count: give at least one text with a token")
+        raise BadArgument("No tokens to count: give at least one text with a token")
     n = scope.vocab_size
     pairs, pair_counts = torch.cat([r[:-1] * n + r[1:] for r in rows]).unique(return_counts=True)
     return TokenCounts(

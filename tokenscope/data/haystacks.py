@@ -21,7 +21,7 @@ from itertools import accumulate
 from string import ascii_lowercase
 
 from ..show.colours import Markup
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/data/haystacks.ipynb #9eea668d
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def make_haystack(
 ) -> Haystack:
     "A haystack of distinct random strings: nothing occurs twice, and no value is a key."
     if kind not in PAIR_CHARS:
-        raise ScopeError(f"Unknown kind of haystack {kind!r}; accepted: {', '.join(PAIR_CHARS)}")
+        raise BadArgument(f"Unknown kind of haystack {kind!r}; accepted: {', '.join(PAIR_CHARS)}")
     n = chars // PAIR_CHARS[kind] if n_pairs is None else n_pairs
     most = len(SYLLABLES) // 2 if kind == "word" else 100_000
     if not 1 <= n <= most:
-        raise ScopeError(
+        raise BadArgument(
             f"A haystack of {n} pairs; accepted: 1 to {most:,} of kind {kind!r}, each "
             f"{PAIR_CHARS[kind]} characters"
         )
@@ -276,7 +276,7 @@ def plant(
     "Make each pair of a thread lead to the next."
     pairs = list(haystack.pairs)
     if twice := {key for key, _ in pairs} & {value for _, value in pairs}:
-        raise ScopeError(
+        raise BadArgument(
             f"Something is planted here already: {sorted(twice)[0]!r} is both a key and a value; "
             "start from a new haystack"
         )
@@ -297,7 +297,7 @@ def single_needle(
 ) -> NeedleTask:
     "Task a: the value of one key."
     if not 0 <= depth <= 1:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a depth: {depth}; give a number from 0 (first pair) to 1 (last pair)"
         )
     return plant(haystack, "single", [[round(depth * (len(haystack.pairs) - 1))]])
@@ -308,11 +308,11 @@ def _places(haystack, count, placement, seed):
     n = len(haystack.pairs)
     rng = random.Random(f"places {seed}")
     if not 1 <= count <= n:
-        raise ScopeError(
+        raise BadArgument(
             f"More needles than pairs: {count} in a haystack of {n}; accepted: 1 to {n}"
         )
     if placement not in ("random", "clustered"):
-        raise ScopeError(f"Unknown placement {placement!r}; accepted: 'random', 'clustered'")
+        raise BadArgument(f"Unknown placement {placement!r}; accepted: 'random', 'clustered'")
     first = rng.randrange(n - count + 1)
     return (
         rng.sample(range(n), count)
@@ -343,7 +343,7 @@ def conditional_needle(
     places = sorted(_places(haystack, n_needles, placement, seed))
     pairs = list(haystack.pairs)
     if len(mark) != 1 or mark in haystack.text or haystack.kind == "word":
-        raise ScopeError(
+        raise BadArgument(
             f"Not a mark for needles: {mark!r}; give one character that does not occur in the "
             "haystack, which is not of words"
         )
@@ -364,7 +364,7 @@ def multi_thread(
 ) -> NeedleTask:
     "Task e: the last values of several threads, all of one length and direction."
     if direction not in ("forward", "backward", "random"):
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown direction {direction!r}; accepted: 'forward', 'backward', 'random'"
         )
     places = _places(haystack, n_threads * hops, "random", seed)
@@ -390,7 +390,7 @@ def branched_thread(
 ) -> NeedleTask:
     "Task f: the last value of the longest thread, where keys occur several times."
     if hops < 2 or branches < 2:
-        raise ScopeError(
+        raise BadArgument(
             f"No branch: {hops} hops and {branches} branches; accepted: 2 or more of both"
         )
     made = multi_thread(haystack, 1, hops, direction, seed=seed)
@@ -421,7 +421,7 @@ def without(
     """The same question and answers when the needles are deleted, or the whole haystack: nothing
     can be retrieved."""
     if what not in ("needles", "haystack"):
-        raise ScopeError(f"Unknown part of a task {what!r}; accepted: 'needles', 'haystack'")
+        raise BadArgument(f"Unknown part of a task {what!r}; accepted: 'needles', 'haystack'")
     planted = {i for places in task.threads for i in places}
     kept = [
         pair for i, pair in enumerate(task.haystack.pairs) if what == "needles" and i not in planted

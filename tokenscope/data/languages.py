@@ -13,7 +13,7 @@ from functools import cache
 
 from .data import UDHR_LANGUAGES, udhr
 from ..show.display import TokenScores
-from ..text.names import ScopeError
+from ..text.names import BadArgument, Unavailable
 
 # %% ../../nbs/data/languages.ipynb #899bf303
 def parallel_text(
@@ -22,12 +22,12 @@ def parallel_text(
 ) -> dict[str, list[str]]:  # as many paragraphs for each language, in the same order
     "Aligned paragraphs of the Universal Declaration of Human Rights."
     if half not in ("odd", "even", "all"):
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown half {half!r}; accepted: 'odd' (for directions), 'even' (for scores), 'all'"
         )
     found = {lang: [] for lang in langs}
     if not found or isinstance(langs, str):
-        raise ScopeError(
+        raise BadArgument(
             f"No list of languages: {langs!r}; give a list of codes, such as ['eng', 'spa']"
         )
     for articles in list(zip(*map(udhr, found)))[
@@ -55,12 +55,12 @@ def _identifier(langs):
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as e:
-        raise ScopeError(
+        raise Unavailable(
             "The package `py3langid` is not installed: run `pip install "
             '"tokenscope-lab[languages]"`'
         ) from e
     if unknown := [lang for lang in langs if lang not in _short]:
-        raise ScopeError(f"No language to identify: {unknown[0]!r}; accepted: {', '.join(_short)}")
+        raise BadArgument(f"No language to identify: {unknown[0]!r}; accepted: {', '.join(_short)}")
     made = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     made.set_languages([_short[lang] for lang in langs])
     return made
@@ -108,5 +108,5 @@ def open_questions(n: int = 36) -> list[str]:
     "Short open questions in English, to be answered in some other language."
     every = _questions.replace("\n", "|").split("|")
     if not 1 <= n <= len(every):
-        raise ScopeError(f"There are {len(every)} open questions; given: n={n}")
+        raise BadArgument(f"There are {len(every)} open questions; given: n={n}")
     return every[:n]

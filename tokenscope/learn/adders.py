@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..text.fetch import cache_dir
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..text.numbers import digit_groups, to_base
 from ..core.scope import Scope
 from tokenscope.learn.small_models import (
@@ -43,7 +43,7 @@ def number_tokens(
 ) -> list[str]:
     "One number as tokens."
     if scheme not in NUMBER_SCHEMES:
-        raise ScopeError(
+        raise BadArgument(
             f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}"
         )
     if scheme == "digits":
@@ -230,7 +230,7 @@ def trained_adder(
 ) -> Scope:  # `scope.losses` is its training curve
     "An adder that is at hand, or is trained now and kept: two minutes on one core."
     if scheme not in NUMBER_SCHEMES:
-        raise ScopeError(
+        raise BadArgument(
             f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}"
         )
     name = f"adder_{scheme.replace(' ', '_')}{'_aligned' * aligned}_{seed}{'' if steps == 3000 else f'_{steps}'}.safetensors"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..text.batch import Batch
 from ..measure.intervals import wilson_interval
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..core.scope import Scope
 from tokenscope.learn.small_models import (
     load_small,
@@ -55,7 +55,7 @@ class BindingTask:
     def sample(self, n: int, samples: int, seed: int = 0) -> Int[Tensor, "sample n 2"]:
         "Groups of entities, all different within a list."
         if n > (most := min(len(self.names), len(self.objects))):
-            raise ScopeError(
+            raise BadArgument(
                 f"Not enough entities: lists of {n} need as many names and objects; given: {most}"
             )
         draw = torch.Generator().manual_seed(seed)
@@ -106,12 +106,12 @@ def _entities(scope, words):
         for w, i in zip(words, ids)
         if len(i) != 1 or i[0] == getattr(scope.tokenizer, "unk_token_id", None)
     ]:
-        raise ScopeError(
+        raise BadArgument(
             f"Not one token: {', '.join(map(repr, bad))}; every entity must be a single token of "
             "this model, with its space"
         )
     if len(set(map(tuple, ids))) < len(ids):
-        raise ScopeError(
+        raise BadArgument(
             "An entity twice: names and objects must be different tokens; leave the second one out"
         )
     return torch.tensor(ids, dtype=torch.long).view(-1)
@@ -152,13 +152,13 @@ def binding_task(
         or not 1 <= len({"{a}", "{b}", "{i}"} & set(question))
         or {"{a}", "{b}"} <= set(question)
     ):
-        raise ScopeError(
+        raise BadArgument(
             "Holes do not fit: a fact holds {a} and {b}, a question one of them or {i}, and not "
             "the one it asks for"
         )
     answer = answer or ("b" if "{a}" in question else "a")
     if answer not in ("a", "b") or f"{{{answer}}}" in question:
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to answer: answer={answer!r} must be 'a' or 'b', and not the entity in the "
             "question"
         )

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument, BadFile
 from ..core.scope import Scope
 
 # %% ../../nbs/learn/small_models.ipynb #739be2ec
@@ -64,7 +64,7 @@ def word_tokenizer(
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
     words = [w for w in dict.fromkeys(words) if w not in special]
     if bad := next((w for w in words if not w or any(c.isspace() for c in w)), None):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a word: {bad!r}; a word of a small language is not empty and holds no white space"
         )
     inner = Tokenizer(
@@ -155,7 +155,7 @@ def train_lm(
         plan.step()
         losses.append(loss.item())
         if not losses[-1] < float("inf"):
-            raise ScopeError(
+            raise BadArgument(
                 f"Training failed at step {step}: the loss is {losses[-1]}; try a smaller lr "
                 f"than {lr}"
             )
@@ -189,7 +189,7 @@ def kept_weights(
     "What a file of weights holds."
     with safe_open(file, framework="pt") as kept:
         if kind not in (kept.metadata() or {}):
-            raise ScopeError(
+            raise BadFile(
                 f"Not such a file of weights: {Path(file).name} does not hold a {kind}, but "
                 f"{', '.join(kept.metadata() or {}) or 'nothing that says what it is'}"
             )

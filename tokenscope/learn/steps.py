@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..text.batch import batches_by_length
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, resolve_layers
 from ..core.scope import Scope
 from .small_models import small_llama, train_lm, word_tokenizer
 from ..core.trace import unembed
@@ -52,7 +52,7 @@ def text_pairs(
     "The steps of one text with their contexts."
     lines = split_steps(text, merge_last=False) if isinstance(text, str) else []
     if len(lines) < 2:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a problem with steps: {len(lines)} lines of text; give one text whose first line "
             "is the problem and whose other lines are the steps"
         )
@@ -94,14 +94,14 @@ def step_batch(
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     if not pairs:
-        raise ScopeError("No steps to encode: the set is empty; give at least one (context, step)")
+        raise BadArgument("No steps to encode: the set is empty; give at least one (context, step)")
     contexts, steps, (sep_ids, eos_ids) = (
         ids_of([c for c, _ in pairs]),
         ids_of([s for _, s in pairs]),
         ids_of([sep, eos]),
     )
     if empty := [i for i, ids in enumerate(steps + [sep_ids, eos_ids]) if not ids]:
-        raise ScopeError(
+        raise BadArgument(
             f"A step without tokens: number {empty[0]} of {len(steps)} (after them come the marks "
             f"{sep!r} and {eos!r}); leave it out"
         )

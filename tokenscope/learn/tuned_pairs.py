@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import tokenscope
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from .small_models import save_small, small_llama, word_tokenizer
 
 # %% ../../nbs/learn/tuned_pairs.ipynb #85d96ec8
@@ -234,5 +234,5 @@ def train_drift_pair(
 def drift_demo(which: str = "base") -> Path:  # a file of `small_models`
     "One of the three shipped checkpoints: base, rl or sft."
     if which not in ("base", "rl", "sft"):
-        raise ScopeError(f"No such checkpoint here: {which!r}; accepted: 'base', 'rl' and 'sft'")
+        raise BadArgument(f"No such checkpoint here: {which!r}; accepted: 'base', 'rl' and 'sft'")
     return Path(tokenscope.__file__).parent / "shipped" / f"rlvr_{which}.safetensors"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument, BadFile
 
 # %% ../../nbs/learn/walkers.ipynb #beb40944
 OBSERVED = 8
@@ -31,7 +31,7 @@ def simulate_walkers(
     """Crowds by a small social-force model, all scenes at once (Helbing and Molnár 1995,
     simplified)."""
     if n < 1 or people < 1:
-        raise ScopeError(f"Nobody walks: {n} scenes of {people} people; give at least one of each")
+        raise BadArgument(f"Nobody walks: {n} scenes of {people} people; give at least one of each")
     rng = np.random.default_rng(seed)
     step = 0.1
     frames = OBSERVED + FUTURE
@@ -85,15 +85,15 @@ def checked_track(
     try:
         track = np.asarray(observed, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a track: {type(observed).__name__}; give numbers of shape (…, frame, 2)"
         ) from error
     if track.ndim < 2 or track.shape[-1] != 2 or track.shape[-2] < 2 or 0 in track.shape:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a track: shape {track.shape}; give positions (…, frame, 2) with at least 2 frames"
         )
     if not np.isfinite(track).all():
-        raise ScopeError(
+        raise BadArgument(
             "A position is not finite; leave out frames in which somebody was not seen, or fill "
             "the gap"
         )
@@ -160,7 +160,7 @@ def ade_fde(
     pred = checked_track(pred)
     truth = checked_track(truth)
     if pred.ndim != truth.ndim + 1 or pred.shape[-2:] != truth.shape[-2:]:
-        raise ScopeError(
+        raise BadArgument(
             f"Paths do not fit: predicted {pred.shape}, true {truth.shape}; give (…, guess, frame, "
             "2) and (…, frame, 2)"
         )
@@ -243,7 +243,7 @@ def read_eth_ucy(
 ) -> tuple:
     "Windows of 8 + 12 frames from a file of the ETH/UCY form; a gap in a track ends a window."
     if not Path(file).is_file():
-        raise ScopeError(
+        raise BadFile(
             f"No such track file: {Path(file).name}; give a text file with the columns frame, "
             "pedestrian, x, y"
         )
@@ -257,12 +257,12 @@ def read_eth_ucy(
         try:
             frame, person, x, y = map(float, parts)
         except ValueError as error:
-            raise ScopeError(
+            raise BadFile(
                 f"Not a line of tracks: line {number} of {Path(file).name}, {line[:60]!r}; four "
                 "numbers are needed: frame, pedestrian, x, y"
             ) from error
         if not np.isfinite([frame, person, x, y]).all() or frame in tracks.setdefault(person, {}):
-            raise ScopeError(
+            raise BadFile(
                 f"Not a line of tracks: line {number} of {Path(file).name}, {line[:60]!r}; it is "
                 "not finite, or says a second time where a pedestrian is"
             )
@@ -277,7 +277,7 @@ def read_eth_ucy(
                 found.append([track[f] for f in frames])
                 where.append((person, first))
     if not found:
-        raise ScopeError(
+        raise BadFile(
             f"No window in {Path(file).name}: {len(tracks)} pedestrians, none seen in {length} "
             f"frames that are {frame_step} apart; is frame_step right?"
         )

@@ -25,7 +25,7 @@ from ..change.adapters import RowEdit, fit_rows
 from ..text.batch import batches_by_length, rows_of
 from ..show.display import TokenScores
 from ..core.edit import Edit
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, Layers, Positions, resolve_layers
 from ..measure.probes import LayerProbes, RidgeProbe, layer_probes
 from ..core.readouts import layer_table, readout_rows
 from ..core.scope import Scope
@@ -80,12 +80,12 @@ def count_prompts(
 ) -> CountPrompts:
     "Questions whose answer is a count, every count equally often (Garcia 2026, word bag)."
     if pool not in ("other", "same"):
-        raise ScopeError(f"No pool of words is called {pool!r}; there are: other, same")
+        raise BadArgument(f"No pool of words is called {pool!r}; there are: other, same")
     if (
         not (1 <= lo < hi <= 9 and n >= 1 and len(set(entities)) >= 1 + (pool == "same"))
         or (hi if length is None else length) < hi
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"Counts do not fit: {n} questions on {len(set(entities))} words, {lo} to {hi} times "
             f"in {length or 'any number of'} words; counts lie between 1 and 9, a length holds the "
             "largest, and the same pool has two words"
@@ -119,7 +119,7 @@ def digit_tokens(scope: Scope) -> DigitTokens:
         any(row[:n] != bare or row[:-1] != full[0][:-1] for row in full)
         or len({row[-1] for row in full}) < 9
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"Digits are not single tokens: ' 1' is {full[0][n:]} and ' 9' is {full[8][n:]}; this "
             "page needs a tokenizer that writes each digit as one token"
         )
@@ -148,7 +148,7 @@ def running_counts(scope: Scope, prompts: CountPrompts) -> list[list[int]]:  # q
 def count_probes(
     scope: Scope,
     prompts: CountPrompts | None = None,  # None for word bags from `count_prompts`
-    layers: None | int | slice | Iterable[int] = None,  # outputs of which layers; None for all
+    layers: Layers = None,  # outputs of which layers; None for all
     positions: slice = slice(
         None
     ),  # tokens to fit at; slice(-1, None) for the last one, as the paper does
@@ -189,7 +189,7 @@ def readout_alignment(
     rows = normalize(readout_rows(scope, digit_tokens(scope).ids, states), dim=1).cpu()
     steps = torch.arange(1.0, 10) - 5
     if bad := [name for name, v in directions.items() if tuple(v.shape) != (scope.d_model,)]:
-        raise ScopeError(
+        raise BadArgument(
             f"The direction does not fit the head: {bad[0]!r} has shape "
             f"{tuple(directions[bad[0]].shape)}, and the model's states have {scope.d_model} "
             "numbers"
@@ -282,7 +282,7 @@ def probe_bump(
 ) -> Float[Tensor, "*example digit"]:
     "What diagnostic probe steering adds to the nine digits' logits."
     if not (sigma > 0 and -torch.inf < alpha < torch.inf):
-        raise ScopeError(
+        raise BadArgument(
             f"A bump needs a finite height and a width above 0; given: alpha={alpha}, sigma={sigma}"
         )
     k = torch.arange(1.0, 10, device=estimate.device)
@@ -390,11 +390,8 @@ def counting_readout(
     scope: Scope,
     text,  # one text, as in `Scope.encode`
     *,
-    layers: None
-    | int
-    | slice
-    | Iterable[int] = None,  # outputs of which layers; None for all, or for those of the probes
-    positions: None | int | slice | str | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # outputs of which layers; None for all, or for those of the probes
+    positions: Positions | None = None,  # None for all
     probes: LayerProbes | None = None,  # from `count_probes`; None to fit them on word bags
     n: int = 120,  # word bags to fit the probes on
     seed: int = 0,
@@ -405,7 +402,7 @@ def counting_readout(
     layers = probes.layers if layers is None and probes is not None else layers
     trace = scope.read(text, "resid_post", layers=layers, positions=positions)
     if len(trace.mask) != 1:
-        raise ScopeError(f"counting_readout takes one text; given: {len(trace.mask)}")
+        raise BadArgument(f"counting_readout takes one text; given: {len(trace.mask)}")
     states = trace["resid_post"][0][:, trace.mask[0]]
     probes = probes or count_probes(scope, layers=trace.layers, n=n, seed=seed, shuffled=shuffled)
     counts = torch.stack(

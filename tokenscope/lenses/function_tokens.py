@@ -30,7 +30,7 @@ from ..data.data import udhr
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..show.marks import visible_text
-from ..text.names import ScopeError
+from ..text.names import BadArgument, Layers, Positions
 from ..core.reader import CorpusTask, read_batch, read_shard
 from ..core.scope import Scope
 from ..corpus.token_counts import TokenCounts, count_tokens, ngram_surprisal
@@ -67,7 +67,7 @@ def function_tokens(
     """The shortest prefix of the types, by frequency, whose counts sum to a share q of all tokens
     (section 3)."""
     if not 0 <= q <= 1:
-        raise ScopeError(f"q must lie between 0 and 1, a share of all tokens; given: {q}")
+        raise BadArgument(f"q must lie between 0 and 1, a share of all tokens; given: {q}")
     counts = dict(enumerate(counts.unigram.tolist())) if isinstance(counts, TokenCounts) else counts
     chosen = []
     held = 0
@@ -146,7 +146,7 @@ def feature_graph(
     import pandas as pd
 
     if isinstance(texts, (list, tuple)) and not texts:
-        raise ScopeError("Nothing for the graph: no text was given; give at least one")
+        raise BadArgument("Nothing for the graph: no text was given; give at least one")
     asked = CorpusTask(
         ("surprisal",) if losses else (), switches.site, switches.layers
     )  # without losses the forward stops at the last layer
@@ -179,7 +179,7 @@ def feature_graph(
         table = done.to_df()
         blocks = list(done.states("on"))
     if not len(table):
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing for the graph: no text has more than the {skip} tokens that are skipped; "
             "give longer texts, or a smaller skip"
         )
@@ -281,7 +281,7 @@ def matched_coverage(
 ) -> Float[np.ndarray, "draw layer"]:
     "Share of the active features that equally many occurrences of some types switch on."
     if min(n_types, k, n_draws) < 1:
-        raise ScopeError(
+        raise BadArgument(
             f"k and n_types must be at least 1, and n_draws too; given: {k}, {n_types} and "
             f"{n_draws}"
         )
@@ -293,7 +293,7 @@ def matched_coverage(
         else {t: at for t in dict.fromkeys(types) if len(at := np.flatnonzero(ids == t)) >= k}
     )
     if n_types * k > len(ids) or types is not None and len(rows) < n_types:
-        raise ScopeError(
+        raise BadArgument(
             f"Too few occurrences to match: {len(rows)} types with {k} occurrences, and {n_types} "
             "are drawn; give more text, or a smaller k or n_types"
         )
@@ -346,7 +346,7 @@ def patch_position(
     into = scope.encode(prompts)
     source = scope.encode(donors)
     if into.lengths != source.lengths:
-        raise ScopeError(
+        raise BadArgument(
             f"Prompts and donors differ in length: {into.lengths} and {source.lengths} tokens; a "
             "position must mean the same in both"
         )
@@ -443,8 +443,8 @@ def function_token_lens(
     scope: Scope,
     text,  # one text, as in `Scope.encode`
     *,
-    layers: None | int | slice | Iterable[int] = None,  # None for all that the switches have
-    positions: None | int | slice | str | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # None for all that the switches have
+    positions: Positions | None = None,  # None for all
     q: int | float = 0.40,  # share of all tokens that are function tokens
     counts: TokenCounts | None = None,  # None: of the Declaration
     switches: FeatureSwitches
@@ -454,7 +454,7 @@ def function_token_lens(
     "Class, loss and features switched on, for each token of a text (Zhang et al. 2025)."
     batch = scope.encode(text)
     if len(batch) != 1:
-        raise ScopeError(f"function_token_lens takes one text; given: {len(batch)}")
+        raise BadArgument(f"function_token_lens takes one text; given: {len(batch)}")
     at = choose_columns(positions, batch.attention_mask)[0][0]
     ids = batch.input_ids[0]
     switches = (switches or _of_the_declaration(scope, mlp_switches)).at(layers, scope.n_layers)

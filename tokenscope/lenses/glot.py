@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..text.batch import choose_columns
 from ..show.display import TokenScores
-from ..text.names import ScopeError
+from ..text.names import BadArgument, Layers, Positions
 from ..show.pictures import token_arcs
 from ..core.states import token_states
 
@@ -54,12 +54,12 @@ def cosine_token_graph(
     """Tokens that resemble each other, as an adjacency matrix (section 3.2, token graph
     construction)."""
     if X.shape[:-1] != mask.shape:
-        raise ScopeError(
+        raise BadArgument(
             f"The mask does not fit the states: {tuple(mask.shape)} for {tuple(X.shape)}; give (…, "
             "token) for (…, token, d_model)"
         )
     if not X.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             "The token states are not finite: NaN or infinity among them; try a wider number type"
         )
     unit = F.normalize(X if mean is None else X - mean, dim=-1)
@@ -167,7 +167,7 @@ class TokenGraphPool(nn.Module):
             or layers < 0
             or (not layers and jumping != "cat")
         ):
-            raise ScopeError(
+            raise BadArgument(
                 f"Not a token graph pooler: conv={conv!r}, jumping={jumping!r}, layers={layers}; "
                 f"conv is one of {', '.join(CONVS)}, jumping one of cat, max, mean, and without "
                 "layers only cat"
@@ -209,12 +209,12 @@ class TokenGraphPool(nn.Module):
 def _check_states(pool, X, mask):
     "Refuse states that a pooler cannot take."
     if X.ndim != 3 or X.shape[:2] != mask.shape or X.shape[2] != pool.d_model:
-        raise ScopeError(
+        raise BadArgument(
             f"The states do not fit the pooler: {tuple(X.shape)} with a mask {tuple(mask.shape)}; "
             f"this one takes (text, token, {pool.d_model}) and (text, token)"
         )
     if not mask.any(-1).all():
-        raise ScopeError(
+        raise BadArgument(
             f"A text without tokens: number {int((~mask.any(-1)).nonzero()[0])}; a pooler needs at "
             "least one in each"
         )
@@ -234,7 +234,7 @@ class PlainPool(nn.Module):
     def __init__(self, d_model: int, kind: str = "mean"):
         super().__init__()
         if kind not in ("mean", "max", "last", "first"):
-            raise ScopeError(f"Unknown pooling {kind!r}; accepted: mean, max, last, first")
+            raise BadArgument(f"Unknown pooling {kind!r}; accepted: mean, max, last, first")
         self.d_model = self.width = d_model
         self.kind = kind
 
@@ -284,12 +284,12 @@ def train_pooler(
 ) -> TrainedPooler:
     "Train a pooler and a linear head on stored states (single-sentence setting of the paper)."
     if len(X) != len(labels) or len(set(labels.tolist())) < 2:
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to learn from: {len(X)} texts, {len(labels)} labels of "
             f"{len(set(labels.tolist()))} kinds; give one label a text, of two kinds at least"
         )
     if not X.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             "The token states are not finite: NaN or infinity among them; try a wider number type"
         )
     losses = []
@@ -379,15 +379,8 @@ def glot(
     scope,  # a `Scope`, or a pair (encoder, tokenizer)
     text,  # one text
     *,
-    layers: None
-    | int
-    | slice
-    | Iterable[int] = None,  # outputs of which layers; None for all, -1 for the paper's
-    positions: None
-    | int
-    | slice
-    | str
-    | Iterable[int] = None,  # tokens to report; the graph has all of them
+    layers: Layers = None,  # outputs of which layers; None for all, -1 for the paper's
+    positions: Positions | None = None,  # tokens to report; the graph has all of them
     tau: int | float = 0.6,  # threshold of the graph
     pooler: TokenGraphPool | None = None,  # a trained one; None for a fresh one of `seed`
     # take the text's mean state (without the first token) off before the cosines
@@ -399,7 +392,7 @@ def glot(
     (Mantri et al. 2026)."""
     read = token_states(scope, text, layers)
     if len(read.mask) != 1:
-        raise ScopeError(f"glot takes one text; given: {len(read.mask)}")
+        raise BadArgument(f"glot takes one text; given: {len(read.mask)}")
     X = read.states[0]
     mask = read.mask.expand(len(read.layers), -1)
     columns, _ = choose_columns(positions, read.mask.long())

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..show.display import TokenScores
-from ..text.names import ScopeError
+from ..text.names import BadArgument, Layers, Positions
 from ..measure.neighbours import VectorBank, small_bank
 from ..core.readouts import layer_table
 from ..core.scope import Scope
@@ -112,9 +112,9 @@ def vector_words(
 ) -> VectorWords:
     "What some vectors are nearest to, through one of the three lenses."
     if lens not in LENSES:
-        raise ScopeError(f"Unknown lens {lens!r}; accepted: {', '.join(LENSES)}")
+        raise BadArgument(f"Unknown lens {lens!r}; accepted: {', '.join(LENSES)}")
     if not 1 <= k <= scope.vocab_size:
-        raise ScopeError(
+        raise BadArgument(
             f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}"
         )
     if lens != "latent":
@@ -201,8 +201,8 @@ def latent_lens(
     scope: Scope,
     text,  # one text, as in `Scope.encode`
     *,
-    layers: None | int | slice | Iterable[int] = None,  # inputs of which layers; None for all
-    positions: None | int | slice | str | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # inputs of which layers; None for all
+    positions: Positions | None = None,  # None for all
     k: int = 5,  # words a vector
     lens: str = "latent",  # or "embedding", "logit": the baselines
     bank: VectorBank | None = None,  # None for the small one
@@ -211,7 +211,7 @@ def latent_lens(
     trace = scope.read(text, "resid_pre", layers=layers, positions=positions)
     states = trace["resid_pre"]
     if len(states) != 1:
-        raise ScopeError(f"latent_lens takes one text; given: {len(states)}")
+        raise BadArgument(f"latent_lens takes one text; given: {len(states)}")
     states = states[0][:, trace.mask[0]]
     n_layers, n = states.shape[:2]
     found = vector_words(scope, states.flatten(0, 1), lens, k, bank)

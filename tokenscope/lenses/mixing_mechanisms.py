@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..learn.binding import BindingTask, binding_task, candidate_logprobs, checked_rows
 from ..show.colours import Markup
 from ..core.edit import Edit
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, resolve_layers
 from ..core.scope import Scope
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #4bec336f
@@ -74,7 +74,7 @@ def separating_pairs(
     """Originals and counterfactuals in which position, key and answer point to different facts
     (Gur-Arieh et al. 2025)."""
     if n < 4 or samples < 1 or absent not in (None, "key", "answer"):
-        raise ScopeError(
+        raise BadArgument(
             "No separating pairs: they need lists of 4 facts or more, at least one sample, and "
             f"absent=None, 'key' or 'answer'; given: n={n}, samples={samples}, absent={absent!r}"
         )
@@ -326,7 +326,7 @@ def fit_mixture(
         [round(0.7 * len(target)), round(0.85 * len(target))]
     )
     if not all(map(len, order)) or not target.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             "Nothing to fit: a mixture needs finite distributions for at least 4 triples; given: "
             f"{len(target)}"
         )

@@ -30,7 +30,7 @@ from tokenscope.data.haystacks import (
     multi_thread,
     score_answer,
 )
-from ..text.names import ScopeError, resolve_indices
+from ..text.names import BadArgument, Heads, Layers, resolve_indices
 from ..core.scope import Scope
 from ..core.scores import over_logits
 from tokenscope.learn.small_models import (
@@ -83,7 +83,7 @@ def task_ids(
         where.append((t, h, start, len(ids)))
     limit = scope.structure.max_tokens
     if limit and len(ids) > limit:
-        raise ScopeError(
+        raise BadArgument(
             f"The haystack is longer than the context: {len(task.haystack.text):,} characters are "
             f"{len(ids):,} tokens with question and answer, and the model's context is {limit:,} "
             "tokens; "
@@ -153,7 +153,7 @@ def score_tasks(
     import pandas as pd
 
     if mode not in ("argmax", "generate") or not tasks:
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to score with: {len(tasks)} tasks, mode {mode!r}; give at least one task, "
             "and the mode 'argmax' or 'generate'"
         )
@@ -195,7 +195,7 @@ def needle_sweep(
     import pandas as pd
 
     if task not in PLANTERS:
-        raise ScopeError(f"Unknown task {task!r}; accepted: {', '.join(PLANTERS)}")
+        raise BadArgument(f"Unknown task {task!r}; accepted: {', '.join(PLANTERS)}")
     places = [
         (c, d, r)
         for c in lengths
@@ -245,7 +245,7 @@ def effective_length(
 ) -> tuple:
     "The largest tested length up to which accuracy reaches a threshold."
     if not len(table) or table.right.isna().any():
-        raise ScopeError(
+        raise BadArgument(
             f"No scores, or the table holds NaN: {len(table)} rows; give a table of needle_sweep"
         )
     cells = [
@@ -300,8 +300,8 @@ def thread_attention(
     task: NeedleTask,
     thread: int = 0,  # which thread
     hop: int | None = None,  # which value of its chain; None for the last
-    layers: None | int | slice | Iterable[int] = None,
-    heads: None | int | slice | Iterable[int] = None,  # None for the mean of all
+    layers: Layers = None,
+    heads: Heads = None,  # None for the mean of all
 ) -> TokenScores:  # (layer, token)
     "Attention to each token from the token that has to say a value of the thread."
     ids, where = task_ids(scope, task)
@@ -311,7 +311,7 @@ def thread_attention(
         len(task.chains[thread]) - 1 if hop is None and thread < len(task.chains) else hop,
     )
     if asked not in starts:
-        raise ScopeError(
+        raise BadArgument(
             f"The answer does not say hop {asked[1]} of thread {asked[0]}; it says (thread, hop) "
             f"{', '.join(map(str, starts))}"
         )

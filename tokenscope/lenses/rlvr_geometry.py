@@ -30,7 +30,7 @@ from tokenscope.corpus.checkpoints import (
     open_checkpoint,
     paired_matrices,
 )
-from ..text.names import ScopeError
+from ..text.names import BadArgument, Layers
 from ..show.pictures import figure_html
 from ..measure.spectra import Principal, principal_angles, principal_factors
 
@@ -104,7 +104,7 @@ def extreme_mask(
     "The entries with the largest or smallest values: exactly round(alpha m n) of them."
     flat = size.detach().float().flatten().numpy()
     if not 0 <= alpha <= 1:
-        raise ScopeError(f"Not a share of the weights: alpha={alpha}; give a number from 0 to 1")
+        raise BadArgument(f"Not a share of the weights: alpha={alpha}; give a number from 0 to 1")
     if not (count := round(alpha * flat.size)):
         return torch.zeros_like(size, dtype=torch.bool)
     place = flat.size - count if largest else count - 1
@@ -162,7 +162,7 @@ def random_noise(
         0x5EED + seed
     )  # not the numbers of a matrix that was made with the same seed
     if how not in ("gauss", "sign"):
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown kind of random update: {how!r}; accepted: 'gauss', 'sign', and 'permute' "
             "where there is an update to permute"
         )
@@ -184,7 +184,7 @@ def random_update_like(
     """A random update of the same size, rounded in the same way: the control of every measure on
     this page."""
     if match not in ("norm", "visible"):
-        raise ScopeError(f"Unknown size to match: {match!r}; accepted: 'norm' and 'visible'")
+        raise BadArgument(f"Unknown size to match: {match!r}; accepted: 'norm' and 'visible'")
     dW = W1.to(torch.float32, copy=True).sub_(W0)
     norm = squared_norm(dW) ** 0.5
     noise = (
@@ -377,7 +377,7 @@ def weight_drift(
     model1,  # after: the same
     *,
     match: str = "*",  # a glob pattern for the matrices inside the layers, such as "*_proj"
-    layers: None | int | slice | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # None for all
     k: int | float = 0.1,  # principal directions: a number, or a share of the shorter side
     alpha: int | float = 0.3,  # share of each mask
     eta: int | float = 1e-3,  # a smaller relative change is none; give 0 with torch.float32
@@ -424,13 +424,13 @@ def _stored(checkpoint, name, part, dtype):
     "One matrix, rounded to the format."
     W = checkpoint.read(name, part)
     if not W.is_floating_point():
-        raise ScopeError(
+        raise BadArgument(
             f"Quantised weights: {name} holds {str(W.dtype).removeprefix('torch.')}; give the "
             "checkpoint in a floating format"
         )
     W = W.to(dtype)
     if not torch.isfinite(W).all() or not W.any():
-        raise ScopeError(f"No spectrum: {name} is all zero, or holds NaN or infinity")
+        raise BadArgument(f"No spectrum: {name} is all zero, or holds NaN or infinity")
     return W
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #be5e054e

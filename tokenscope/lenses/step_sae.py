@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..show.display import TokenScores
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, resolve_layers
 from ..core.scope import Scope
 from ..learn.small_models import save_small, train_lm, word_tokenizer
 from tokenscope.learn.steps import (
@@ -110,7 +110,7 @@ class StepCode(nn.Module):
     ):  # marks: sep, eos, max_tokens
         super().__init__()
         if not (n >= 1 and l1_target > 0 and noise >= 0):
-            raise ScopeError(
+            raise BadArgument(
                 f"A step code needs n at least 1, l1_target above 0, noise at least 0; given: {n}, "
                 f"{l1_target}, {noise}"
             )
@@ -288,7 +288,7 @@ def shuffled_codes(
 ) -> Float[Tensor, "step feature"]:
     "To each step the code of another one."
     if len(z) < 2:
-        raise ScopeError(f"Nothing to shuffle: {len(z)} step; give at least two")
+        raise BadArgument(f"Nothing to shuffle: {len(z)} step; give at least two")
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(z).index_copy(0, order, z[order.roll(1)])
 
@@ -370,7 +370,7 @@ def weighted_vote(
         or len(answers) != len(step_probs)
         or not all(len(p) and all(0 <= v <= 1 for v in p) for p in step_probs)
     ):
-        raise ScopeError(
+        raise BadArgument(
             "A vote needs answers, and for each the probabilities of its steps, from 0 to 1; "
             f"given: {len(answers)} answers, {len(step_probs)} lists"
         )
@@ -459,7 +459,7 @@ class FrozenStepSAE(StepCode):
         max_tokens: int = 256,
     ):
         if scope.tokenizer is None:
-            raise ScopeError(
+            raise BadArgument(
                 "Steps are cut from a text, and this scope has no tokenizer; give one to "
                 "Scope(model, tokenizer)"
             )

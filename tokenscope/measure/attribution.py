@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..text.batch import Batch
 from ..show.colours import short_number
 from ..show.display import TokenScores, strips
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from .paths import PathIntegral, path_integral, path_slopes
 from ..core.taps import site_taps
 from ..text.tokens import Tokens
@@ -77,9 +77,9 @@ def _only_row(scope, text):
     "Ids and tokens of one text, without padding."
     batch = scope.encode(text)
     if len(batch) != 1:
-        raise ScopeError(f"Attribution takes one text; given: {len(batch)}. Call it once for each")
+        raise BadArgument(f"Attribution takes one text; given: {len(batch)}. Call it once for each")
     if "pixel_values" in batch.extra:
-        raise ScopeError("Attribution reads text only; the batch carries pixel_values")
+        raise BadArgument("Attribution reads text only; the batch carries pixel_values")
     return batch.input_ids[0][batch.attention_mask[0].bool()].tolist(), batch.tokens[0]
 
 # %% ../../nbs/measure/attribution.ipynb #781bfc78
@@ -90,13 +90,13 @@ def _with_continuation(scope, text, continuation):
         if isinstance(text, str):
             whole, tokens = _only_row(scope, text + continuation)
             if whole[: len(ids)] != ids:
-                raise ScopeError(
+                raise BadArgument(
                     f"Text and continuation share a token: {continuation!r} does not begin where a "
                     "token begins; move the cut, or give ids"
                 )
             return whole, tokens, len(ids)
         if scope.tokenizer is None:
-            raise ScopeError("No tokenizer: this scope can take a continuation as token ids only")
+            raise BadArgument("No tokenizer: this scope can take a continuation as token ids only")
         continuation = scope.tokenizer(continuation, add_special_tokens=False)["input_ids"]
     more = torch.as_tensor(continuation).reshape(-1).tolist() if continuation is not None else []
     return ids + more, _only_row(scope, [ids + more])[1] if more else tokens, len(ids)
@@ -114,7 +114,7 @@ def predictions_of(
 ) -> Prediction:
     "The tokens to be explained, with what the model is given to predict them."
     if quantity not in ("logit", "logprob", "prob"):
-        raise ScopeError(f"Unknown quantity: {quantity!r}; give 'logit', 'logprob' or 'prob'")
+        raise BadArgument(f"Unknown quantity: {quantity!r}; give 'logit', 'logprob' or 'prob'")
     ids, tokens, n = _with_continuation(scope, text, continuation)
     if continuation is None:
         targets = [int(scope.logits([ids], positions=-1)[0, 0].argmax())]
@@ -122,7 +122,7 @@ def predictions_of(
             scope, tokens, torch.tensor(ids, device=scope.device), targets, [n], quantity
         )
     if n == len(ids):
-        raise ScopeError(
+        raise BadArgument(
             "The continuation is empty: give at least one token to explain, or None for the "
             "model's own next token"
         )
@@ -165,7 +165,7 @@ class Attribution:
     def scores(self, target: int = 0) -> TokenScores:
         "The attribution of one target as a strip, hatched where its gap is too large."
         if not -len(self.targets) <= target < len(self.targets):
-            raise ScopeError(
+            raise BadArgument(
                 f"No such target: {target}; there are {len(self.targets)}, "
                 f"{', '.join(map(repr, self.targets))}"
             )
@@ -271,7 +271,7 @@ def embedding_baseline(
         elif not isinstance(baseline, str) and hasattr(baseline, "__index__"):
             i = int(baseline)
             if not 0 <= i < scope.vocab_size:
-                raise ScopeError(
+                raise BadArgument(
                     f"Baseline token {i} is outside the model's vocabulary of {scope.vocab_size}"
                 )
             value = embed([i])[0]
@@ -281,7 +281,7 @@ def embedding_baseline(
                 else f"the embedding of token {i}"
             )
         else:
-            raise ScopeError(
+            raise BadArgument(
                 f"Unknown baseline: {baseline!r}; give 'zero', 'mean', a token id, or a tensor "
                 "(d_model,) or (token, d_model)"
             )
@@ -289,12 +289,12 @@ def embedding_baseline(
         value.shape not in ((value.shape[-1],), (n_tokens, value.shape[-1]))
         or value.shape[-1] != module.weight.shape[1]
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"The baseline does not fit: shape {tuple(value.shape)}; give "
             f"({module.weight.shape[1]},) or ({n_tokens}, {module.weight.shape[1]})"
         )
     if not torch.isfinite(value).all():
-        raise ScopeError("The baseline holds NaN or infinity; give finite numbers")
+        raise BadArgument("The baseline holds NaN or infinity; give finite numbers")
     return value.expand(n_tokens, -1), words
 
 # %% ../../nbs/measure/attribution.ipynb #c604b714

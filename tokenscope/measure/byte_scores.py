@@ -22,7 +22,7 @@ from torch import nn
 from ..data.books import moby_dick
 from ..show.colours import Markup
 from ..show.marks import visible_text
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..text.tokens import token_bytes
 from ..text.words import perturb, whitespace_splitter
 
@@ -140,14 +140,14 @@ def byte_surprisal(
     "What each byte of a text costs a language model."
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts or not all(texts):
-        raise ScopeError(
+        raise BadArgument(
             f"No bytes to predict: {len(texts)} texts, {sum(not t for t in texts)} of them empty; "
             "give texts with at least one character"
         )
     read = getattr(model, "byte_costs", None) or (lambda some: _token_surprisal(model, some))
     found = [pair for i in range(0, len(texts), batch) for pair in read(texts[i : i + batch])]
     if not all(np.isfinite(nats).all() for nats, _ in found):
-        raise ScopeError(
+        raise BadArgument(
             "The model gives no probabilities: some costs are NaN or infinite; check its weights "
             "and its precision"
         )
@@ -157,7 +157,7 @@ def byte_surprisal(
 def _token_surprisal(scope, texts):
     "The same from a model of tokens; a cost is spread evenly over a token's bytes."
     if getattr(scope.tokenizer, "bos_token_id", None) is None:
-        raise ScopeError(
+        raise BadArgument(
             "No begin of text: the tokenizer has no <bos>, so the first token cannot be predicted; "
             "set tokenizer.bos_token"
         )
@@ -165,7 +165,7 @@ def _token_surprisal(scope, texts):
     limit = scope.structure.max_tokens
     out = []
     if limit and ids.shape[1] > limit:
-        raise ScopeError(
+        raise BadArgument(
             f"A text is longer than the context: {ids.shape[1]} tokens, and the model takes "
             f"{limit}; split it with passages()"
         )
@@ -292,7 +292,7 @@ def spelling_targets(
     rows = [re.findall(r"\S*\s+|\S+", t) for t in texts]
     places = [(row, j) for row in rows for j in range(8, len(row))]
     if not places:
-        raise ScopeError(
+        raise BadArgument(
             "No word has eight words before it: the texts are too short; give longer ones"
         )
     chosen = np.random.default_rng(seed).permutation(len(places))[:n]

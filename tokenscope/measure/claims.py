@@ -19,7 +19,7 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/measure/claims.ipynb #f68aa386
 def claim_value(
@@ -30,7 +30,7 @@ def claim_value(
     if isinstance(value, str):
         if value.strip():
             return value.strip()
-        raise ScopeError(
+        raise BadArgument(
             f"Empty claim value: {what} is an empty text; give a finite number or words"
         )
     if (
@@ -40,13 +40,13 @@ def claim_value(
     ):
         value = one_item(value, what)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a claim value: {what}={value!r}; give a finite number or words, not "
             f"{type(value).__name__}"
         )
     plain = int(value) if isinstance(value, numbers.Integral) else float(value)
     if not math.isfinite(plain):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a finite claim value: {what}={plain}; a claim needs a number that exists"
         )
     return plain
@@ -60,7 +60,7 @@ def one_item(
     try:
         return value.item()
     except (ValueError, RuntimeError, TypeError) as error:
-        raise ScopeError(
+        raise BadArgument(
             f"More than one claim value: {what} holds several numbers; give one, such as their mean"
         ) from error
 
@@ -163,7 +163,7 @@ def whole(
     if count is not None and (
         isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1
     ):
-        raise ScopeError(f"Not a count: {what}={count!r}; give a whole number of at least 1")
+        raise BadArgument(f"Not a count: {what}={count!r}; give a whole number of at least 1")
     return None if count is None else int(count)
 
 # %% ../../nbs/measure/claims.ipynb #7a367074
@@ -178,11 +178,11 @@ def checked(
 ) -> Claim:  # a claim that keeps the rules
     "Refuse a claim that is not honest; tidy one that is."
     if not isinstance(text, str) or not text.strip():
-        raise ScopeError(
+        raise BadArgument(
             f"A claim without a sentence: {text!r}; say in words what the paper claims"
         )
     if holds is not None and type(holds).__name__ not in ("bool", "bool_"):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a verdict: holds={holds!r}; give True, False, or None where it cannot be "
             "tested here"
         )
@@ -193,18 +193,18 @@ def checked(
         and control.lower().startswith("none needed")
         and not control[11:].strip(" :.–-…")
     ):
-        raise ScopeError(
+        raise BadArgument(
             "A missing reason: control='none needed' must go on with why, as in 'none needed: an "
             "exact identity'"
         )
     holds = None if holds is None else bool(holds)
     if holds and control is None:
-        raise ScopeError(
+        raise BadArgument(
             f"A claim without a control: {text!r} cannot hold by its number alone; give control=, "
             "or 'none needed: …' with the reason"
         )
     if holds is None and not isinstance(measured, str):
-        raise ScopeError(
+        raise BadArgument(
             f"A number without a verdict: holds=None but measured={measured}; say whether it "
             "holds, or in words why it cannot be tested"
         )
@@ -301,7 +301,7 @@ def notebook_claims(
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a notebook: {name} cannot be read as one; re-run or restore it"
         ) from error
     saved = [
@@ -325,7 +325,7 @@ def collect_claims(
     "Every claim saved in the notebooks below a folder, in path order."
     root = Path(nbs_path)
     if not root.is_dir():
-        raise ScopeError(f"No notebook folder: {root.name!r} is not a folder")
+        raise BadArgument(f"No notebook folder: {root.name!r} is not a folder")
     paths = [p.relative_to(root) for p in root.rglob("*.ipynb")]
     seen = sorted(
         p.as_posix() for p in paths if not any(part.startswith((".", "_")) for part in p.parts)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 
 from .intervals import wilson_interval
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/measure/diagnosis.ipynb #626be342
 @dataclass
@@ -27,7 +27,7 @@ class Diagnosis:
     def __post_init__(self):
         unknown = {c["outcome"] for c in self.cases} - set(self.outcomes)
         if unknown:
-            raise ScopeError(
+            raise BadArgument(
                 f"Unknown outcome {sorted(unknown)[0]!r} in a diagnosis; accepted: "
                 f"{', '.join(self.outcomes)}"
             )

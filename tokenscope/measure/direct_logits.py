@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..show.display import TokenScores
-from ..text.names import ScopeError
+from ..text.names import BadArgument, ScopeError
 from .paths import relative_gap
 from ..show.pictures import figure_html
 from ..core.structure import place_of
@@ -32,7 +32,7 @@ def residual_parts(
     want = ["resid_pre", "resid_post", *(sites[0][:1] if len(set(sites)) == 1 and sites[0] else [])]
     trace = scope.read(text, want, positions=position)
     if len(trace.mask) != 1:
-        raise ScopeError(
+        raise BadArgument(
             f"Direct logits take one text; given: {len(trace.mask)}. Call it once for each"
         )
     before = trace["resid_pre"][0, :, 0].cpu().double()
@@ -216,13 +216,15 @@ def _one_token(scope, token, what):
     "A token's id from an id or a text of one token."
     if isinstance(token, str):
         if scope.tokenizer is None:
-            raise ScopeError("No tokenizer: this scope can take a target as token id only")
+            raise BadArgument("No tokenizer: this scope can take a target as token id only")
         ids = scope.tokenizer(token, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            raise ScopeError(f"The {what} {token!r} is {len(ids)} tokens; give one token, or an id")
+            raise BadArgument(
+                f"The {what} {token!r} is {len(ids)} tokens; give one token, or an id"
+            )
         return ids[0]
     if not 0 <= int(token) < scope.vocab_size:
-        raise ScopeError(
+        raise BadArgument(
             f"The {what} {int(token)} is outside the model's vocabulary of {scope.vocab_size}"
         )
     return int(token)

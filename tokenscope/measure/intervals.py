@@ -11,7 +11,7 @@ __all__ = ['wilson_interval', 'mean_interval', 'partial_correlation', 'holm']
 import math
 from collections.abc import Iterable
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/measure/intervals.ipynb #5e2b2560
 def wilson_interval(
@@ -21,7 +21,7 @@ def wilson_interval(
 ) -> tuple[float, float]:  # lower and upper end
     "The Wilson score interval of a share (Wilson 1927)."
     if not (n > 0 and 0 <= hits <= n):
-        raise ScopeError(f"A share needs 0 <= hits <= n and n > 0; given: {hits} of {n}")
+        raise BadArgument(f"A share needs 0 <= hits <= n and n > 0; given: {hits} of {n}")
     share = hits / n
     spread = z * z / n
     centre = (share + spread / 2) / (1 + spread)
@@ -62,7 +62,7 @@ def mean_interval(
     values = [float(v) for v in values]
     n = len(values)
     if not n:
-        raise ScopeError("A mean needs at least one value; given none")
+        raise BadArgument("A mean needs at least one value; given none")
     mean = sum(values) / n
     if n == 1:
         return mean, math.nan, math.nan
@@ -86,7 +86,7 @@ def partial_correlation(
     if len({len(v) for v in (x, y, *given)}) > 1 or not all(
         np.isfinite(v).all() for v in (x, y, *given)
     ):
-        raise ScopeError(
+        raise BadArgument(
             "A correlation needs variables of one length, without NaN; given: "
             f"{', '.join(str(len(v)) for v in (x, y, *given))} values"
         )
@@ -110,7 +110,7 @@ def holm(
 ) -> dict:  # the same names, corrected
     "Holm's step-down correction of p-values for many tests (Holm 1979)."
     if bad := next((v for v in p.values() if not 0 <= v <= 1), None):
-        raise ScopeError(f"Not a p-value: {bad!r}; give numbers from 0 to 1")
+        raise BadArgument(f"Not a p-value: {bad!r}; give numbers from 0 to 1")
     worst = 0.0
     found = {}
     for i, name in enumerate(sorted(p, key=p.get)):

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..text.batch import rows_of
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/measure/language_mass.ipynb #8b7a4929
 def token_sets(
@@ -47,7 +47,7 @@ def token_sets(
         chosen = [_word_starts(scope.tokenizer, ids) for ids in chosen]
         chosen[1] = {i for i in chosen[1] if scope.tokenizer.decode([i]).isascii()}
     if not chosen[0] - chosen[1] or not chosen[1] - chosen[0]:
-        raise ScopeError(
+        raise BadArgument(
             "No tokens speak for one of the languages: its texts are too short, or their letters "
             "are cut into bytes; give more text, least=1, or a model whose vocabulary knows the "
             "language"

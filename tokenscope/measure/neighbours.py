@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..corpus.corpus import Corpus, run_corpus
 from ..data.data import udhr
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, Layers, resolve_layers
 from ..core.reader import CorpusTask, read_shard
 from ..text.tokens import tokens_of
 
@@ -40,7 +40,7 @@ def choose_contexts(
     import pandas as pd
 
     if max_contexts < 1 or min_pos < 0:
-        raise ScopeError(
+        raise BadArgument(
             f"max_contexts must be at least 1 and min_pos at least 0; given: {max_contexts} and "
             f"{min_pos}"
         )
@@ -131,7 +131,7 @@ def build_bank(
     texts,  # a list of texts (or of lists of ids)
     folder: str | Path | None = None,  # where the vectors go; None: memory
     *,
-    layers: None | int | slice | Iterable[int] = None,  # None: `default_bank_layers`
+    layers: Layers = None,  # None: `default_bank_layers`
     max_contexts: int = 50,  # of one token, at most
     min_pos: int = 2,  # positions before this one are never kept
     seed: int | None = None,  # None: first come
@@ -140,7 +140,7 @@ def build_bank(
     "Run a model over texts and keep the states of its tokens."
     texts = list(texts)
     if not texts:
-        raise ScopeError("Nothing to build a bank from: give at least one text")
+        raise BadArgument("Nothing to build a bank from: give at least one text")
     layers = (
         default_bank_layers(scope.n_layers)
         if layers is None
@@ -155,7 +155,7 @@ def build_bank(
     )
     kept = [list(k) for k in choose_contexts(rows, max_contexts, min_pos, seed=seed)]
     if not any(kept):
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing left for the bank: no text has a token at position {min_pos} or later; give "
             "longer texts, or a smaller min_pos"
         )
@@ -195,7 +195,7 @@ def open_bank(
     "A bank that was built into a folder, memory-mapped."
     done = Corpus(folder, scope.tokenizer)
     if len(done) != len(texts):
-        raise ScopeError(
+        raise BadArgument(
             f"This bank was built from other texts: {len(done)} there, {len(texts)} given"
         )
     layers = json.loads(done.manifest["label"].removeprefix("bank of layers "))
@@ -285,15 +285,15 @@ def search_bank(
         else list(layers)
     )
     if missing := [i for i in layers if i not in self.layers]:
-        raise ScopeError(f"The bank has no layer {missing[0]}: it has {self.layers}")
+        raise BadArgument(f"The bank has no layer {missing[0]}: it has {self.layers}")
     if k < 1 or vectors.ndim != 2 or vectors.shape[1] != self.blocks[0].shape[-1]:
-        raise ScopeError(
+        raise BadArgument(
             f"The query does not fit the bank: vectors of shape {tuple(vectors.shape)} and k = "
             f"{k}; give (query, {self.blocks[0].shape[-1]}) and k of at least 1"
         )
     queries = torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=-1)
     if not queries.isfinite().all():
-        raise ScopeError("The query holds NaN or infinity: nothing is nearest to it")
+        raise BadArgument("The query holds NaN or infinity: nothing is nearest to it")
     best = torch.empty(len(queries), 0)
     where = torch.empty(len(queries), 0, dtype=torch.long)
     for first, cosine in _cosines(self, queries, layers, chunk):

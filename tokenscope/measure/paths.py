@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/measure/paths.ipynb #3fccec21
 def path_slopes(
@@ -63,9 +63,9 @@ def path_points(
     import numpy as np
 
     if rule not in ("middle", "trapezoid", "gauss-legendre"):
-        raise ScopeError(f"Unknown rule: {rule!r}; give 'middle', 'trapezoid' or 'gauss-legendre'")
+        raise BadArgument(f"Unknown rule: {rule!r}; give 'middle', 'trapezoid' or 'gauss-legendre'")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 + (rule == "trapezoid"):
-        raise ScopeError(
+        raise BadArgument(
             f"Too few steps: {steps!r}; the {rule} rule needs an integer of at least "
             f"{1 + (rule == 'trapezoid')}"
         )
@@ -206,12 +206,12 @@ def path_integral(
     the integration."""
     alphas, weights = path_points(rule, (50 if tol is None else 33) if steps is None else steps)
     if tol is not None and not tol > 0:
-        raise ScopeError(
+        raise BadArgument(
             f"tol must be above 0; given: {tol}. It is the share of the difference that the sum "
             "may miss, such as 0.05"
         )
     if batch < 1 or tol is not None and max_steps < 5:
-        raise ScopeError(
+        raise BadArgument(
             f"Too few points: batch={batch}, max_steps={max_steps}; give at least 1 and 5"
         )
     if tol is not None:

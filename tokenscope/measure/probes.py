@@ -16,23 +16,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/measure/probes.ipynb #be5a8362
 def _checked(X, labels=None) -> tuple:
     "States as a float64 matrix and labels as an array, or what is wrong with them."
     X = X.detach().double().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X, dtype=float)
     if X.ndim != 2 or not len(X):
-        raise ScopeError(
+        raise BadArgument(
             f"A probe needs a matrix of states, (example, feature); given: {tuple(X.shape)}"
         )
     if not np.isfinite(X).all():
-        raise ScopeError("Some states are not finite; a probe cannot be fitted to NaN or infinity")
+        raise BadArgument("Some states are not finite; a probe cannot be fitted to NaN or infinity")
     if labels is None:
         return X, None
     y = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if len(y) != len(X):
-        raise ScopeError(
+        raise BadArgument(
             f"A probe needs one label for each state; given: {len(X)} states, {len(y)} labels"
         )
     return X, y
@@ -56,7 +56,7 @@ class RidgeProbe:
 
         X, y = _checked(X, y)
         if len(set(y.tolist())) < 2:
-            raise ScopeError(
+            raise BadArgument(
                 f"All {len(y)} numbers are the same ({y[0]}); there is nothing to read out"
             )
         found = RidgeCV(alphas=self.alphas).fit(X, y.astype(float))
@@ -102,7 +102,7 @@ class ClassProbe:
 
         X, y = _checked(X, labels)
         if len(set(y.tolist())) < 2:
-            raise ScopeError(
+            raise BadArgument(
                 f"Only one class among {len(y)} labels ({y[0]!r}); a probe needs two or more"
             )
         self.model = make_pipeline(
@@ -134,9 +134,9 @@ def probe_table(
     from sklearn.model_selection import GroupShuffleSplit
 
     if kind not in ("ridge", "class"):
-        raise ScopeError(f"No kind of probe is called {kind!r}; there are: ridge, class")
+        raise BadArgument(f"No kind of probe is called {kind!r}; there are: ridge, class")
     if bad := set(controls) - {"shuffled", "random features"}:
-        raise ScopeError(
+        raise BadArgument(
             f"No control of a probe is called {min(bad)!r}; there are: shuffled, random features"
         )
     y = np.asarray(list(labels))
@@ -178,7 +178,7 @@ class LayerProbes:
 
     def __getitem__(self, layer: int) -> RidgeProbe:
         if layer not in self.layers:
-            raise ScopeError(f"No probe for layer {layer}; there are probes for {self.layers}")
+            raise BadArgument(f"No probe for layer {layer}; there are probes for {self.layers}")
         return self.probes[self.layers.index(layer)]
 
 # %% ../../nbs/measure/probes.ipynb #33df8cb5
@@ -196,7 +196,7 @@ def layer_probes(
     y = torch.tensor(list(labels))
     group = torch.arange(len(y)) if groups is None else torch.tensor(list(groups))
     if not len(y) == len(group) == len(states):
-        raise ScopeError(
+        raise BadArgument(
             f"Probes need a number and a group for each state; given: {len(states)} states, "
             f"{len(y)} numbers, {len(group)} groups"
         )

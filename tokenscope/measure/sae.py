@@ -23,7 +23,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..show.display import TokenScores
-from ..text.names import SITES, ScopeError, check_site, resolve_indices
+from tokenscope.text.names import (
+    BadArgument,
+    BadFile,
+    Positions,
+    SITES,
+    check_site,
+    resolve_indices,
+)
 from ..corpus.shards import written_whole
 from ..core.states import state_batches
 
@@ -77,17 +84,17 @@ def _check_parts(sae):
     if shapes != [(width, n), (n,), (width,), (n,)] or (
         torch.is_tensor(sae.centre) and sae.centre.shape != (width,)
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"The parts of the autoencoder do not fit: W_dec has {(n, width)}, and W_enc, b_enc, "
             f"b_dec, threshold have {', '.join(map(str, shapes))}"
         )
     if sae.activation not in ACTIVATIONS or sae.inputs not in INPUTS:
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown kind of autoencoder: activation {sae.activation!r}, inputs {sae.inputs!r}; "
             f"accepted: {', '.join(ACTIVATIONS)} and {', '.join(INPUTS)}"
         )
     if sae.activation == "topk" and not 1 <= sae.k <= n:
-        raise ScopeError(f"k must lie between 1 and the number of features, {n}; given: {sae.k}")
+        raise BadArgument(f"k must lie between 1 and the number of features, {n}; given: {sae.k}")
     if not all(
         t.isfinite().all()
         for t in (
@@ -99,7 +106,7 @@ def _check_parts(sae):
             torch.as_tensor(sae.centre),
         )
     ):
-        raise ScopeError("The autoencoder holds NaN or infinity")
+        raise BadArgument("The autoencoder holds NaN or infinity")
     object.__setattr__(sae, "site", check_site(sae.site))
 
 # %% ../../nbs/measure/sae.ipynb #e6fdc7c2
@@ -110,7 +117,7 @@ def normalised_states(
     "States as the encoder sees them."
     h = h.float()
     if h.shape[-1:] != (self.width,):
-        raise ScopeError(
+        raise BadArgument(
             f"States of another width: {tuple(h.shape)} and an autoencoder for width {self.width}"
         )
     if self.inputs == "layer_norm":
@@ -192,7 +199,7 @@ def check_sae(
         or self.layer >= scope.n_layers
         or (self.model and name and self.model.lower() != name.lower())
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"The autoencoder does not fit this model: it is for {self.model or 'a model'}, width "
             f"{self.width}, layer {self.layer}; this is {name or 'a model'} "
             f"with width {scope.d_model} and layers up to {scope.n_layers - 1}. If the model is "
@@ -251,7 +258,7 @@ def load_sae(
                 **{name: file.get_tensor(name).float() for name in file.keys()}, **head
             )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ScopeError(
+        raise BadFile(
             f"Not a file of an autoencoder: {Path(path).name} ({type(e).__name__}: {e}); give one "
             "that SparseAutoencoder.save wrote"
         ) from e
@@ -301,7 +308,7 @@ def sae_report(
     fired = torch.zeros(self.n_features, dtype=torch.bool)
     on = 0
     if not len(states):
-        raise ScopeError("No states to report on; give at least one")
+        raise BadArgument("No states to report on; give at least one")
     moments = torch.zeros(2, self.width, dtype=torch.double)
     with torch.no_grad():
         for some in states.split(batch_size):
@@ -328,9 +335,7 @@ def code_batches(
     scope,  # a `Scope`
     sae: SparseAutoencoder,
     texts: Iterable,  # texts, or lists of token ids
-    positions: None | int | slice | str | Iterable[int] = slice(
-        1, None
-    ),  # all but the first real token
+    positions: Positions | None = slice(1, None),  # all but the first real token
     batch_tokens: int = 2048,
 ) -> Iterator[
     tuple[list[int], Float[Tensor, "batch token feature"], Tensor]
@@ -377,7 +382,7 @@ def _lens_place(cfg):
     "Site and layer of a hook name."
     found = re.fullmatch(r"blocks\.(\d+)\.(.+)", str(cfg.get("hook_name")))
     if not found or found[2] not in _hooks:
-        raise ScopeError(
+        raise BadArgument(
             f"No site for the hook {cfg.get('hook_name')!r}; accepted: blocks.N. and one of "
             f"{', '.join(_hooks)}"
         )
@@ -396,7 +401,7 @@ def _lens_files(folder):
         }
         cfg = {**(cfg.pop("metadata", None) or {}), **cfg}
     except (OSError, ValueError, AttributeError, SafetensorError) as e:
-        raise ScopeError(
+        raise BadFile(
             f"Not a SAELens folder: {folder.name} ({type(e).__name__}: {e}); it needs cfg.json and "
             "sae_weights.safetensors"
         ) from e
@@ -410,7 +415,7 @@ def _lens_files(folder):
         or set(weights) != needed
         or cfg.get("reshape_activations", "none") != "none"
     ):
-        raise ScopeError(
+        raise BadArgument(
             "A SAELens autoencoder of a kind that is not read here: architecture "
             f"{cfg.get('architecture')!r}, normalize_activations "
             f"{cfg.get('normalize_activations')!r}, "
@@ -431,7 +436,7 @@ def load_saelens(
     cfg, w, kind = _lens_files(Path(folder))
     (site, layer), way = _lens_place(cfg), cfg.get("normalize_activations") or "none"
     if (way == "expected_average_only_in") != (mean_norm is not None):
-        raise ScopeError(
+        raise BadArgument(
             f"normalize_activations is {way!r}: mean_norm= belongs to 'expected_average_only_in' "
             f"and is needed there; given: {mean_norm}"
         )

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..corpus.corpus import Corpus
 from ..data.languages import parallel_text
-from ..text.names import ScopeError, check_site, resolve_layers
+from ..text.names import BadArgument, check_site, resolve_layers
 from .sae import SparseAutoencoder
 from ..corpus.shards import ShardStore, written_whole
 from ..core.states import state_batches
@@ -34,7 +34,7 @@ def _pieces(states, site, layer):
     if isinstance(states, Corpus):
         layers = states.manifest["layers"]
         if layer not in layers and not (layer is None and len(layers) == 1):
-            raise ScopeError(
+            raise BadArgument(
                 f"layer= must name one of the layers of the corpus, {layers}; given: {layer}"
             )
         at = layers.index(layer) if layer is not None else 0
@@ -49,7 +49,7 @@ def _pieces(states, site, layer):
             [states.manifest[key] for key in ("weights", "data", "stored as")],
         )
     if not torch.is_tensor(states) or states.ndim != 2 or not states.is_floating_point():
-        raise ScopeError(
+        raise BadArgument(
             "Not states: "
             f"{tuple(states.shape) if torch.is_tensor(states) else type(states).__name__}; give a "
             "tensor (token, width) or a Corpus with states"
@@ -63,7 +63,7 @@ def _survey(sizes, read, drop, centred):
     lengths = [read(i).norm(dim=-1) for i in range(len(sizes))]
     every = torch.cat(lengths) if lengths else torch.empty(0)
     if len(every) < 2 or not every.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             "No states to fit: "
             + (
                 "there are fewer than two"
@@ -74,7 +74,7 @@ def _survey(sizes, read, drop, centred):
     kept = [(n <= drop * every.median()) & (n > 0) for n in lengths]
     n = sum(int(k.sum()) for k in kept)
     if not n:
-        raise ScopeError(
+        raise BadArgument(
             f"No states to fit: none is at most drop = {drop} times as long as the median, "
             f"{every.median():.3g}, and above 0"
         )
@@ -133,7 +133,7 @@ class SaeRecipe:
 
     def __post_init__(self):
         if (self.k is None) == (self.l1 is None) or self.inputs not in ("scale", "unit"):
-            raise ScopeError(
+            raise BadArgument(
                 "Give one of k= (TopK) and l1= (ReLU), and inputs 'scale' or 'unit'; given: "
                 f"k={self.k}, l1={self.l1}, inputs={self.inputs!r}"
             )
@@ -144,7 +144,7 @@ class SaeRecipe:
             and 0 <= (self.l1 or 0) < math.inf
             and 1 <= (1 if self.k is None else self.k) <= self.n_features
         ):
-            raise ScopeError(
+            raise BadArgument(
                 "An autoencoder needs at least one feature, step and state a step, lr and drop "
                 f"above 0, l1 at least 0, k from 1 to n_features; given: {asdict(self)}"
             )
@@ -243,7 +243,7 @@ def _descend(parameters, normalise, batches, recipe, store, every):
         for step, h in zip(range(done, recipe.steps), batches(done)):
             loss = _step(parameters, adam, normalise(h)[0], recipe, step)
             if not loss.isfinite():
-                raise ScopeError(
+                raise BadArgument(
                     f"The fit diverged at step {step}: its loss is {loss.item()}; give a smaller lr"
                 )
             bar.update()
@@ -327,7 +327,7 @@ def sae_from_texts(
         states[meant][:, 0].cpu() for _, states, meant in state_batches(scope, texts, site, layer)
     ]
     if not states:
-        raise ScopeError("No states to fit: the set of texts is empty")
+        raise BadArgument("No states to fit: the set of texts is empty")
     name = Path(str(getattr(scope.model.config, "_name_or_path", "") or "")).name
     return fit_sae(torch.cat(states), n_features, site=site, layer=layer, model=name, **fit)
 
@@ -340,7 +340,7 @@ def random_sequences(
 ) -> list[list[int]]:
     "Sequences of token ids drawn uniformly from the vocabulary without its special tokens."
     if min(n, length) < 1:
-        raise ScopeError(
+        raise BadArgument(
             f"Random sequences need at least one sequence of one token; given: n={n}, "
             f"length={length}"
         )

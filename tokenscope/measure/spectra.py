@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/measure/spectra.ipynb #266d15eb
 def spectrum_rank(
@@ -60,7 +60,7 @@ def shift_geometry(
 
     sigma, axes = svd(shifts)
     if not sigma.numel() or not sigma[0] > 0:
-        raise ScopeError("No shift between the languages: the codes of every pair are the same")
+        raise BadArgument("No shift between the languages: the codes of every pair are the same")
     r_eff, r_gap, r = spectrum_rank(sigma)
     r = min(rank or r, len(axes))
     draw = torch.Generator().manual_seed(seed)
@@ -103,7 +103,7 @@ def principal_factors(
     short = min(W.shape)
     r = k if isinstance(k, int) else max(1, round(k * short))
     if isinstance(k, bool) or not 1 <= r <= short:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a number of directions: k={k!r}; give 1 to {short}, or a share above 0 and "
             "up to 1"
         )

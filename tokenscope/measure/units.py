@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..text.batch import rows_of
 from ..change.directions import difference_of_means
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, Layers, ScopeError, resolve_layers
 from ..core.states import state_batches
 from ..core.structure import place_of
 
@@ -72,13 +72,13 @@ class FeatureSwitches:
             else self.sae.encode(states) > 0
         )
 
-    def at(self, layers: None | int | slice | Iterable[int], n_layers: int) -> "FeatureSwitches":
+    def at(self, layers: Layers, n_layers: int) -> "FeatureSwitches":
         "The same at some of its layers."
         chosen = (
             self.layers if layers is None else list(dict.fromkeys(resolve_layers(layers, n_layers)))
         )
         if missing := [i for i in chosen if i not in self.layers]:
-            raise ScopeError(
+            raise BadArgument(
                 f"No switches for layer {missing[0]}: there are some for {self.layers}"
             )
         return (
@@ -103,7 +103,7 @@ def mlp_switches(
     scope,  # a `Scope`
     texts: Iterable,  # texts, or lists of token ids
     *,
-    layers: None | int | slice | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # None for all
     quantile: float = 0.995,  # of each unit's absolute value
     skip: int = 8,  # first tokens of each text, which switch on everything
     site: str | None = None,  # None: mlp_post, or mlp_out where experts share the work
@@ -122,7 +122,7 @@ def mlp_switches(
         int((1 - quantile) * n + 1e-9) if 0 < quantile < 1 else 0
     )  # positions at which each unit will be on
     if not above:
-        raise ScopeError(
+        raise BadArgument(
             f"Too few tokens for the quantile {quantile}: {n} after the first {skip} of each text; "
             "it must lie between 0 and 1, and (1 - quantile) times the tokens must reach 1"
         )
@@ -135,7 +135,7 @@ def mlp_switches(
         h = h if best is None else torch.cat([best, h])
         best = h.topk(min(above + 1, len(h)), dim=0).values
     if not best.isfinite().all():
-        raise ScopeError("The units are not finite on these texts; try a wider number type")
+        raise BadArgument("The units are not finite on these texts; try a wider number type")
     return FeatureSwitches(site, layers, best.shape[-1], (best[above - 1] + best[above]) / 2)
 
 

@@ -11,7 +11,7 @@ __all__ = ['SEQUENTIAL', 'DIVERGING', 'SOLID', 'SOLID_MAP', 'STEPS', 'shade_step
 # %% ../../nbs/show/colours.ipynb #5183e3e8
 import math
 
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/show/colours.ipynb #d045558a
 SEQUENTIAL = ((72, 170, 178), (24, 122, 156))  # RGB at a small and at the largest value
@@ -103,7 +103,7 @@ def scale_limits(
             or not all(map(math.isfinite, limits))
             or limits[0] >= limits[1]
         ):
-            raise ScopeError(
+            raise BadArgument(
                 f"Colour limits not understood: {limits!r}; give (low, high) with low below high, "
                 "'all', or None"
             )
@@ -196,7 +196,7 @@ def as_numbers(
     try:
         return np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ScopeError(
+        raise BadArgument(
             f"Values are not numbers: {error}; give an array of numbers, with NaN where there "
             "is none"
         ) from None

@@ -16,7 +16,7 @@ from numbers import Integral, Number, Real
 from typing import SupportsIndex
 
 from .marks import visible_text
-from ..text.names import ScopeError
+from ..text.names import BadArgument, ScopeError
 from ..text.tokens import Tokens
 
 # %% ../../nbs/show/controls.ipynb #030c00bc
@@ -30,7 +30,7 @@ def slider_values(
         isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
         for x in (low, high, 1 if step is None else step)
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a slider: ({low!r}, {high!r}, {step!r}); give three finite numbers: low, "
             "high, step"
         )
@@ -43,7 +43,7 @@ def slider_values(
         else (high - low) / 10
     )
     if not (low < high and step > 0) or (high - low) / step > 10_000:
-        raise ScopeError(
+        raise BadArgument(
             f"An empty or endless slider: ({low}, {high}, {step}); low must be below high and step "
             "above 0, with at most 10,000 steps"
         )
@@ -84,7 +84,7 @@ class Slider:
             return (len(values) - 1) // 2
         near = min(range(len(values)), key=lambda i: abs(values[i] - self.value))
         if not math.isclose(values[near], self.value, abs_tol=1e-9):
-            raise ScopeError(
+            raise BadArgument(
                 f"Not on the slider: {self.value!r}; it goes from {self.low} to {self.high} and "
                 f"the nearest value is {values[near]}"
             )
@@ -105,7 +105,7 @@ class Choice:
         "The things."
         found = list(self.options.values() if isinstance(self.options, dict) else self.options)
         if not found:
-            raise ScopeError("An empty choice: give at least one option")
+            raise BadArgument("An empty choice: give at least one option")
         return found
 
     @property
@@ -133,7 +133,7 @@ def place(
             and value == other
         ):
             return i
-    raise ScopeError(
+    raise BadArgument(
         f"Not an option: {value!r}; the options are {', '.join(map(repr, values[:20]))}"
     )
 
@@ -205,7 +205,7 @@ class Pick:
             or not hasattr(self.value, "__index__")
             or not -count <= self.value < count
         ):
-            raise ScopeError(
+            raise BadArgument(
                 f"No such token to pick: {self.value!r}; there are {count} tokens, 0 to {count - 1}"
             )
         return self.value.__index__() % count
@@ -235,7 +235,7 @@ def as_control(
     elif isinstance(given, (list, tuple, dict)):
         made = Choice(given if isinstance(given, dict) else list(given))
     else:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a control: {name}={given!r}; give (low, high, step), a list, True or False, a "
             "text, Slider, Choice, Switch, Text or Pick"
         )
@@ -269,7 +269,7 @@ def as_controls(
 ) -> dict:  # parameter -> control
     "The controls of a function's parameters."
     if not given:
-        raise ScopeError("No controls: give at least one, such as explore(fn, layer=(0, 29))")
+        raise BadArgument("No controls: give at least one, such as explore(fn, layer=(0, 29))")
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
@@ -277,7 +277,7 @@ def as_controls(
     try:
         signature.bind(**given)
     except TypeError as error:
-        raise ScopeError(
+        raise BadArgument(
             f"The controls do not fit the function: {error}; it takes {signature}"
         ) from error
     defaults = {

@@ -28,7 +28,7 @@ from tokenscope.show.colours import (
     tint,
 )
 from .marks import box_text, token_boxes, visible_text
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from .pictures import attention_map, box_places, figure_html, patch_grid
 from .strip import strip_html, strip_notes
 from ..text.tokens import Tokens
@@ -58,19 +58,19 @@ class TokenScores:
         self.tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
         self.values, n = as_numbers(values), len(self.tokens)
         if self.values.ndim not in (1, 2) or self.values.shape[-1] != n:
-            raise ScopeError(
+            raise BadArgument(
                 f"Values do not fit the tokens: shape {self.values.shape} for {n} tokens; give "
                 "(token,) or (layer, token)"
             )
         if scale not in (None, "sequential", "diverging"):
-            raise ScopeError(f"Unknown scale: {scale!r}; give 'sequential', 'diverging' or None")
+            raise BadArgument(f"Unknown scale: {scale!r}; give 'sequential', 'diverging' or None")
         if (
             kept is not None
             and len(kept) != n
             or layers is not None
             and len(layers) != (len(self.values) if self.values.ndim == 2 else -1)
         ):
-            raise ScopeError(
+            raise BadArgument(
                 f"Labels do not fit the values: shape {self.values.shape}; `kept` has one entry "
                 "for each token, `layers` one for each row"
             )
@@ -278,7 +278,7 @@ def merge_scores(
     import numpy as np
 
     if reduce not in ("sum", "mean"):
-        raise ScopeError(f"Unknown way to reduce: {reduce!r}; give 'sum' or 'mean'")
+        raise BadArgument(f"Unknown way to reduce: {reduce!r}; give 'sum' or 'mean'")
     t = scores.tokens
 
     def part(g):
@@ -357,7 +357,7 @@ def common_units(
     text_a, text_b = (t.text if t.text is not None else "".join(t) for t in (a, b))
     shared = sorted(ends[0].keys() & ends[1].keys())
     if text_a != text_b or not shared or shared[-1] != max(ends[0]) or shared[-1] != max(ends[1]):
-        raise ScopeError(
+        raise BadArgument(
             "Texts differ: only scores of the same tokens or of the same text can be compared"
         )
     groups = []
@@ -381,7 +381,7 @@ def compare(
         a = merge_scores(a, ours, reduce)
         b = merge_scores(b, theirs, reduce)
     if a.values.shape != b.values.shape:
-        raise ScopeError(
+        raise BadArgument(
             f"Scores differ in shape: {a.values.shape} and {b.values.shape}; compare the same "
             "layers"
         )
@@ -407,7 +407,7 @@ def shared_limits(
 ) -> tuple:  # low and high
     "One scale that fits all of them."
     if not scores:
-        raise ScopeError("No scores to share a scale: give at least one TokenScores")
+        raise BadArgument("No scores to share a scale: give at least one TokenScores")
     low = min(s.limits[0] for s in scores)
     high = max(s.limits[1] for s in scores)
     return (
@@ -574,7 +574,7 @@ def save(
             warnings.simplefilter("ignore")  # glyphs that matplotlib's fonts lack
             self.figure().savefig(path, metadata=nothing, dpi=150, facecolor="white")
     else:
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown kind of file: {path.name!r}; the name ends in .html, .svg, .png or .txt"
         )
     return path

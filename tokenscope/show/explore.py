@@ -19,7 +19,7 @@ from numbers import Real
 from pathlib import Path
 
 from .controls import Choice, Pick, Slider, Switch, Text, as_controls
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from tokenscope.show.twin import (
     HARD_KB,
     PANEL_STYLE,
@@ -212,9 +212,9 @@ def explore(
 ) -> ExplorePanel:  # shows itself
     "A panel that turns a function's parameters."
     if not callable(fn):
-        raise ScopeError(f"Nothing to explore: {fn!r} is not a function")
+        raise BadArgument(f"Nothing to explore: {fn!r} is not a function")
     if not 0 < max_kb <= HARD_KB:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a weight for a saved panel: max_kb={max_kb}; give a number above 0, at most "
             f"{HARD_KB}"
         )
@@ -280,7 +280,7 @@ def clean_outputs(
         before = json.loads(path.read_text(encoding="utf-8"))
         after = clean_notebook(before)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ScopeError(f"Cannot clean {path.name}: it is not a notebook") from error
+        raise BadArgument(f"Cannot clean {path.name}: it is not a notebook") from error
     if after != before:
         path.write_text(
             json.dumps(after, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -294,7 +294,7 @@ def clean_notebooks(
     "Clean every saved notebook below a folder."
     root = Path(folder)
     if not root.is_dir():
-        raise ScopeError(f"Nothing to clean: {root.name!r} is not a folder")
+        raise BadArgument(f"Nothing to clean: {root.name!r} is not a folder")
     paths = [
         p
         for p in sorted(root.rglob("*.ipynb"))

@@ -29,7 +29,7 @@ from tokenscope.show.colours import (
     short_number,
 )
 from .marks import box_text, token_boxes, visible_text
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..text.tokens import Tokens
 
 # %% ../../nbs/show/pictures.ipynb #8383b207
@@ -177,7 +177,7 @@ def attention_map(
     tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
     maps = as_numbers(pattern)
     if maps.ndim not in (2, 3, 4) or maps.shape[-2:] != (len(tokens),) * 2 or not maps.size:
-        raise ScopeError(
+        raise BadArgument(
             f"Pattern does not fit the tokens: shape {maps.shape} for {len(tokens)} tokens; give "
             "(query, key), with head and layer before them if there are several"
         )
@@ -244,7 +244,7 @@ def patch_grid(
 
     values = as_numbers(values)
     if len(grid) != 2 or values.size != grid[0] * grid[1] or not values.size:
-        raise ScopeError(
+        raise BadArgument(
             f"Patches do not fill the grid: {values.size} values for a grid of {grid}; give (rows, columns) with one value each"
         )
     values = values.reshape(grid)
@@ -320,7 +320,7 @@ def token_arcs(
     strength = np.triu(np.nan_to_num(as_numbers(strength)), 1)
     weights = as_numbers(weights)
     if strength.shape != (len(tokens),) * 2 or weights.shape != (len(tokens),):
-        raise ScopeError(
+        raise BadArgument(
             f"Links do not fit the tokens: shapes {strength.shape} and {weights.shape} for {len(tokens)} tokens; give (token, token) and (token,)"
         )
     names = [html_text.escape(visible_text(str(t))[:14]) for t in tokens]

@@ -22,7 +22,7 @@ from math import prod
 from numbers import Number, Real
 
 from .controls import Choice, Pick, Slider, Switch, Text, as_controls
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 
 # %% ../../nbs/show/twin.ipynb #5548f487
 def shown(
@@ -46,7 +46,7 @@ def shown(
     if hasattr(figure, "savefig"):
         return shown_figure(figure)
     if value is None or type(value).__repr__ is object.__repr__:
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to show: the function returned {type(value).__name__}; return something with _repr_html_, a figure, a text, a number or a list"
         )
     return f'<pre style="white-space:pre-wrap">{escape(repr(value))}</pre>'
@@ -110,7 +110,7 @@ def thinned(
             fixed = " x ".join(
                 f"{len(c.values)} ({c.label})" for c in controls if c.kind != "slider"
             )
-            raise ScopeError(
+            raise BadArgument(
                 f"Too many settings for the saved page: {fixed} is more than {most}; give fewer "
                 "options, or a larger max_frames"
             )
@@ -397,7 +397,7 @@ def twin_of(
             break
         kept = thinned(kept, controls, max(fewest, min(count - 1, int(count * limit / weight))))
     if weight > HARD_KB:
-        raise ScopeError(
+        raise BadArgument(
             f"The saved panel is too heavy: {weight:.0f} KB, at most {HARD_KB} KB; show less in "
             "each picture (fewer tokens or layers, "
             "a smaller figure), give fewer options, or a smaller max_frames"

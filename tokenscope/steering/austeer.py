@@ -22,9 +22,9 @@ from ..show.display import TokenScores
 from ..core.edit import Edit
 from tokenscope.text.names import (
     ATTENTION_SITES,
+    BadArgument,
     LAYERLESS_SITES,
     SITES,
-    ScopeError,
     check_site,
     resolve_indices,
     resolve_layers,
@@ -139,7 +139,7 @@ def top_units(
         ranking
     ].flatten()
     if k is not None and (isinstance(k, bool) or not 0 <= k <= len(score)):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a number of atomic units: {k!r}; give 0 to {len(score)}, or None for all"
         )
     by_t = self.t.abs().flatten().argsort(descending=True, stable=True)
@@ -177,12 +177,12 @@ def atomic_units(
     )
     moves = states[: len(contrasts)] - states[len(contrasts) :]
     if not moves.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             "The states are not finite: the model gives NaN or infinity on these texts; try a "
             "wider number type"
         )
     if not moves.any():
-        raise ScopeError(
+        raise BadArgument(
             f"No unit moves: right and wrong answers are the same to the model at {site}, so there "
             "is no direction; give answers that differ in their tokens"
         )
@@ -245,9 +245,9 @@ def unit_edits(
 ) -> list[Edit]:  # one for each layer touched
     "Scale each chosen unit by 1 + alpha times its momentum (Feng et al. 2026)."
     if mode not in ("scale", "add"):
-        raise ScopeError(f"Unknown way of turning units: {mode!r}; accepted: 'scale', 'add'")
+        raise BadArgument(f"Unknown way of turning units: {mode!r}; accepted: 'scale', 'add'")
     if units.beta.shape != chosen.shape or max(units.layers) >= scope.n_layers:
-        raise ScopeError(
+        raise BadArgument(
             f"The units do not fit: they were read in {len(units.layers)} layers of width "
             f"{units.beta.shape[1]}, the choice has shape {tuple(chosen.shape)}, and the model has "
             f"{scope.n_layers} layers"
@@ -276,7 +276,7 @@ def unit_column(
     "What a unit adds to the residual stream when it grows by one: its column of the weights."
     outlet = {"z": "attn_out", "mlp_post": "mlp_out"}.get(check_site(site), site)
     if SITES[outlet].axes != "token d_model" or outlet in LAYERLESS_SITES:
-        raise ScopeError(
+        raise BadArgument(
             f"No column of weights at {site}: a unit writes to the residual stream from z, "
             "mlp_post, or a site of that stream"
         )
@@ -342,7 +342,7 @@ def austeer(
     """Turn the few numbers that move most reliably between right and wrong answers (Feng et al.
     2026)."""
     if ranking not in RANKINGS:
-        raise ScopeError(f"Unknown ranking of units: {ranking!r}; accepted: {', '.join(RANKINGS)}")
+        raise BadArgument(f"Unknown ranking of units: {ranking!r}; accepted: {', '.join(RANKINGS)}")
     contrasts = word_contrasts() if contrasts is None else Contrasts.of(contrasts)
     if not checked_length(alpha, 1.0, scope.dtype) or k == 0:
         return []

@@ -31,7 +31,7 @@ from tokenscope.change.directions import (
 )
 from ..core.edit import Edit
 from ..data.languages import identify_language, open_questions, parallel_text
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, Layers, Positions, resolve_layers
 from ..core.scope import Scope
 from ..core.states import state_moments
 
@@ -66,7 +66,7 @@ def language_directions(
     source: str | Iterable,  # a language code, or texts (or lists of token ids) of your own
     target: str | Iterable,
     method: str = "diffmean",  # or "probe", "lda", "pca", "random"
-    layers: None | int | slice | Iterable[int] = None,  # None for all
+    layers: Layers = None,  # None for all
     seed: int = 0,  # for "random", and for the sample of "probe"
     ridge: float = 1e-2,  # of "lda": the share of the mean variance that is added
     # of source and target, if they were taken before with `state_moments(…, second=True)`
@@ -74,7 +74,7 @@ def language_directions(
 ) -> Directions | Subspace:  # every vector as long as the difference of means
     "What moves the states from one language to another (Gurgurov et al. 2026, section 3)."
     if method not in METHODS:
-        raise ScopeError(f"Unknown steering method {method!r}; accepted: {', '.join(METHODS)}")
+        raise BadArgument(f"Unknown steering method {method!r}; accepted: {', '.join(METHODS)}")
     s, t = (parallel_text([x])[x] if isinstance(x, str) else list(x) for x in (source, target))
     a, b = moments or [
         state_moments(scope, x, layers=layers, second=method in ("lda", "pca")) for x in (s, t)
@@ -103,16 +103,13 @@ def steer_language(
     *,
     source: str | Iterable = "eng",  # a language code, or texts of your own
     target: str | Iterable = "spa",
-    layers: None
-    | int
-    | slice
-    | Iterable[int] = None,  # None: one, at a seventh of the depth; try others on a larger model
+    layers: Layers = None,  # None: one, at a seventh of the depth; try others on a larger model
     strength: int | float = 1.0,  # negative moves away from the target
     # the distance of the two means; or "norm", the mean length of a state; or "absolute", the
     # paper's
     unit: str = "diff",
     method: str = "diffmean",  # see `language_directions`
-    positions: None | int | slice | str | Iterable[int] = None,  # None for all but the first token
+    positions: Positions | None = None,  # None for all but the first token
     seed: int = 0,
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Make the model answer in another language (Gurgurov et al. 2026, section 3)."
@@ -129,10 +126,10 @@ def random_language_direction(
     *,
     source: str | Iterable = "eng",
     target: str | Iterable = "spa",
-    layers: None | int | slice | Iterable[int] = None,
+    layers: Layers = None,
     strength: int | float = 1.0,
     unit: str = "diff",
-    positions: None | int | slice | str | Iterable[int] = None,
+    positions: Positions | None = None,
     seed: int = 0,
 ) -> list[Edit]:
     "The same length in a random direction: the control of `steer_language`."
@@ -172,7 +169,7 @@ def clas_score(
     "Language, relevance and their harmonic mean (Gurgurov et al. 2026, section 4)."
     relevance = [float(r) for r in relevance]
     if not answers or len(relevance) != len(answers) or not all(0 <= r <= 1 for r in relevance):
-        raise ScopeError(
+        raise BadArgument(
             f"A score needs answers with one relevance from 0 to 1 each; given: {len(answers)} "
             f"answers, relevance {relevance[:5]}"
         )
@@ -202,7 +199,7 @@ def parallel_gain(
     import pandas as pd
 
     if len(source) < 2 or len(source) != len(target):
-        raise ScopeError(
+        raise BadArgument(
             "Parallel text needs at least two paragraphs, as many in each language; given: "
             f"{len(source)} and {len(target)}"
         )

@@ -24,7 +24,7 @@ from ..change.directions import Directions, checked_length
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..change.moves import AddKeepingNorm, TurnTowards
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, resolve_layers
 from ..measure.paths import path_points, path_slopes, relative_gap
 from ..core.scope import Scope
 from ..text.tokens import Tokens, tokens_of
@@ -177,7 +177,7 @@ def contrast_attribution(
     """The share of each input token in the preference, with its sign (Nguyen et al. 2025, section
     3)."""
     if attribution not in ATTRIBUTIONS:
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown attribution {attribution!r}; accepted: {', '.join(ATTRIBUTIONS)}"
         )
     path_points("middle", n_steps)  # refuses what is no number of steps
@@ -224,7 +224,7 @@ def influential_tokens(
 ]:  # [0] is T+, [1] is T-; in the right and the wrong sequence; over the prompt
     "The most influential tokens of the prompt, positive and negative."
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ScopeError(
+        raise BadArgument(
             "k must be an integer of at least 1: without tokens there are no differences; "
             f"given: {k!r}"
         )
@@ -276,7 +276,7 @@ def common_axis(
 ) -> Float[Tensor, "layer width"]:
     "What some differences have in common, at each layer."
     if reduce not in ("pca", "centred pca", "mean"):
-        raise ScopeError(f"Unknown reduce={reduce!r}; accepted: 'pca', 'centred pca', 'mean'")
+        raise BadArgument(f"Unknown reduce={reduce!r}; accepted: 'pca', 'centred pca', 'mean'")
     mean = differences.mean(0)
     if reduce == "mean":
         return mean
@@ -304,12 +304,12 @@ def grains_directions(
     """From what the influential tokens put into the last state to a vector for each layer (Nguyen
     et al. 2025, section 3)."""
     if sides not in ("both", "pos", "neg"):
-        raise ScopeError(f"Unknown sides={sides!r}; accepted: 'both', 'pos', 'neg'")
+        raise BadArgument(f"Unknown sides={sides!r}; accepted: 'both', 'pos', 'neg'")
     inputs = contrast_inputs(scope, contrasts, images)
     other = neutral_input(scope, replace_by)
     layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
     if len(scores) * 2 != len(inputs.ids):
-        raise ScopeError(
+        raise BadArgument(
             f"Scores do not belong to these contrasts: {len(scores)} scores and "
             f"{len(inputs.ids) // 2} pairs; take both from the same contrasts"
         )
@@ -329,7 +329,7 @@ def grains_directions(
                 full - last([c[sign, sequence] for sequence in (0, 1) for c in chosen]), reduce
             )
     if not total.isfinite().all() or not total.norm(dim=-1).all():
-        raise ScopeError(
+        raise BadArgument(
             "No direction: replacing the tokens changes nothing that the answers have in common, "
             "or the states are not finite; give prompts of several tokens, another k or another "
             "`replace_by`"
@@ -356,18 +356,18 @@ def turning_edits(
 ) -> list[Edit]:  # one a layer
     "Turn states towards a direction and keep their lengths (Nguyen et al. 2025, section 3)."
     if directions.vectors.shape[-1] != scope.d_model:
-        raise ScopeError(
+        raise BadArgument(
             f"The directions have another width: {directions.vectors.shape[-1]}, and the model's "
             f"states have {scope.d_model}; make them with this model"
         )
     if angle is not None and (
         isinstance(angle, bool) or not isinstance(angle, (int, float)) or not -180 <= angle <= 180
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"Not an angle: {angle!r}; give degrees from -180 to 180, or None to use strength"
         )
     if angle is not None and not keep_norm:
-        raise ScopeError(
+        raise BadArgument(
             "An angle keeps the length: keep_norm=False goes with strength, not with angle"
         )
     how_far = strength if angle is None else float(angle)

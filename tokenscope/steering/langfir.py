@@ -22,7 +22,7 @@ from ..change.contrasts import answer_logprobs
 from ..core.edit import Edit
 from ..data.languages import parallel_text
 from ..change.moves import AddInProportion, ProjectOut, orthonormal_basis
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, Layers, Positions, resolve_layers
 from ..measure.sae import SparseAutoencoder, code_batches, default_sae
 from ..measure.sae_training import random_sequences, sae_from_texts
 from ..core.scope import Scope
@@ -79,7 +79,7 @@ class Firing:
     def rate(self, kind: str) -> Float[Tensor, " feature"]:
         "One of the two rates."
         if kind not in ("sentence", "token"):
-            raise ScopeError(f"Unknown rate of firing {kind!r}; accepted: 'sentence', 'token'")
+            raise BadArgument(f"Unknown rate of firing {kind!r}; accepted: 'sentence', 'token'")
         return getattr(self, f"{kind}_rate")
 
     def some(self, texts: list[int]) -> "Firing":
@@ -105,7 +105,7 @@ def firing(
             meant.sum(1).float().cpu(),
         )
     if not lengths.sum() > 0 or not amounts.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             "No firing to count: the set is empty, its texts have one token each, or the states "
             "are not finite; give at least one text of two tokens"
         )
@@ -131,7 +131,7 @@ def specific_features(
         default if given is None else given for given, default in zip((tau, rho), THRESHOLDS[rate])
     )
     if max_features < 1 or not (0 <= tau <= 1 and rho >= 0):
-        raise ScopeError(
+        raise BadArgument(
             "Thresholds that keep nothing: max_features must be at least 1, tau between 0 and 1, "
             f"rho at least 0; given: {max_features}, {tau}, {rho}"
         )
@@ -196,7 +196,7 @@ class LanguageFeatures:
 def _share(alpha):
     "A share of a state's length, if it is one."
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= 10:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a share of a state's length: alpha={alpha!r}; give a number from -10 to 10, 0 "
             "for no change"
         )
@@ -207,10 +207,7 @@ def find_language_features(
     scope: Scope,
     language: str | Iterable,  # a language code, or texts (or lists of token ids) of your own
     sae: SparseAutoencoder | str | None = None,  # None: the shipped one; "fit": fit one
-    layers: None
-    | int
-    | slice
-    | Iterable[int] = None,  # None: the autoencoder's own; with "fit" the layer to fit
+    layers: Layers = None,  # None: the autoencoder's own; with "fit" the layer to fit
     rate: str = "token",
     tau: float | None = None,
     rho: float | None = None,
@@ -239,20 +236,20 @@ def find_language_features(
     if not isinstance(sae, SparseAutoencoder) or (
         chosen is not None and list(chosen) != [sae.layer]
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"An autoencoder of another layer, or none at all: sae={sae!r} and layers={layers!r}; "
             "give a SparseAutoencoder, None or 'fit', and leave layers out"
         )
     own = firing(scope, sae.check(scope), texts)
     noise = firing(scope, sae, drawn) if noise is None else noise
     if noise.counts.shape[1] != sae.n_features:
-        raise ScopeError(
+        raise BadArgument(
             f"Noise of another autoencoder: it has {noise.counts.shape[1]} features and this one "
             f"{sae.n_features}; count it again with firing(scope, sae, …)"
         )
     found = specific_features(own, noise, tau, rho, rate, max_features)
     if not found:
-        raise ScopeError(
+        raise BadArgument(
             f"No feature is special to these texts: the highest {rate} rate is "
             f"{own.rate(rate).max():.2g}; lower tau, or raise rho"
         )
@@ -264,21 +261,21 @@ def langfir(
     *,
     language: str | Iterable = "spa",
     sae: SparseAutoencoder | str | None = None,
-    layers: None | int | slice | Iterable[int] = None,
+    layers: Layers = None,
     mode: str = "steer",  # or "ablate"
     alpha: int | float = 0.5,  # of "steer": the change, as a share of each state's length
     mean: Tensor
     | float
     # of "ablate": what is put in its place; None for the autoencoder's centre, 0.0 for nothing
     | None = None,
-    positions: None | int | slice | str | Iterable[int] = None,  # None for all but the first token
+    positions: Positions | None = None,  # None for all but the first token
     seed: int = 0,
     random: bool = False,  # other features of equal rate: see `random_langfir`
     **search,  # of `find_language_features`: rate, tau, rho, max_features, n_random, length
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Steer towards a language, or take it out, by its sparse features (Wong et al. 2026)."
     if mode not in ("steer", "ablate"):
-        raise ScopeError(f"Unknown mode {mode!r}; accepted: 'steer', 'ablate'")
+        raise BadArgument(f"Unknown mode {mode!r}; accepted: 'steer', 'ablate'")
     if mode == "steer" and not _share(alpha):
         return []
     found = find_language_features(scope, language, sae, layers, seed=seed, **search)
@@ -312,7 +309,7 @@ def ablation_matrix(
         for text in own
     ]
     if short := [i for i, (_, ids) in enumerate(flat) if len(ids) < 2] or not flat:
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to score: a text needs two tokens or more; given: {len(flat)} texts, too "
             f"short: {short if flat else 'all'}"
         )

@@ -24,7 +24,7 @@ from ..core.edit import Edit
 from ..measure.language_mass import mass_of, token_sets
 from ..data.languages import open_questions, parallel_text
 from ..change.moves import Move
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, Layers, Positions, resolve_layers
 from ..measure.sae import SparseAutoencoder
 from ..measure.sae_training import fit_sae
 from ..core.scope import Scope
@@ -76,7 +76,7 @@ def parallel_states(
     for numbers, states, meant in state_batches(scope, texts, layers=layers):
         for i, x, m in zip(numbers, states.cpu(), meant.cpu()):
             if not len(own := x[m]):
-                raise ScopeError(
+                raise BadArgument(
                     f"A text of one token: number {i}; give at least two, since the first token of "
                     "a text is left out"
                 )
@@ -270,7 +270,7 @@ def language_layers(
     both = [list(target), list(english)]
     layers = list(layers)
     if len(both[0]) != len(both[1]) or not both[0] or not prompts:
-        raise ScopeError(
+        raise BadArgument(
             "Shifts need as many texts in both languages, in the same order, and at least one "
             f"prompt; given: {len(both[0])} and {len(both[1])} texts, {len(prompts)} prompts"
         )
@@ -292,7 +292,7 @@ def language_layers(
             seed=seed,
         )
         if sae.inputs != "unit" or sae.activation != "relu" or sae.layer != layer:
-            raise ScopeError(
+            raise BadArgument(
                 "Not an autoencoder for this: it needs activation 'relu', inputs 'unit' and layer "
                 f"{layer}; given: {sae}"
             )
@@ -305,11 +305,8 @@ def foxp2_edits(
     window: Iterable[int],
     lam: int | float,
     beta: int | float,
-    positions: None
-    | int
-    | slice
-    | str
-    | Iterable[int] = "last",  # "last": the last token of the prompt, then each that is generated
+    positions: Positions
+    | None = "last",  # "last": the last token of the prompt, then each that is generated
 ) -> list[Edit]:
     "The switch, in some layers."
     where = ("last", "generated") if positions == "last" else (positions,)
@@ -327,15 +324,12 @@ def neural_foxp2(
     target: str | Iterable = "spa",  # a code of `udhr`, or texts
     english: str | Iterable = "eng",  # the same in English
     prompts: list | None = None,  # weak prompts; None: open questions
-    layers: None
-    | int
-    | slice
-    | Iterable[int] = None,  # None: candidates, of which a window is chosen
+    layers: Layers = None,  # None: candidates, of which a window is chosen
     lam: int | float = 0.2,  # lambda: towards the target
     beta: int | float = 0.0,  # beta: away from English
     rank: int | None = None,  # None: by `spectrum_rank`
     width: tuple[int, int] = (3, 6),  # of the window, in candidates
-    positions: None | int | slice | str | Iterable[int] = "last",  # "last": see `foxp2_edits`
+    positions: Positions | None = "last",  # "last": see `foxp2_edits`
     n_features: int = 1024,
     l1: float = 5e-3,
     epochs: int = 150,

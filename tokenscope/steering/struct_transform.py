@@ -22,7 +22,7 @@ from ..text.batch import rows_of
 from ..text.containers import STRUCTURES, Request, filler, padded, render
 from ..change.directions import checked_length, difference_of_means, logistic_weights
 from ..core.edit import Edit
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, Layers, Positions, resolve_layers
 from ..core.scope import Scope
 from ..core.states import last_states
 
@@ -190,7 +190,7 @@ class ScopeGuard:
             int(0.6 * scope.n_layers) if layer is None else layer, scope.n_layers
         )
         if len({t.off_topic for t in trials}) < 2:
-            raise ScopeError(
+            raise BadArgument(
                 f"A guard needs trials on and off the topic; given: {len(trials)} trials of "
                 "one kind"
             )
@@ -256,7 +256,7 @@ def auc(scores: Float[Tensor, "*draw trial"], positive) -> Float[Tensor, "..."]:
     which trials should score high."""
     positive = torch.as_tensor(positive, dtype=torch.bool)
     if positive.all() or not positive.any():
-        raise ScopeError(f"An AUC needs both kinds of trials; given: {len(positive)} of one kind")
+        raise BadArgument(f"An AUC needs both kinds of trials; given: {len(positive)} of one kind")
     difference = scores[..., positive][..., :, None] - scores[..., ~positive][..., None, :]
     return ((difference > 0).float() + (difference == 0).float() / 2).mean((-2, -1))
 
@@ -321,7 +321,7 @@ def audit(
     if bad := next(
         (f for f, s in found.items() if s.shape != (len(trials),) or not s.isfinite().all()), None
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a score for each conversation: the guard gave {tuple(found[bad].shape)} values "
             f"for {len(trials)} trials in form {bad!r}, or some that are not finite"
         )
@@ -353,9 +353,9 @@ def undo_container(
     *,
     structured: str | Iterable = "json",  # a container, or texts of your own
     plain: Iterable | None = None,  # the same content as plain text
-    layers: None | int | slice | Iterable[int] = None,  # None: one, at a third of the depth
+    layers: Layers = None,  # None: one, at a third of the depth
     strength: int | float = 1.0,  # 1 takes the mean difference away; negative adds more of it
-    positions: None | int | slice | str | Iterable[int] = None,  # None for all but the first token
+    positions: Positions | None = None,  # None for all but the first token
     seed: int | None = None,  # a random direction instead
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Move the states of requests in a container to where plain requests are."
@@ -366,7 +366,7 @@ def undo_container(
         requests = benign_requests()[::5]
         structured, plain = ([render(r, s) for r in requests] for s in (structured, "plain"))
     elif plain is None:
-        raise ScopeError(
+        raise BadArgument(
             "Texts of one kind only: give `plain` beside `structured`, the same content as "
             "plain text"
         )
@@ -380,9 +380,9 @@ def random_container_direction(
     *,
     structured: str | Iterable = "json",
     plain: Iterable | None = None,
-    layers: None | int | slice | Iterable[int] = None,
+    layers: Layers = None,
     strength: int | float = 1.0,
-    positions: None | int | slice | str | Iterable[int] = None,
+    positions: Positions | None = None,
     seed: int = 0,
 ) -> list[Edit]:
     "The same length in a random direction: the control of `undo_container`."
@@ -408,7 +408,7 @@ def guard_strip(
     from tokenscope.show.display import TokenScores
 
     if topic == request.task or topic not in _topics:
-        raise ScopeError(
+        raise BadArgument(
             f"Not another topic: {topic!r}; the request is about {request.task}, and there are "
             f"{', '.join(_topics)}"
         )

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.edit import Edit
-from ..text.names import ScopeError, resolve_layers
+from ..text.names import BadArgument, Layers, resolve_layers
 from ..core.scope import Scope
 
 # %% ../../nbs/steering/zerotuning.ipynb #d26ff33b
@@ -57,10 +57,7 @@ def zerotuning(
     *,
     # factor on the token's attention weight; above 1 the rest is flattened, below 1 sharpened
     gamma: float = 2.0,
-    layers: None
-    | int
-    | slice
-    | Iterable[int] = None,  # None for all; the paper finds early and middle layers best
+    layers: Layers = None,  # None for all; the paper finds early and middle layers best
     heads: None
     | Iterable[int]
     | dict[int, list[int]] = None,  # head indices, or layer -> head indices; None for all
@@ -69,7 +66,7 @@ def zerotuning(
     """Scale the attention to the initial token (Han et al. 2025), as ln(gamma) added before the
     softmax."""
     if not (math.isfinite(gamma) and gamma > 0):
-        raise ScopeError(
+        raise BadArgument(
             f"gamma must be a positive number; given: {gamma!r} (1 changes nothing, below 1 looks "
             "less at the token)"
         )
@@ -90,14 +87,14 @@ def random_column_tuning(
     scope: Scope,
     *,
     gamma: float = 2.0,
-    layers: None | int | slice | Iterable[int] = None,
+    layers: Layers = None,
     heads: None | Iterable[int] | dict[int, list[int]] = None,
     among: int = 8,  # the column is drawn from 1 … among - 1
     seed: int = 0,
 ) -> list[Edit]:
     "The same edit on a random column other than the first: the control of `zerotuning`."
     if among < 2:
-        raise ScopeError(
+        raise BadArgument(
             f"among must be at least 2, so that there is a column beside the first; given: {among}"
         )
     return zerotuning(
@@ -115,7 +112,7 @@ def leverage(
     *,
     gammas: Iterable[float] = (0.25, 0.5, 2.0, 4.0),
     tokens: Iterable[int] = (0, 1),  # columns
-    layers: None | int | slice | Iterable[int] = None,
+    layers: Layers = None,
     heads: None | Iterable[int] | dict[int, list[int]] = None,
 ):  # a pandas DataFrame: token, gamma, kl in nats
     "How far the last prediction moves when one column's weight is scaled."
@@ -194,7 +191,7 @@ def sentiment_prompts(
         for f in _frames
     ]
     if not 1 <= n <= len(every):
-        raise ScopeError(
+        raise BadArgument(
             f"n must lie between 1 and {len(every)}, the number of different reviews; given: {n}"
         )
     some = random.Random(seed).sample(every, n)
@@ -213,12 +210,12 @@ def label_logprobs(
 ]:  # log-probabilities and entropies, in nats
     "The labels' log-probabilities and the entropy of the next token, for each prompt."
     if not len(task):
-        raise ScopeError("The task is empty: give at least one labelled prompt")
+        raise BadArgument("The task is empty: give at least one labelled prompt")
     first = [
         scope.tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in task.labels
     ]
     if len(set(first)) < len(first):
-        raise ScopeError(
+        raise BadArgument(
             f"Two labels begin with the same token: {task.labels}; choose labels that differ in "
             "their first token"
         )
@@ -289,11 +286,11 @@ def profile_heads(
     unit: str = "head_index",  # or "layer_head": every pair, n_layers times as many passes
     # or "margin": log-probability of the right label minus the best wrong one
     score: str = "accuracy",
-    layers: None | int | slice | Iterable[int] = None,
+    layers: Layers = None,
 ) -> HeadProfile:
     "Scale one head at a time and record what it does to each example (Han et al. 2025, section 4)."
     if unit not in ("head_index", "layer_head") or score not in ("accuracy", "margin"):
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown unit {unit!r} or score {score!r}; accepted: 'head_index', 'layer_head'; "
             "'accuracy', 'margin'"
         )
@@ -343,13 +340,13 @@ def calibrate(
     *,
     gammas: Iterable[float] = tuple(2 ** (k / 2) for k in range(-6, 7)),
     objective: str = "accuracy",  # or "entropy", which looks at no label
-    layers: None | int | slice | Iterable[int] = None,
+    layers: Layers = None,
     heads: None | Iterable[int] | dict[int, list[int]] = None,
     token: int = 0,
 ) -> Calibration:
     "Choose gamma on a set of prompts (Han et al. 2025, section 5). Report on others than these."
     if objective not in ("accuracy", "entropy"):
-        raise ScopeError(f"Unknown objective {objective!r}; accepted: 'accuracy', 'entropy'")
+        raise BadArgument(f"Unknown objective {objective!r}; accepted: 'accuracy', 'entropy'")
     gammas = list(gammas)
     found = []
     for gamma in gammas:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .names import ScopeError, resolve_indices
+from .names import BadArgument, Positions, ScopeError, resolve_indices
 from .tokens import Tokens, tokens_of
 
 # %% ../../nbs/text/batch.ipynb #9c183da5
@@ -49,7 +49,7 @@ def _row_positions(positions, length, row):
     "The chosen real positions of one row."
     if isinstance(positions, str):
         if positions not in ("all", "last"):
-            raise ScopeError(
+            raise BadArgument(
                 f"Unknown positions {positions!r}; accepted: an integer, a list, a slice, 'last', "
                 "'all', or None"
             )
@@ -57,7 +57,7 @@ def _row_positions(positions, length, row):
     try:
         return resolve_indices(positions, length, "position")
     except ScopeError as e:
-        raise ScopeError(
+        raise BadArgument(
             f"{e} (text {row} of the batch has {length} tokens)".replace(
                 "the model has", "the text has"
             )
@@ -65,7 +65,7 @@ def _row_positions(positions, length, row):
 
 # %% ../../nbs/text/batch.ipynb #80784a6d
 def choose_columns(
-    positions: None | int | slice | str | Iterable[int],  # counted among real tokens
+    positions: Positions | None,  # counted among real tokens
     attention_mask: Int[Tensor, "batch token"],
 ) -> tuple[
     Int[Tensor, "batch chosen"], Bool[Tensor, "batch chosen"]
@@ -91,7 +91,7 @@ def _is_message(x):
 def _chat_text(tokenizer, messages):
     "A conversation as one text, by the tokenizer's chat template."
     if not getattr(tokenizer, "chat_template", None):
-        raise ScopeError(
+        raise BadArgument(
             "No chat template: this tokenizer cannot turn messages into text; give a text instead"
         )
     return tokenizer.apply_chat_template(
@@ -102,7 +102,7 @@ def _chat_text(tokenizer, messages):
 def _tokenise(tokenizer, text, is_chat):
     "One text as (ids, tokens)."
     if tokenizer is None:
-        raise ScopeError(
+        raise BadArgument(
             "No tokenizer: this scope can take token ids only; give a tokenizer to Scope(model, "
             "tokenizer) to use text"
         )
@@ -126,7 +126,7 @@ def rows_of(
     elif isinstance(text, (list, tuple)) and text and isinstance(text[0], int):
         text = [text]
     if not isinstance(text, (list, tuple)):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a text: {type(text).__name__}; give a string, a list of strings, chat messages, "
             "token ids, or a BatchEncoding"
         )
@@ -139,7 +139,7 @@ def rows_of(
         elif isinstance(one, (list, tuple)) and all(isinstance(i, int) for i in one):
             rows.append((list(one), tokens_of(tokenizer, list(one))))
         else:
-            raise ScopeError(
+            raise BadArgument(
                 f"Not a text: an item of type {type(one).__name__} in the list; give strings, "
                 "chats or token ids"
             )
@@ -148,20 +148,20 @@ def rows_of(
 # %% ../../nbs/text/batch.ipynb #faf49789
 def _check_rows(rows, vocab_size, max_tokens):
     if not rows:
-        raise ScopeError("Nothing to read: the batch is empty; give at least one text")
+        raise BadArgument("Nothing to read: the batch is empty; give at least one text")
     for i, ids in enumerate(rows):
         if not ids:
-            raise ScopeError(
+            raise BadArgument(
                 f"Nothing to read: text {i} has no tokens; give at least one character"
             )
         if vocab_size and not 0 <= min(ids) <= max(ids) < vocab_size:
             wrong = next(t for t in ids if not 0 <= t < vocab_size)
-            raise ScopeError(
+            raise BadArgument(
                 f"Token id {wrong} is outside the model's vocabulary of {vocab_size}: the "
                 "tokenizer is not this model's"
             )
         if max_tokens and len(ids) > max_tokens:
-            raise ScopeError(
+            raise BadArgument(
                 f"Text {i} is too long: {len(ids)} tokens, and the model's context is "
                 f"{max_tokens}; cut it or read it in windows"
             )
@@ -177,7 +177,7 @@ def make_batch(
 ) -> Batch:
     "A padded batch from whatever was given."
     if padding_side not in ("left", "right"):
-        raise ScopeError(f"Unknown padding_side {padding_side!r}; accepted: 'left', 'right'")
+        raise BadArgument(f"Unknown padding_side {padding_side!r}; accepted: 'left', 'right'")
     if torch.is_tensor(text):
         text = {"input_ids": text if text.ndim == 2 else text[None]}
     if isinstance(text, Mapping):
@@ -207,7 +207,7 @@ def make_batch(
 def _given_batch(given, tokenizer, device, vocab_size, max_tokens):
     "A batch from tensors that a tokenizer or processor has made."
     if "input_ids" not in given:
-        raise ScopeError(
+        raise BadArgument(
             f"No input_ids among {', '.join(map(str, given))}; a batch needs token ids"
         )
     ids = torch.as_tensor(given["input_ids"])
@@ -217,7 +217,7 @@ def _given_batch(given, tokenizer, device, vocab_size, max_tokens):
         else torch.ones_like(ids)
     )
     if ids.ndim != 2 or mask.shape != ids.shape:
-        raise ScopeError(
+        raise BadArgument(
             f"Wrong shape: input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}; "
             "both must be (batch, token)"
         )

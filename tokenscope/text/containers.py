@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape as xml_escape
 
-from .names import ScopeError
+from .names import BadArgument, ScopeError
 
 # %% ../../nbs/text/containers.ipynb #70f970de
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Request:
                 or not re.fullmatch(r"[a-z][a-z_]*", name)
                 or (name == "question" and name in self.fields)
             ):
-                raise ScopeError(
+                raise BadArgument(
                     f"Not a field name: {name!r}; give small letters and underscores, and not "
                     "`question`"
                 )
             if not isinstance(value, str) or (bad := _unwritable(value)):
-                raise ScopeError(
+                raise BadArgument(
                     f"Not a value for every container: {value!r}"
                     + (f" holds {bad!r}" if isinstance(value, str) else " is no text")
                     + "; give text without control characters or lone surrogates"
@@ -137,7 +137,7 @@ def render(
 ) -> str:
     "A request in a container, without loss."
     if structure not in _writers:
-        raise ScopeError(f"Unknown container {structure!r}; accepted: {', '.join(STRUCTURES)}")
+        raise BadArgument(f"Unknown container {structure!r}; accepted: {', '.join(STRUCTURES)}")
     return INSTRUCTION + _writers[structure](request.record)
 
 # %% ../../nbs/text/containers.ipynb #18505ec4
@@ -194,7 +194,7 @@ def parse(
 ) -> Request:
     "The request in a container."
     if structure not in _readers:
-        raise ScopeError(f"Unknown container {structure!r}; accepted: {', '.join(STRUCTURES)}")
+        raise BadArgument(f"Unknown container {structure!r}; accepted: {', '.join(STRUCTURES)}")
     try:
         found = dict(_readers[structure](text.removeprefix(INSTRUCTION)))
         return Request(found, found.pop("question"))
@@ -208,7 +208,7 @@ def parse(
         csv.Error,
         ElementTree.ParseError,
     ) as e:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a request as {structure}: {text[:80]!r} ({type(e).__name__})"
         ) from None
 

@@ -11,7 +11,7 @@ __all__ = ['piece_bytes', 'byte_vocabulary', 'canonical_encoding', 'middle_encod
 from functools import lru_cache
 from html import escape
 
-from .names import ScopeError
+from .names import BadArgument
 from .tokens import token_bytes
 
 # %% ../../nbs/text/encodings.ipynb #d2b49768
@@ -44,7 +44,7 @@ def canonical_encoding(
 ) -> list[int]:
     "The encoding that the tokenizer itself makes, without special tokens."
     if not isinstance(word, str) or not word:
-        raise ScopeError(
+        raise BadArgument(
             f"A word is needed: {word!r} has no letters; give a string such as ' February'"
         )
     return tokenizer(word, add_special_tokens=False)["input_ids"]

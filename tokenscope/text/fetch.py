@@ -20,7 +20,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from tqdm.auto import tqdm
 
-from .names import ScopeError
+from .names import BadFile, Unavailable
 
 # %% ../../nbs/text/fetch.ipynb #cf678b90
 def cache_dir(
@@ -35,7 +35,7 @@ def cache_dir(
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied", str(folder))
     except OSError as e:
-        raise ScopeError(
+        raise Unavailable(
             f"The cache folder cannot be written: {folder} ({e.strerror}); "
             "set TOKENSCOPE_CACHE to a folder that can"
         ) from e
@@ -128,12 +128,12 @@ def fetch_file(
             part.unlink()
             wrong += 1
             if wrong == 2:
-                raise ScopeError(
+                raise BadFile(
                     f"The download has the wrong checksum: {url} gave {algorithm} {got[:16]}…, "
                     f"pinned is {pinned[:16]}…; "
                     "nothing was kept"
                 )
-    raise ScopeError(
+    raise Unavailable(
         f"The download failed {attempts} times: {url} ({broken[-1]}); what has arrived is kept and "
         "the next call goes on from there"
     )
@@ -153,12 +153,12 @@ def wheel_url(
         ) as answer:
             text = answer.read().decode("utf-8", "replace")
     except OSError as e:
-        raise ScopeError(
+        raise Unavailable(
             f"The package index cannot be reached: {page} ({e}); set PIP_INDEX_URL to one "
             "that can, "
             f"or `pip install {project}` yourself"
         ) from e
     hit = re.search(r'(?:href=|"url":\s*)"([^"#]*' + re.escape(filename) + r')[#"]', text)
     if not hit:
-        raise ScopeError(f"The package index has no such file: {filename} on {page}")
+        raise Unavailable(f"The package index has no such file: {filename} on {page}")
     return urljoin(page, hit[1])

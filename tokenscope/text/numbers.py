@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
-from .names import ScopeError
+from .names import BadArgument
 
 # %% ../../nbs/text/numbers.ipynb #7b911e77
 _NUMBER = re.compile(
@@ -57,14 +57,14 @@ def plain_number(
         and re.fullmatch(r"[+-]?\d+", exponent)
         and len(re.split("[eE]", text)) < 3
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a number: {text!r}; give digits, with at most one decimal point, thousands "
             "commas or an exponent"
         )
     digits = "".join(str(int(c)) for c in whole + part)
     point = len(whole) + int(exponent)
     if abs(int(exponent)) > 400:
-        raise ScopeError(f"Exponent too large: {text!r}; up to 400 is written out")
+        raise BadArgument(f"Exponent too large: {text!r}; up to 400 is written out")
     digits, point = (
         ("0" * (1 - point) + digits, 1) if point < 1 else (digits.ljust(point, "0"), point)
     )
@@ -78,9 +78,9 @@ def digit_groups(
 ) -> list:  # pieces, the most significant first
     "Cut a run of digits into groups."
     if direction not in ("l2r", "r2l"):
-        raise ScopeError(f"Unknown direction: {direction!r}; accepted: l2r, r2l")
+        raise BadArgument(f"Unknown direction: {direction!r}; accepted: l2r, r2l")
     if size < 1:
-        raise ScopeError(f"A group has at least one digit; given: size={size}")
+        raise BadArgument(f"A group has at least one digit; given: size={size}")
     first = len(digits) % size if direction == "r2l" else 0
     cuts = [*range(first, len(digits), size)]
     return [digits[:first]] * bool(first) + [digits[i : i + size] for i in cuts]
@@ -95,7 +95,7 @@ def chunk_number(
     "A whole number with separators between its groups."
     digits = str(number)
     if not digits.isdecimal():
-        raise ScopeError(f"Not a whole number: {number!r}; give digits alone")
+        raise BadArgument(f"Not a whole number: {number!r}; give digits alone")
     return sep.join(digit_groups(digits, size, direction))
 
 # %% ../../nbs/text/numbers.ipynb #placed01
@@ -131,7 +131,7 @@ def group_number(
         min([0, *(power for _, power in groups)])
     ]
     if not groups or [power for _, power in groups] != ends or groups[0][1] < 0:
-        raise ScopeError(
+        raise BadArgument(
             f"Not one number: {list(groups)}; each group goes on where the one before ends, down "
             "to the units at least"
         )
@@ -163,7 +163,7 @@ def to_base(
 ) -> str:  # digits, at most base 10
     "A whole number in another base."
     if not 2 <= base <= 10 or number < 0:
-        raise ScopeError(f"Bases from 2 to 10 and numbers from 0; given: {number} in base {base}")
+        raise BadArgument(f"Bases from 2 to 10 and numbers from 0; given: {number} in base {base}")
     digits = ""
     while number or not digits:
         number, digit = divmod(number, base)
@@ -190,7 +190,7 @@ def sample_additions(
     short = min(la, lb)
     long = max(la, lb)
     if low(short) + low(long) > high(lc) or high(short) + high(long) < low(lc):
-        raise ScopeError(
+        raise BadArgument(
             f"No such sums: {la} and {lb} digits cannot add up to {lc} digits in base {base}"
         )
     pairs = []

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .names import ScopeError
+from .names import BadArgument, BadFile, Unavailable
 
 # %% ../../nbs/text/texts.ipynb #cd357b22
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TextSource:
     def __iter__(self) -> Iterator[str]:
         for row, text in enumerate(self.begin()):
             if not isinstance(text, str):
-                raise ScopeError(
+                raise BadArgument(
                     f"Not a text in the corpus: row {row} of {self.name} is a "
                     f"{type(text).__name__}; every row must be a string"
                 )
@@ -47,7 +47,7 @@ def _json_lines(path, column):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as e:
-            raise ScopeError(
+            raise BadArgument(
                 f"Broken JSON in the corpus: line {number} of {Path(path).name} ({e}); each line "
                 "must be one JSON object"
             ) from e
@@ -60,7 +60,7 @@ def _field(row, column, where):
         return row
     if not hasattr(row, "keys") or column not in row.keys():
         there = ", ".join(map(repr, row.keys())) if hasattr(row, "keys") else type(row).__name__
-        raise ScopeError(
+        raise BadFile(
             f"No such column in the corpus: {column!r} in {where}; there is {there}; name it with "
             "column="
         )
@@ -72,7 +72,7 @@ def need_pyarrow():  # the module
     try:
         import pyarrow.parquet
     except ImportError as e:
-        raise ScopeError(
+        raise Unavailable(
             'The package `pyarrow` is not installed: run `pip install "tokenscope-lab[data]"`; '
             "corpus jobs keep their tables as Parquet"
         ) from e
@@ -84,14 +84,14 @@ def _parquet_rows(path, column):
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
-                raise ScopeError(
+                raise BadFile(
                     f"No such column in the corpus: {column!r} in {Path(path).name}; there is "
                     f"{', '.join(map(repr, file.schema_arrow.names))}; name it with column="
                 )
             for part in file.iter_batches(batch_size=2048, columns=[column]):
                 yield from part.column(0).to_pylist()
     except pyarrow.ArrowInvalid as e:
-        raise ScopeError(f"Not a Parquet file: {Path(path).name} ({e})") from e
+        raise BadFile(f"Not a Parquet file: {Path(path).name} ({e})") from e
 
 # %% ../../nbs/text/texts.ipynb #270899c6
 def text_source(
@@ -109,15 +109,15 @@ def text_source(
             ".parquet": lambda: _parquet_rows(path, column),
         }
         if path.suffix not in readers:
-            raise ScopeError(
+            raise BadArgument(
                 f"Unknown kind of corpus: {str(data)[:80]!r}; give a .txt (a text a line), .jsonl "
                 "or .parquet file, a list of texts, or a data set"
             )
         if not path.is_file():
-            raise ScopeError(f"No such corpus file: {path}")
+            raise BadFile(f"No such corpus file: {path}")
         return TextSource(path.name, readers[path.suffix])
     if not hasattr(data, "__iter__") or iter(data) is data or hasattr(data, "keys"):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a corpus: {type(data).__name__} cannot be read again from its beginning as rows; "
             "give a file, a list of texts, or a data set"
         )
@@ -153,7 +153,7 @@ def plan_shards(
 ) -> ShardPlan:
     "Cut a corpus into shards and take its checksum, in one pass."
     if characters < 1 or texts < 1:
-        raise ScopeError(
+        raise BadArgument(
             f"A shard must hold something: at least 1 character and 1 text; given: {characters} "
             f"characters, {texts} texts"
         )
@@ -169,7 +169,7 @@ def plan_shards(
             bounds.append(row + 1)
             held = 0
     if row < 0:
-        raise ScopeError(f"Nothing in the corpus: {source.name} holds no text")
+        raise BadArgument(f"Nothing in the corpus: {source.name} holds no text")
     if bounds[-1] != row + 1:
         bounds.append(row + 1)
     return ShardPlan(bounds, digest.hexdigest())

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from .names import ScopeError
+from .names import BadArgument
 
 # %% ../../nbs/text/tokens.ipynb #bb5396f0
 def piece_text(
@@ -51,7 +51,7 @@ class Tokens(Sequence):
         ]
         for name, field in (("ids", ids), ("offsets", offsets), ("special", special), ("raw", raw)):
             if field is not None and len(field) != len(self.pieces):
-                raise ScopeError(
+                raise BadArgument(
                     f"Token fields differ in length: {len(self.pieces)} pieces but {len(field)} "
                     f"{name}; give one for each token"
                 )
@@ -194,7 +194,7 @@ def vocabulary_entries(
         None,
     )
     if lookup is None:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a tokenizer: {type(tokenizer).__name__} has no convert_ids_to_tokens; give a "
             "Hugging Face tokenizer, or None"
         )
@@ -248,7 +248,7 @@ def id_list(ids) -> list[int]:
     if len(ids) == 1 and isinstance(ids[0], (list, tuple)):
         ids = list(ids[0])
     if any(isinstance(i, (list, tuple, str)) for i in ids):
-        raise ScopeError(
+        raise BadArgument(
             "Ids of more than one text: give the token ids of one text as a flat list of integers"
         )
     return [int(i) for i in ids]

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .names import ScopeError
+from .names import BadArgument
 
 # %% ../../nbs/text/words.ipynb #9cacb137
 def continued(
@@ -25,7 +25,7 @@ def continued(
 ) -> list[bytes]:
     "Pieces as words of bytes; a piece that is too long goes on as further words."
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a length of words: {max_bytes!r} bytes; give a whole number of at least 1"
         )
     raw = (piece if isinstance(piece, bytes) else piece.encode() for piece in pieces)
@@ -35,9 +35,9 @@ def continued(
 def _text(text):
     "A text that has bytes."
     if not isinstance(text, str):
-        raise ScopeError(f"Not a text to split: {type(text).__name__}; give a string")
+        raise BadArgument(f"Not a text to split: {type(text).__name__}; give a string")
     if bad := re.search("[\ud800-\udfff]", text):
-        raise ScopeError(
+        raise BadArgument(
             f"Half a surrogate pair has no bytes: {bad[0]!r} at place {bad.start()}; clean the "
             "text first, for example with text.encode('utf-8', 'replace').decode()"
         )
@@ -111,7 +111,7 @@ class RandomSplitter:
 
     def __post_init__(self):
         if not 1 <= self.mean_bytes < 1000:
-            raise ScopeError(
+            raise BadArgument(
                 f"Not a mean length of words: {self.mean_bytes} bytes; give a number from 1 "
                 "to 1,000"
             )
@@ -144,7 +144,7 @@ def named_splitter(
         }[kind]
         return made()
     except (KeyError, ValueError) as error:
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown rule for words: {name!r}; accepted: 'whitespace', 'unicode', 'fixed 8' or "
             "'random 5.6' with any number"
         ) from error
@@ -158,7 +158,7 @@ def perturb(
 ) -> str:  # as many words as before
     "Misspell a text (Neitemeier et al. 2025)."
     if kind not in ("permute", "replace", "delete", "caps") or not 0 <= p <= 1:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a disturbance: kind {kind!r} with p={p}; accepted: 'permute', 'replace', "
             "'delete' or 'caps', with p from 0 to 1"
         )

@@ -29,7 +29,7 @@ from ..show.colours import Markup
 from ..data.cuts import random_cut, tokenizer_of, word_spans
 from ..measure.intervals import partial_correlation, wilson_interval
 from ..show.marks import visible_text
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from tokenscope.learn.small_models import (
     load_small,
     save_small,
@@ -90,14 +90,14 @@ def char_question(
     """One question about the characters of a word, with its exact answer (Uzan and Pinter 2025,
     tasks)."""
     if task not in CHAR_TASKS:
-        raise ScopeError(f"Unknown task {task!r}; accepted: {', '.join(CHAR_TASKS)}")
+        raise BadArgument(f"Unknown task {task!r}; accepted: {', '.join(CHAR_TASKS)}")
     if not isinstance(word, str) or not word or any("\ud800" <= c <= "\udfff" for c in word):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a word to ask about: {word!r}; give a text of at least one character, without "
             "half a surrogate pair"
         )
     if len(character) != 1 or character not in word:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a character of the word: {character!r} in {word!r}; give one that occurs in it"
         )
     text, solve = CHAR_TASKS[task]
@@ -144,7 +144,7 @@ def make_charbench(
         some = [w for w in words if len(w) == length]
         need = n_per_length * len(tasks)
         if not 0 < need <= len(some):
-            raise ScopeError(
+            raise BadArgument(
                 f"Too few words of {length} characters: {len(some)} for {n_per_length} questions "
                 f"in each of {len(tasks)} tasks; give more words, other lengths, or a smaller "
                 "n_per_length above 0"
@@ -154,7 +154,7 @@ def make_charbench(
             for k, word in enumerate(rng.sample(some, need))
         ]
     if not made:
-        raise ScopeError("No questions: no lengths were given; give at least one")
+        raise BadArgument("No questions: no lengths were given; give at least one")
     return pd.DataFrame(made)
 
 # %% ../../nbs/tokenizers/charbench.ipynb #105e8ce8
@@ -251,7 +251,7 @@ def number_logprobs(
 ) -> tuple:
     "How likely each number is as the answer to each question."
     if not len(df):
-        raise ScopeError("No questions to answer: the table is empty; give at least one row")
+        raise BadArgument("No questions to answer: the table is empty; give at least one row")
     options = list(
         options if options is not None else range(max(10, int(df.word.str.len().max())) + 1)
     )
@@ -497,7 +497,7 @@ def speller_cut(
 ) -> Callable:  # word -> its pieces
     "One of three ways to cut a word."
     if spelling not in SPELLINGS:
-        raise ScopeError(f"No such spelling: {spelling!r}; accepted: {', '.join(SPELLINGS)}")
+        raise BadArgument(f"No such spelling: {spelling!r}; accepted: {', '.join(SPELLINGS)}")
     known = set(pieces)
     tokenizer = tokenizer_of("smollm2") if spelling == "pieces" else None
     return {

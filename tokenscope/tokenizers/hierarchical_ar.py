@@ -40,7 +40,7 @@ from tokenscope.measure.byte_scores import (
     target_costs,
     token_rows,
 )
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..core.scope import Scope
 from tokenscope.learn.small_models import (
     keep_weights,
@@ -284,7 +284,7 @@ def word_tensor(
     "Words of several texts as one tensor."
     rows = list(rows)
     if not rows or not all(rows):
-        raise ScopeError(
+        raise BadArgument(
             f"No words: {len(rows)} texts, {sum(not row for row in rows)} of them empty; give at "
             "least one text with a character"
         )
@@ -494,7 +494,7 @@ def load_hat(file: str) -> HATModel:
 def hat_toy(name: str = "HAT") -> HATModel | Scope:
     "A small model that comes with the package, one of `TOYS`."
     if name not in TOYS:
-        raise ScopeError(f"No such small model: {name!r}; accepted: {', '.join(TOYS)}")
+        raise BadArgument(f"No such small model: {name!r}; accepted: {', '.join(TOYS)}")
     file = str(files("tokenscope") / "shipped" / f"hat_{name.lower()}.safetensors")
     return load_small(file) if name == "BPE" else load_hat(file)
 

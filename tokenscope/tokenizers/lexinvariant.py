@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.books import moby_dick
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..measure.probes import ClassProbe
 from ..learn.small_models import keep_weights, kept_weights, small_llama, train_lm
 
@@ -59,9 +59,9 @@ def plain_letters(text: str) -> str:
 def encode_letters(text: str, alphabet: str = LETTERS) -> Int[Tensor, " token"]:
     "The numbers of the symbols of a text."
     if not text:
-        raise ScopeError("No text to encode: it is empty; give at least one symbol")
+        raise BadArgument("No text to encode: it is empty; give at least one symbol")
     if bad := next((c for c in text if c not in alphabet), None):
-        raise ScopeError(
+        raise BadArgument(
             f"A symbol outside the alphabet: {bad!r}; accepted: {alphabet!r}, see plain_letters"
         )
     return torch.tensor([alphabet.index(c) for c in text])
@@ -105,7 +105,7 @@ class LexinvariantLM(nn.Module):
     ):
         super().__init__()
         if not (0 <= p <= 1 and vocab_size >= 2):
-            raise ScopeError(
+            raise BadArgument(
                 f"Not a lexinvariant model: p={p}, {vocab_size} symbols; p is from 0 to 1, and "
                 "there are two symbols or more"
             )
@@ -157,7 +157,7 @@ class LexinvariantLM(nn.Module):
         )
         found = self.body(inputs_embeds=x, use_cache=False, output_hidden_states=True).hidden_states
         if not -len(found) <= layer < len(found):
-            raise ScopeError(
+            raise BadArgument(
                 f"No layer {layer} in this model; accepted: {-len(found)} to {len(found) - 1}, 0 "
                 "is before the first"
             )
@@ -188,22 +188,22 @@ def _check_input(model, ids, E=None):
     "Refuse what cannot be read."
     limit = getattr(model.body.config, "max_position_embeddings", None)
     if ids.ndim != 2 or not ids.numel():
-        raise ScopeError(
+        raise BadArgument(
             f"No sequences: the ids have the shape {tuple(ids.shape)}; give (sequence, token), "
             "neither empty"
         )
     if limit and ids.shape[1] > limit:
-        raise ScopeError(
+        raise BadArgument(
             f"The sequence is longer than the context: {ids.shape[1]:,} tokens; at most {limit:,} "
             "are accepted"
         )
     if not 0 <= int(ids.min()) <= int(ids.max()) < model.vocab_size:
-        raise ScopeError(
+        raise BadArgument(
             f"Not a symbol: ids from {int(ids.min())} to {int(ids.max())} are given; accepted: 0 "
             f"to {model.vocab_size - 1}"
         )
     if E is not None and not E.isfinite().all():
-        raise ScopeError(
+        raise BadArgument(
             f"Some vectors are not finite: {int((~E.isfinite()).sum())} numbers of E are NaN or "
             "infinite; give finite ones"
         )
@@ -220,7 +220,7 @@ def position_loss(
 ]:  # nats; the first token is given, so there is one position less than tokens
     "The loss at each position of each sequence."
     if ids.ndim != 2 or ids.shape[1] < 2:
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to predict: the ids have the shape {tuple(ids.shape)}; give (sequence, "
             "token) with two tokens or more"
         )
@@ -243,7 +243,7 @@ def bayes_lexinvariant(
     """The exact mixture of a source over all relabellings of its symbols (Huang et al. 2023,
     theory)."""
     if not 1 <= vocab <= 6:
-        raise ScopeError(
+        raise BadArgument(
             f"Too many relabellings, or no symbols: vocab={vocab}; from 1 to 6 are accepted"
         )
     names = torch.tensor(list(permutations(range(vocab))))
@@ -296,7 +296,7 @@ def windows(ids: Int[Tensor, " token"], length: int, size: int, seed: int = 0) -
     """Random windows of a long text, `size` of them in a batch: a function from the step to ids and
     labels."""
     if len(ids) <= length:
-        raise ScopeError(
+        raise BadArgument(
             f"A text too short for its windows: {len(ids)} symbols; give more than {length}"
         )
 
@@ -419,7 +419,7 @@ def make_lexinvariant_toys(folder):
 def lexinvariant_toy(name: str = "letters") -> LexinvariantLM:
     "A shipped model: letters, letters_standard, letters_semi or markov."
     if name not in ("letters", "letters_standard", "letters_semi", "markov"):
-        raise ScopeError(
+        raise BadArgument(
             f"No shipped model is called {name!r}; there are: letters, letters_standard, "
             "letters_semi, markov"
         )
@@ -510,7 +510,7 @@ def make_lookup(
 ]:  # ids and labels, -100 where nothing is asked
     "Sequences `a x b y … b y a x`; the answers of the second half have labels."
     if not 1 <= n_pairs <= vocab // 4:
-        raise ScopeError(
+        raise BadArgument(
             f"Too many pairs, or none: n_pairs={n_pairs} of {vocab} symbols; from 1 to a quarter "
             "of the symbols are accepted"
         )

@@ -25,7 +25,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..data.books import moby_dick
 from ..show.colours import Markup
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..core.scope import Scope
 from ..learn.small_models import load_small, save_small, small_llama, train_lm
 from tokenscope.learn.walkers import (
@@ -87,7 +87,7 @@ def traj_to_text(
         or not np.isfinite(track).all()
         or np.abs(track).max() >= 1e6
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a path: shape {np.shape(traj)}; give finite positions (frame, 2), below a million"
         )
 
@@ -124,7 +124,7 @@ def make_prompt(
     "Question, context and answer, in our own words."
     walk = checked_track(walk)
     if task not in TASKS or walk.ndim != 3:
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to ask: task {task!r}, walk of shape {walk.shape}; tasks are "
             f"{', '.join(TASKS)}, and a walk is (person, frame, 2)"
         )
@@ -192,7 +192,7 @@ def train_numeric_tokenizer(
         or not texts
         or not all(isinstance(t, str) and t for t in texts)
     ):
-        raise ScopeError(
+        raise BadArgument(
             f"No tokenizer to train: kind {kind!r}, {len(texts)} texts; give texts that are not "
             "empty, and the kind bpe, unigram or char"
         )
@@ -264,7 +264,7 @@ def walker_tokenizer(
 ):  # a tokenizer of at most 1,224 tokens
     "A tokenizer for walks; only the text it is learned from, or the cutting of digits, differs."
     if numbers not in ("numeric", "digits", "generic"):
-        raise ScopeError(
+        raise BadArgument(
             f"No such tokenizer for walks: {numbers!r}; accepted: numeric, digits, generic"
         )
     texts = [p + a for p, a in walk_texts(*sample_walks(3000, 1_000_000))]
@@ -363,7 +363,7 @@ class CoordinateGrammar(LogitsProcessor):
         self.end = tokenizer.eos_token_id
         self.kept = {}
         if self.end is None or not self.pieces:
-            raise ScopeError(
+            raise BadArgument(
                 f"This tokenizer cannot write paths: end of text is {self.end}, {len(self.pieces)} "
                 "tokens are made of digits and brackets; give one with both"
             )
@@ -415,7 +415,7 @@ def predict_trajectories(
     """Futures as a model writes them. One that cannot be read, or leaps 5 m, becomes standing still
     at the origin."""
     if n < 1 or not temperature >= 0 or not len(prompts):
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to predict: {len(prompts)} prompts, {n} guesses, temperature {temperature}; "
             "give at least one prompt and guess, and a temperature from 0"
         )
@@ -558,7 +558,7 @@ def lmtraj(
     track = checked_track(observed)
     track = track[None] if track.ndim == 2 else track
     if track.ndim != 3 or track.shape[1] != OBSERVED:
-        raise ScopeError(
+        raise BadArgument(
             f"Not {OBSERVED} observed frames: shape {track.shape}; give (8, 2), or (person, 8, 2)"
         )
     here = track[0, -1]
@@ -593,7 +593,7 @@ def walker_model(
     "A shipped model that was trained on walks."
     file = Path(str(files("tokenscope") / "shipped" / f"walker_{name}.safetensors"))
     if not file.is_file():
-        raise ScopeError(
+        raise BadArgument(
             f"No walker model is called {name!r}; shipped are numeric, numeric_short, digits, "
             "generic"
         )

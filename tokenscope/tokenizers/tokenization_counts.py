@@ -21,7 +21,7 @@ from ..show.colours import Markup
 from ..data.cuts import named_tokenizers, number_pieces
 from ..measure.diagnosis import Diagnosis
 from ..measure.intervals import wilson_interval
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from tokenscope.text.numbers import (
     add_carries,
     chunk_number,
@@ -113,7 +113,7 @@ def write_number(
     if form == "nosep":
         return digits
     if name not in SEPARATORS or direction not in ("l2r", "r2l", "random"):
-        raise ScopeError(
+        raise BadArgument(
             f"Unknown form of numbers: {form!r}; accepted: nosep, or one of "
             f"{', '.join(SEPARATORS)} followed by _l2r, _r2l or _random"
         )
@@ -225,7 +225,7 @@ def error_kind(
     if answer is None:
         return "no answer"
     if not answer.isdecimal() or any(int(c) >= base for c in answer):
-        raise ScopeError(
+        raise BadArgument(
             f"Not an answer in base {base}: {answer!r}; give its digits, or None where there "
             "is none"
         )
@@ -267,7 +267,7 @@ def analyze_errors(
     import pandas as pd
 
     if not len(problems) or len(problems) != len(answers):
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to analyse: {len(problems)} problems and {len(answers)} answers; give one "
             "answer for each problem, at least one"
         )
@@ -374,7 +374,7 @@ def column_sum_svg(
     "A sum in columns with its tokens as boxes."
     truth = to_base(a + b, base)
     if answer and not (answer.isascii() and answer.isdecimal()):  # it is written into the picture
-        raise ScopeError(
+        raise BadArgument(
             f"Not an answer in base {base}: {answer!r}; give its digits, or None where there "
             "is none"
         )
@@ -470,7 +470,7 @@ def addition_accuracy(
 ):
     "Few-shot addition with numbers cut as asked (Singh and Strouse 2024)."
     if not len(problems) or not set(modes) <= {"generate", "logprob"} or not modes or shots < 0:
-        raise ScopeError(
+        raise BadArgument(
             f"Nothing to ask: {len(problems)} problems, modes {', '.join(modes)}, {shots} shots; "
             "give at least one problem, the modes generate and logprob, and shots of 0 or more"
         )

@@ -20,7 +20,7 @@ from transformers import LogitsProcessor
 from ..data.data import stop_words
 from ..measure.diagnosis import Diagnosis
 from ..text.encodings import byte_vocabulary, canonical_encoding, encodings, piece_bytes
-from ..text.names import ScopeError
+from ..text.names import BadArgument
 from ..core.scope import Scope
 from ..text.tokens import tokens_of
 
@@ -210,7 +210,7 @@ class PhantomMask(LogitsProcessor):
         mode: str = "noncanonical",  # or "all": the allowed ids too
     ):
         if mode not in ("noncanonical", "all"):
-            raise ScopeError(f"Unknown mode {mode!r}; accepted: 'noncanonical', 'all'")
+            raise BadArgument(f"Unknown mode {mode!r}; accepted: 'noncanonical', 'all'")
         self.tokenizer = tokenizer
         self.words = words
         self.prompt_length = prompt_length
@@ -321,11 +321,11 @@ class ReplacementProbe:
         mask: str | None = None,  # None, "noncanonical", "all" or "random"
     ):
         if mask not in (None, "noncanonical", "all", "random"):
-            raise ScopeError(
+            raise BadArgument(
                 f"Unknown mask {mask!r}; accepted: None, 'noncanonical', 'all', 'random'"
             )
         if not 0 < fraction <= 1:
-            raise ScopeError(f"fraction must lie above 0 and at most at 1; given: {fraction}")
+            raise BadArgument(f"fraction must lie above 0 and at most at 1; given: {fraction}")
         self.scope = scope
         self.mark = mark
         self.fraction = fraction
@@ -344,7 +344,7 @@ class ReplacementProbe:
             if w.isalpha() and w not in stop_words() and bare.count(w) == 1
         ]
         if not content:
-            raise ScopeError(
+            raise BadArgument(
                 f"No word to replace: text {row} has no content word that occurs once; give a "
                 "longer text"
             )
@@ -369,7 +369,7 @@ class ReplacementProbe:
     ) -> Diagnosis:
         "Let the model replace the marked words, and classify what it did."
         if not texts or not temperature > 0:
-            raise ScopeError(
+            raise BadArgument(
                 f"A probe needs texts and a temperature above 0; given: {len(texts)} texts, "
                 f"temperature {temperature}"
             )

@@ -24,7 +24,7 @@ from transformers import BatchEncoding
 
 from ..data.cuts import tokenizer_of
 from ..text.encodings import middle_encoding, piece_bytes
-from ..text.names import ScopeError
+from ..text.names import BadArgument, ScopeError
 from ..text.numbers import group_number, number_spans, read_groups
 from ..core.scope import Scope
 from ..text.tokens import id_list
@@ -70,7 +70,7 @@ class TSTScheme:
             isinstance(s, str) and s and not re.search(r"[\d\s.%]", s) for s in names
         ) and len(set(names)) == len(names)
         if not sound or self.group_size < 1 or self.pad not in ("none", "frac", "both"):
-            raise ScopeError(
+            raise BadArgument(
                 f"Not a scheme of suffixes: {self}; suffixes differ and hold no digit, space, "
                 "point or percent sign, a group has at least one digit, pad is 'none', 'frac' or "
                 "'both'"
@@ -105,7 +105,7 @@ def encode_number(
     groups = read_groups(text, self.group_size)
     n = self.group_size
     if sum(len(d) for d, p in groups if p >= 0) > self.digits[0] or -groups[-1][1] > self.digits[1]:
-        raise ScopeError(
+        raise BadArgument(
             f"Out of range: {text!r} has more than {self.digits[0]} digits before or "
             f"{self.digits[1]} after the point"
         )
@@ -136,7 +136,7 @@ def decode_number(
     found = re.findall(r"(\d+) ?([^\d\s.]*)", " ".join(tokens))
     n = self.group_size
     if bad := next((s for _, s in found if s not in self.suffixes), None):
-        raise ScopeError(
+        raise BadArgument(
             f"Not a suffix of this scheme: {bad!r}; accepted: "
             f"{', '.join(s for s in self.suffixes if s)}"
         )
@@ -146,7 +146,7 @@ def decode_number(
     if self.pad == "both":
         number = re.sub(rf"^0{{0,{n - 1}}}(?=\d)", "", number)
     if "".join(tokens) != "".join(self.encode_number(number)):
-        raise ScopeError(
+        raise BadArgument(
             f"Not how a number is written: {list(tokens)}; {number!r} would be "
             f"{self.encode_number(number)}"
         )
@@ -259,12 +259,12 @@ class TriadicTokenizer:
         deal: int | None = None,  # seed that deals the suffixes of each number anew: the control
     ):
         if option not in ("compound", "marker", None):
-            raise ScopeError(
+            raise BadArgument(
                 f"No option for number tokens is called {option!r}; accepted: 'compound', "
                 "'marker', None"
             )
         if not callable(own) or not hasattr(own, "convert_ids_to_tokens"):
-            raise ScopeError(
+            raise BadArgument(
                 f"Not a tokenizer to add numbers to: {type(own).__name__}; give a Hugging Face "
                 "tokenizer, or a name of the catalogue"
             )
@@ -366,7 +366,7 @@ def decode(
 def _number(self: TriadicTokenizer, ids):
     "A run of number tokens as a number, or else as it stands."
     if bad := next((i for i in ids if i >= len(self)), None):
-        raise ScopeError(f"No such token: id {bad}; this tokenizer has {len(self):,}")
+        raise BadArgument(f"No such token: id {bad}; this tokenizer has {len(self):,}")
     names = [self.names[i - self.first_id] for i in ids]
     try:
         return self.scheme.decode_number(names)
@@ -441,7 +441,7 @@ def number_rows(
 ) -> torch.Tensor:  # (number token, d_model)
     "Rows for number tokens, made from those of the pieces they are written with."
     if init not in ("mean", "additive"):
-        raise ScopeError(f"Unknown way to begin new rows: {init!r}; accepted: 'mean', 'additive'")
+        raise BadArgument(f"Unknown way to begin new rows: {init!r}; accepted: 'mean', 'additive'")
     parts = [re.fullmatch(r"(\d*)(\D*)", name).groups() for name in tokenizer.names]
     pieces = {
         part: weight[middle_encoding(tokenizer.own, part)].float()
@@ -469,7 +469,7 @@ def add_number_rows(
         if layer is not None
     ]
     if len(ends[0].weight) != tokenizer.first_id:
-        raise ScopeError(
+        raise BadArgument(
             f"Rows do not fit: the model has {len(ends[0].weight)}, and the number tokens begin at "
             f"{tokenizer.first_id}; make the tokenizer with that first_id"
         )
@@ -498,7 +498,7 @@ def triadic_suffix(
     if not isinstance(given, Scope):
         return TriadicTokenizer(tokenizer_of(given), option=option, **more)
     if given.tokenizer is None:
-        raise ScopeError(
+        raise BadArgument(
             "No tokenizer: number tokens need the scope's tokenizer; make it with Scope(model, "
             "tokenizer)"
         )
