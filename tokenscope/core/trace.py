@@ -198,7 +198,6 @@ def _head_on(scope, hidden, normed):
         logits = type(scope.model).forward(scope.model, input_ids=ids, use_cache=False).logits
     return logits.reshape(*hidden.shape[:-1], -1)
 
-
 # %% ../../nbs/core/trace.ipynb #97b4252c
 def unembed(
     scope,  # a `Scope`
@@ -213,7 +212,6 @@ def unembed(
         )
     with nullcontext() if hidden.requires_grad else torch.no_grad():
         return _head_on(scope, hidden, normed)
-
 
 # %% ../../nbs/core/trace.ipynb #c1976afe
 def _asked(scope, sites, layers):
