@@ -66,7 +66,9 @@ def fold_plumbing(path: Path) -> None:
         lines = source.splitlines()
         shown = cell["cell_type"] == "code" and not re.match(r"\s*#\|\s*(export|hide)", source)
         if shown and len(lines) > FOLD_ABOVE and DRAWS.search(source):
-            cell["source"] = f'#| code-fold: true\n#| code-summary: "Code of this picture"\n{source}'
+            cell["source"] = (
+                f'#| code-fold: true\n#| code-summary: "Code of this picture"\n{source}'
+            )
     path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
 
 
