@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 import torch
 from transformers import LogitsProcessor
 
-from ..data.data import stop_words
+from ..data.declaration import stop_words
 from ..measure.diagnosis import Diagnosis
 from ..text.encodings import byte_vocabulary, canonical_encoding, encodings, piece_bytes
 from ..text.names import BadArgument
