@@ -54,6 +54,24 @@ def without_latex(path: Path) -> None:
     path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
 
 
+DRAWS = re.compile(r"</?(div|span|table|svg|td|tr|style)\b|Figure\(|\bplt\.|\.plot\(|\bax\.")
+FOLD_ABOVE = 14  # lines
+
+
+def fold_plumbing(path: Path) -> None:
+    "Fold long cells that only draw; a reader opens them with a click. Definitions stay open."
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        lines = source.splitlines()
+        shown = cell["cell_type"] == "code" and not re.match(r"\s*#\|\s*(export|hide)", source)
+        if shown and len(lines) > FOLD_ABOVE and DRAWS.search(source):
+            cell["source"] = (
+                f'#| code-fold: true\n#| code-summary: "Code of this picture"\n{source}'
+            )
+    path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
+
+
 def build() -> Path:
     "Build the whole site; return its folder."
     os.chdir(ROOT)
@@ -75,6 +93,7 @@ def build() -> Path:
     write_pages(source, ROOT / "nbs")
     for page in source.rglob("*.ipynb"):
         without_latex(page)
+        fold_plumbing(page)
     index = (
         source / "index.ipynb"
     )  # the README links to notebooks in the repository, the site to its own pages

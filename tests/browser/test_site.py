@@ -40,3 +40,22 @@ def test_no_page_asks_another_host(page, outside, address, where):
     page.wait_for_load_state("networkidle")
     assert not outside() and not page.errors
     assert page.locator("h1").first.inner_text().strip()
+
+
+def test_no_code_block_scrolls_sideways_at_1280_pixels(chromium, site, address):
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    wide = {}
+    for path in sorted(site.rglob("*.html")):
+        page.goto(f"{address}/{path.relative_to(site)}")
+        # The sheet wraps quoted lines that are longer; without it every line of code must still fit.
+        page.add_style_tag(content="main pre { white-space: pre !important; }")
+        lines = page.evaluate(
+            """() => [...document.querySelectorAll("main pre")]
+                .filter(e => !e.closest(".cell-output") && e.scrollWidth > e.clientWidth + 1)
+                .map(e => e.innerText.split("\\n").sort((a, b) => b.length - a.length)[0])"""
+        )
+        if lines:
+            wide[str(path.relative_to(site))] = lines
+    context.close()
+    assert not wide

@@ -53,7 +53,9 @@ technique = {
 
 # %% ../../nbs/lenses/counting_readout.ipynb #0dbf121a
 ANIMALS = "cat dog bird fish horse cow sheep goat pig duck frog bear wolf fox lion tiger".split()
-THINGS = "apple chair table lamp book stone tree river cloud clock door wall road shirt spoon coin".split()
+THINGS = (
+    "apple chair table lamp book stone tree river cloud clock door wall road shirt spoon coin"
+).split()
 
 # %% ../../nbs/lenses/counting_readout.ipynb #5fd315c7
 @dataclass(frozen=True)

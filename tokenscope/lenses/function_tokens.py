@@ -409,7 +409,8 @@ class FunctionReading:
 
         return Markup(
             f"<style>{_SHEET}</style><div "
-            f"class=ts-fc>{''.join(map(mark, self.tokens, self.function, self.surprisal))}<p>Orange: "
+            f"class=ts-fc>{''.join(map(mark, self.tokens, self.function, self.surprisal))}<p>"
+            "Orange: "
             "function token. Blue: content token. Line: surprisal, a pixel a nat.</p></div>"
         )
 

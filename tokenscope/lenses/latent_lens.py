@@ -38,7 +38,7 @@ technique = {
     "example": {"k": 3},
     "builds_on": [],
     "extra": "data",
-    "cost": "one forward over the bank's texts, once; then one forward and a matrix product a query",
+    "cost": "one forward over the bank's texts, once; a forward and a matrix product a query",
     "picture": "layers by tokens, each cell the nearest word of the bank",
 }
 

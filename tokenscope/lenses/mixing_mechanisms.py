@@ -194,7 +194,8 @@ def share_bars(
 
     def bar(row):
         return "".join(
-            f'<i title="{name} {row[name]:.2f}" style="{span}:{100 * row[name]:.2f}%;background:{c}"></i>'
+            f'<i title="{name} {row[name]:.2f}" style="{span}:{100 * row[name]:.2f}%;background:{c}'
+            '"></i>'
             for name, c in COLOURS.items()
             if row[name] > 0
         )
@@ -203,13 +204,21 @@ def share_bars(
         return ", ".join(f"{name} {row[name]:.2f}" for name in COLOURS if row[name] > 0)
 
     def line(row):
-        return f'<div style="display:flex;margin:2px 0"><span style="width:4.6em">layer {int(row["layer"])}</span><span role=img aria-label="{told(row)}" style="flex:1;max-width:26em;line-height:0;white-space:nowrap">{bar(row)}</span></div>'
+        return (
+            '<div style="display:flex;margin:2px 0"><span style="width:4.6em">layer '
+            f'{int(row["layer"])}</span><span role=img aria-label="{told(row)}" style="flex:1;'
+            f'max-width:26em;line-height:0;white-space:nowrap">{bar(row)}</span></div>'
+        )
 
     def part(title, s):
-        return f"<div style=margin-top:.6em><b>{escape(title)}</b>{''.join(line(row) for _, row in s.to_df().iloc[::-1].iterrows())}</div>"
+        return (
+            f"<div style=margin-top:.6em><b>{escape(title)}</b>"
+            f"{''.join(line(row) for _, row in s.to_df().iloc[::-1].iterrows())}</div>"
+        )
 
     return Markup(
-        f'<div style="font:14px/1.4 system-ui,sans-serif">{key}{"".join(part(*both) for both in named.items())}</div>'
+        f'<div style="font:14px/1.4 system-ui,sans-serif">{key}'
+        f"{''.join(part(*both) for both in named.items())}</div>"
     )
 
 

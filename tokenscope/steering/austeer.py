@@ -57,14 +57,26 @@ technique = {
 }
 
 # %% ../../nbs/steering/austeer.ipynb #b51a8a87
-_word_triples = """big large small|happy glad sad|fast quick slow|begin start end|smart clever stupid|rich wealthy poor|loud noisy quiet|angry mad calm|hard difficult easy|cold chilly hot|
-brave bold afraid|ancient old new|sick ill healthy|correct right wrong|shut closed open|near close far|tired sleepy awake|thin slim fat|unhappy sad happy|small tiny large|
-strange odd normal|buy purchase sell|help assist hurt|foe enemy friend|error mistake truth|simple easy complex|wet damp dry|hate dislike love|laugh smile cry|funny silly serious|
-secure safe dangerous|dirty nasty clean|evil bad good|gift present theft|finish end start|real true false|build make destroy|reply answer question|broad wide narrow|empty vacant full|
-beautiful pretty ugly|repair fix break|freedom liberty prison|courage bravery fear|quickly fast slowly|speak talk listen|infant baby adult|shout scream whisper|gather collect scatter|accept agree refuse|
-strong powerful weak|victory triumph defeat|huge giant tiny|wise smart foolish|bright shiny dark|polite kind rude|raise lift lower|above over below|beneath under over|rise climb fall|
-famous known unknown|permit allow forbid|save keep lose|attack strike defend|arrive come leave|depart leave arrive|entire whole partial|frequent common rare|rare scarce common|generous giving selfish|
-honest true dishonest|peaceful calm violent|ruin destroy create|create make destroy|wealth riches poverty|joy delight sorrow|grief sorrow joy|expand grow shrink|shrink reduce grow|remember recall forget"""
+_word_triples = """big large small|happy glad sad|fast quick slow|begin start end|\
+smart clever stupid|rich wealthy poor|loud noisy quiet|angry mad calm|hard difficult easy|\
+cold chilly hot|
+brave bold afraid|ancient old new|sick ill healthy|correct right wrong|shut closed open|\
+near close far|tired sleepy awake|thin slim fat|unhappy sad happy|small tiny large|
+strange odd normal|buy purchase sell|help assist hurt|foe enemy friend|error mistake truth|\
+simple easy complex|wet damp dry|hate dislike love|laugh smile cry|funny silly serious|
+secure safe dangerous|dirty nasty clean|evil bad good|gift present theft|finish end start|\
+real true false|build make destroy|reply answer question|broad wide narrow|empty vacant full|
+beautiful pretty ugly|repair fix break|freedom liberty prison|courage bravery fear|\
+quickly fast slowly|speak talk listen|infant baby adult|shout scream whisper|\
+gather collect scatter|accept agree refuse|
+strong powerful weak|victory triumph defeat|huge giant tiny|wise smart foolish|bright shiny dark|\
+polite kind rude|raise lift lower|above over below|beneath under over|rise climb fall|
+famous known unknown|permit allow forbid|save keep lose|attack strike defend|arrive come leave|\
+depart leave arrive|entire whole partial|frequent common rare|rare scarce common|\
+generous giving selfish|
+honest true dishonest|peaceful calm violent|ruin destroy create|create make destroy|\
+wealth riches poverty|joy delight sorrow|grief sorrow joy|expand grow shrink|shrink reduce grow|\
+remember recall forget"""
 
 
 def word_contrasts(
