@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 from .cards import FAMILIES, cards
-from ..measure.claims import claims_page, collect_claims
+from ..measure.collected_claims import claims_page, collect_claims
 from ..show.colours import Markup
 
 # %% ../../nbs/app/gallery.ipynb #ec61165e
@@ -123,7 +123,7 @@ def write_pages(
         front.format("Gallery", gallery(nbs)), encoding="utf-8"
     )
     (folder / "claims.md").write_text(
-        front.format("Claims", claims_page(records)), encoding="utf-8"
+        front.format("Claims", claims_page(records, FAMILIES)), encoding="utf-8"
     )
     (folder / "claims.json").write_text(
         json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8"

@@ -130,7 +130,7 @@ def transition_losses(
     pair = [torch.tensor(found[c].to_numpy()) for c in ("previous", "id")]
     if counts is not None:
         found = found.assign(
-            unigram=ngram_surprisal(counts, *pair, 1), bigram=ngram_surprisal(counts, *pair)
+            unigram=ngram_surprisal(counts, *pair, order=1), bigram=ngram_surprisal(counts, *pair)
         )
         columns = ["mean", "unigram", "bigram"]
     by = found.groupby(name(found["previous"]) + "→" + name(found["id"]))

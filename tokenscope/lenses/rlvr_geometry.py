@@ -396,7 +396,7 @@ def weight_drift(
     second = open_checkpoint(model1)
     rows = []
     for (layer, name, part), full0, full1 in tqdm(
-        paired_matrices(first, second, match, layers), desc="matrices", delay=2
+        paired_matrices(first, second, match, layers=layers), desc="matrices", delay=2
     ):
         W0, W1 = (_stored(c, full, part, dtype) for c, full in ((first, full0), (second, full1)))
         kind = re.sub(r"\.\d+(?=\.)", "", re.sub(r"^.*?\b\d+\.", "", name))
@@ -457,7 +457,8 @@ def random_drift(
         for _, full0, full1 in paired_matrices(
             first,
             second,
-            *(hyperparameters.get(a, d) for a, d in (("match", "*"), ("layers", None))),
+            match=hyperparameters.get("match", "*"),
+            layers=hyperparameters.get("layers"),
         )
     }
 
