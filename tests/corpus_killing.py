@@ -1,64 +1,70 @@
-"A corpus job to be killed: run alone (`run FOLDER`), killed at random (`kill FOLDER N`), or with a worker that dies (`die FOLDER`)."
+"""A corpus job in a process of its own: `run FOLDER`, `kill FOLDER N` (killed at random, again and again), `die FOLDER` (a worker dies),
+`full FOLDER BYTES` (on a disk that takes no larger file)."""
 import json
-import os
+import multiprocessing
 import random
+import resource
 import signal
 import sys
 import time
 from pathlib import Path
 
-import torch
-
-from architectures import tiny
-from tokenscope.corpus.corpus import Corpus, run_corpus
-from tokenscope.core.reader import CorpusTask, read_batch
-from tokenscope.core.default_model import default_model
-from tokenscope.core.scope import Scope
-from transformers import AutoTokenizer
-
-torch.set_num_threads(1)  # a forked process has no other threads
-WORDS = "the cat sat on a mat and every human being is born free".split()
 rng = random.Random(0)
-TEXTS = [" ".join(rng.choices(WORDS, k=rng.randint(0, 60))) for _ in range(400)]
-READING = CorpusTask(("surprisal", "entropy"), ("resid_post",), [0, 2])
 
 
-def reading(scope, batch):
-    "What the job computes; a worker of rank 1 may die in the middle."
-    if "die" in sys.argv and os.environ.get("RANK") == "1" and rng.random() < 0.2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read_batch(scope, batch, READING)
+def job(folder):
+    "Imported late: the process that only kills needs no torch."
+    from corpus_job import job
+
+    return job(folder)
 
 
-def job(scope, folder):
-    return run_corpus(scope, TEXTS, folder, reader=reading, shard_characters=2_000, batch_tokens=256)
+def killed_at_random(folder, times):
+    """Start, kill -9 at a random moment; again, until it was killed so often, then let it finish. The jobs begin as copies of a server
+    that has imported everything and run nothing, so a start costs milliseconds and no lock is inherited in a held state."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["corpus_job"])
 
+    def started(name):
+        process = context.Process(target=job, args=(folder / name,))
+        process.start()
+        return process
 
-def killed_at_random(scope, folder, times):
-    "Fork, run, kill -9 at a random moment; again, until it was killed so often, then let it finish."
+    started("warm").join()  # the server's imports
     begun = time.time()
-    job(scope, folder / "whole")
+    started("whole").join()
     takes, kills, done = time.time() - begun, 0, 0
     while kills < times:
-        pid = os.fork()
-        if pid == 0:
-            job(scope, folder / "killed")
-            os._exit(0)
+        process = started("killed")
         time.sleep(rng.uniform(0, takes / times * 1.5))
-        os.kill(pid, signal.SIGKILL)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL:
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
             kills += 1
         else:  # it was faster than we: break something and go on
             done += 1
             rng.choice(sorted((folder / "killed").glob("shard-*.done"))).unlink()
-    job(scope, folder / "killed")
-    print(json.dumps({"kills": kills, "finished before the kill": done, "rows": Corpus(folder / "killed").n_rows}))
+    started("killed").join()
+    print(json.dumps({"kills": kills, "finished before the kill": done}))
+
+
+def on_a_full_disk(folder, size):
+    "A limit on the size of files stands for it: the write fails in the middle, in the system."
+    from tokenscope.text.names import ScopeError
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        job(folder)
+    except ScopeError as error:
+        print(json.dumps({"error": str(error)}))
 
 
 if __name__ == "__main__":
-    tokenizer = AutoTokenizer.from_pretrained(default_model())
-    scope = Scope(tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=48), tokenizer)
-    if sys.argv[1] == "kill":
-        killed_at_random(scope, Path(sys.argv[2]), int(sys.argv[3]))
+    what, folder = sys.argv[1], Path(sys.argv[2])
+    if what == "kill":
+        killed_at_random(folder, int(sys.argv[3]))
+    elif what == "full":
+        on_a_full_disk(folder, int(sys.argv[3]))
     else:
-        print(json.dumps({"rows": job(scope, sys.argv[2]).n_rows}))
+        print(json.dumps({"rows": job(folder).n_rows}))

@@ -30,7 +30,7 @@ def test_every_kind_of_checkpoint_reads_the_same(tmp_path):
 def test_names_without_their_wrappers():
     model = tiny("llama")
     inner, outer = open_checkpoint(model.model), open_checkpoint(model)
-    assert [(a, b) for _, a, b in paired_matrices(inner, outer, "*mlp*", [0, -1])] == [(f"layers.{i}.mlp.{m}_proj.weight", f"model.layers.{i}.mlp.{m}_proj.weight") for i in (0, 2) for m in ("down", "gate", "up")]
+    assert [(a, b) for _, a, b in paired_matrices(inner, outer, "*mlp*", layers=[0, -1])] == [(f"layers.{i}.mlp.{m}_proj.weight", f"model.layers.{i}.mlp.{m}_proj.weight") for i in (0, 2) for m in ("down", "gate", "up")]
     odd = open_checkpoint({"emb.weight": rand(4, 4), "h.0.bias": rand(4), "h.0.conv.weight": rand(4, 1, 3), "h.10.w.weight": rand(4, 4), "h.2.w.weight": rand(4, 4)})
     assert [key[0] for key in layer_matrices(odd)] == [2, 10]
 

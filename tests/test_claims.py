@@ -1,5 +1,6 @@
 "Claims: honest by construction, collected from saved outputs."
 import json
+import re
 from decimal import Decimal
 from html import escape
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from tokenscope.measure.claims import (CLAIMS_MIME, Claim, claim, claim_text, claims_page, claims_table, collect_claims, new_page)
+from tokenscope.measure.claims import CLAIMS_MIME, Claim, claim, claim_text, claims_table, new_page
+from tokenscope.measure.collected_claims import claims_page, collect_claims
 from tokenscope.text.names import ScopeError
 
 
@@ -117,7 +119,8 @@ def test_collect_reads_saved_outputs_only(tmp_path):
     assert records[0]["title"] == "other" and records[1]["title"] == "ZeroTuning" and records[1]["paper"] == "A paper"
     page = claims_page(records)
     assert "3 claims of 2 pages: 1 holds, 1 does not hold, 1 not testable here" in page
-    assert "<b>helps" not in page and '<a href="steering/zero.html">ZeroTuning</a>' in page
+    assert "<b>helps" not in page
+    assert '<a href="steering/zero.html">ZeroTuning</a>' in page
     assert collect_claims(tmp_path) == records
 
 
@@ -127,3 +130,20 @@ def test_collect_says_which_notebook_is_broken(tmp_path):
         collect_claims(tmp_path)
     with pytest.raises(ScopeError, match="No notebook folder"):
         collect_claims(tmp_path / "missing")
+
+
+def test_the_matrix_has_a_mark_a_claim_that_leads_to_its_number(tmp_path):
+    claim("Steering \"helps\"", 0.7, control=0.5)
+    claim("It helps everywhere", 0.1, control=0.2, holds=False)
+    claim("It needs a large model", "no such model here", holds=None)
+    for name in ("steering/zero", "lenses/zero"):
+        save(tmp_path / f"{name}.ipynb", claims_table()._repr_mimebundle_(), card="technique = {'title': 'Zero'}")
+    page = claims_page(collect_claims(tmp_path), {"steering": "How do I <change> it?"})
+    marks = re.findall(r'<a class="ts-mark (\w)" data-v="\w" href="#([\w-]+)" title="([^"]+)"', page)
+    assert [kind for kind, *_ in marks] == ["y", "x", "u"] * 2
+    ids = re.findall(r'<tr id="([\w-]+)"', page)
+    assert [place for _, place, _ in marks] == ids
+    assert len(set(ids)) == 6
+    assert marks[0][2] == "holds: Steering &quot;helps&quot; (measured 0.700, control 0.500)"
+    assert "How do I &lt;change&gt; it?" in page
+    assert "<script" not in page

@@ -56,7 +56,7 @@ def test_corpus_equals_single_texts(scope, tmp_path):
         read = scope.read(text, ["resid_post", "embed"], layers=[3, 29])
         torch.testing.assert_close(states["resid_post"][torch.tensor(mine)], read["resid_post"][0].movedim(0, 1), rtol=1e-3, atol=2e-2)
         torch.testing.assert_close(states["embed"][torch.tensor(mine)], read["embed"][0])
-    strip = job.scores(0, "entropy")
+    strip = job.text_scores(0, "entropy")
     assert len(strip) == (table.text == 0).sum() and "".join(strip.tokens) == texts[0]
 
 

@@ -1,8 +1,9 @@
 "Downloads that break, lie, collide or find no room; the default model's search order."
 import hashlib
 import http.server
-import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -80,18 +81,11 @@ def test_a_dead_connection_says_so_and_keeps_what_came(url, tmp_path):
     assert (tmp_path / "f.part").stat().st_size == 40_000
 
 
-def _fetch(url, path):
-    fetch_file(url, path, sha256=GOOD)
-
-
 def test_two_processes_fetch_once(url, tmp_path):
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_fetch, args=(url, tmp_path / "f")) for _ in range(3)]
-    for w in workers:
-        w.start()
-    for w in workers:
-        w.join(30)
-    assert [w.exitcode for w in workers] == [0, 0, 0] and (tmp_path / "f").read_bytes() == BODY
+    one = "import sys; from tokenscope.text.fetch import fetch_file; fetch_file(sys.argv[1], sys.argv[2], sha256=sys.argv[3])"
+    workers = [subprocess.Popen([sys.executable, "-c", one, url, str(tmp_path / "f"), GOOD]) for _ in range(3)]
+    assert [w.wait(60) for w in workers] == [0, 0, 0]
+    assert (tmp_path / "f").read_bytes() == BODY
     assert Handler.asked == [0]
 
 

@@ -70,7 +70,7 @@ def test_ngrams_are_probabilities():
     two = TokenCounts(torch.tensor([3, 0, 1]), torch.tensor([1, 0, 1]), torch.tensor([0, 2]), torch.tensor([2, 1]), 1)  # a a a c: aa twice, ac once
     for counts in (one, two):
         for order in (1, 2):
-            p = [ngram_surprisal(counts, torch.full((3,), a), torch.arange(3), order).neg().exp() for a in range(3)]
+            p = [ngram_surprisal(counts, torch.full((3,), a), torch.arange(3), order=order).neg().exp() for a in range(3)]
             assert all(math.isclose(x.sum().item(), 1, abs_tol=1e-12) for x in p)
     seen = ngram_surprisal(two, torch.tensor([0]), torch.tensor([0]), prior=1).neg().exp().item()
     assert math.isclose(seen, (2 + 3.1 / 4.3) / (3 + 1))

@@ -2,6 +2,7 @@
 backwards), the median of the rounds' ratios. Numbers are printed, never asserted. TOKENSCOPE_ROUNDS says how many rounds: `make bench` takes 5, the tests 1.
 With TOKENSCOPE_BENCH set to a file, every number is also added to it, a line each."""
 import ctypes
+import gc
 import json
 import os
 import statistics
@@ -57,23 +58,14 @@ def memory_table(work: str, variants: dict):
 
 
 def peak_mib(fn) -> float:
-    "Memory that a call adds at its peak, in a process of its own that first gives back what was freed before."
-    read, write = os.pipe()
-    if not os.fork():
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-            with open("/proc/self/clear_refs", "w") as f:
-                f.write("5")  # forget the peak so far
-            before = _memory("VmRSS")
-            fn()
-            os.write(write, str(_memory("VmHWM") - before).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as f:
-        said = f.read()
-    os.wait()
-    return int(said) / 1024
+    "Memory that a call adds at its peak; what was freed before is given back first, so that it cannot be used again."
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # forget the peak so far
+    before = _memory("VmRSS")
+    fn()
+    return (_memory("VmHWM") - before) / 1024
 
 
 def _memory(field) -> int:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.scope import Scope
 from ..text.batch import rows_of
 from ..text.names import BadArgument
 
@@ -31,30 +32,26 @@ class TokenCounts:
 
 
 def count_tokens(
-    scope,  # a `Scope`
+    scope: Scope,
     texts: Iterable,  # texts, or lists of token ids
 ) -> TokenCounts:
     "Count tokens, texts that hold them, and pairs of neighbours."
-    rows = [
-        torch.tensor(r, dtype=torch.long) for r in rows_of(list(texts), scope.tokenizer)[0] if r
-    ]
+    rows = [torch.tensor(row).long() for row in rows_of(list(texts), scope.tokenizer)[0] if row]
     if not rows:
         raise BadArgument("No tokens to count: give at least one text with a token")
     n = scope.vocab_size
-    pairs, pair_counts = torch.cat([r[:-1] * n + r[1:] for r in rows]).unique(return_counts=True)
-    return TokenCounts(
-        torch.bincount(torch.cat(rows), minlength=n),
-        torch.bincount(torch.cat([r.unique() for r in rows]), minlength=n),
-        pairs,
-        pair_counts,
-        len(rows),
-    )
+    all_pairs = torch.cat([row[:-1] * n + row[1:] for row in rows])
+    pairs, pair_counts = all_pairs.unique(return_counts=True)
+    unigram = torch.bincount(torch.cat(rows), minlength=n)
+    documents = torch.bincount(torch.cat([row.unique() for row in rows]), minlength=n)
+    return TokenCounts(unigram, documents, pairs, pair_counts, len(rows))
 
 # %% ../../nbs/corpus/token_counts.ipynb #1b1a4774
 def ngram_surprisal(
     counts: TokenCounts,
     previous: Int[Tensor, " token"],  # ids
     following: Int[Tensor, " token"],  # ids of the tokens that came next
+    *,
     order: int = 2,  # 1: frequency alone
     prior: int | float = 100,  # mu: weight of the unigram model, in occurrences
 ) -> Float[Tensor, " token"]:  # nats, double precision
@@ -64,9 +61,8 @@ def ngram_surprisal(
     if order == 2 and len(counts.pairs):
         pair = previous * n + following
         at = torch.searchsorted(counts.pairs, pair).clamp(max=len(counts.pairs) - 1)
-        seen = torch.where(counts.pairs[at] == pair, counts.pair_counts[at], 0)
-        begun = torch.bincount(
-            counts.pairs // n, counts.pair_counts.double(), minlength=n
-        )  # the last token of a text begins no pair
-        p = (seen + prior * p) / (begun[previous] + prior)
+        times_seen = torch.where(counts.pairs[at] == pair, counts.pair_counts[at], 0)
+        # the last token of a text begins no pair
+        pairs_begun = torch.bincount(counts.pairs // n, counts.pair_counts.double(), minlength=n)
+        p = (times_seen + prior * p) / (pairs_begun[previous] + prior)
     return -p.log()

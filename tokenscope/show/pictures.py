@@ -16,8 +16,9 @@ import math
 import struct
 import unicodedata
 import zlib
-from collections.abc import Sequence
 from base64 import b64encode
+from collections.abc import Sequence
+from numbers import Real
 
 from tokenscope.show.colours import (
     SOLID_MAP,
@@ -351,7 +352,7 @@ def token_arcs(
     )
 
 # %% ../../nbs/show/pictures.ipynb #51eeeb5b
-def _link_arc(places: list[float], i: int, j: int, strength: float) -> Markup:
+def _link_arc(places: list, i: int, j: int, strength: Real) -> Markup:
     "The arc between two tokens: thicker the stronger, higher the further apart."
     share = (places[j] - places[i]) / (places[-1] - places[0])
     return draw_arc(
@@ -363,7 +364,7 @@ def _link_arc(places: list[float], i: int, j: int, strength: float) -> Markup:
     )
 
 
-def _weight_dot(x: float, token: str, weight: float) -> list[Markup]:
+def _weight_dot(x: Real, token: str, weight: Real) -> list[Markup]:
     "A token's name under a dot whose area is its weight."
     name = visible_text(token)[:LONGEST]
     radius = 2 + 26 * min(max(weight, 0), 1) ** 0.5

@@ -12,6 +12,7 @@ __all__ = ['BLUE', 'VERMILION', 'GREEN', 'AMBER', 'GREY', 'INK', 'NARROWEST', 'd
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
+from numbers import Real
 
 from .colours import Markup
 from ..text.names import BadArgument
@@ -51,15 +52,15 @@ def _titled(title: str) -> str:
 # %% ../../nbs/show/svg.ipynb #39ab887d
 def draw_bar(
     *,
-    x: float,  # its left edge
-    y: float,  # the line it stands on
-    width: float,
-    height: float,  # upwards; a negative one hangs below the line
+    x: Real,  # its left edge
+    y: Real,  # the line it stands on
+    width: Real,
+    height: Real,  # upwards; a negative one hangs below the line
     colour: str = BLUE,  # "none": outline only
-    opacity: float | None = None,  # of the colour inside, 0 to 1
+    opacity: Real | None = None,  # of the colour inside, 0 to 1
     outline: str | None = None,  # colour of the edge; None: no edge
-    outline_width: float = 1.5,
-    rounded: float | None = None,  # radius of the corners
+    outline_width: Real = 1.5,
+    rounded: Real | None = None,  # radius of the corners
     title: str = "",  # shown on hover
 ) -> Markup:  # one shape
     "A bar or a box."
@@ -78,18 +79,18 @@ def draw_bar(
     )
 
 # %% ../../nbs/show/svg.ipynb #9aca26ca
-def _share(opacity: float | None) -> str | None:
+def _share(opacity: Real | None) -> str | None:
     "An opacity with two digits."
     return None if opacity is None else f"{opacity:.2g}"
 
 # %% ../../nbs/show/svg.ipynb #5143f2f5
 def draw_bracket(
     *,
-    x: Sequence[float],  # where it begins and ends, (left, right)
-    y: float,  # its long side
-    depth: float = 8,  # length of its two legs, downwards; a negative one points upwards
+    x: Sequence[Real],  # where it begins and ends, (left, right)
+    y: Real,  # its long side
+    depth: Real = 8,  # length of its two legs, downwards; a negative one points upwards
     colour: str = BLUE,
-    width: float = 2,  # of the line
+    width: Real = 2,  # of the line
 ) -> Markup:  # one shape
     "A bracket over a stretch, or under it."
     left, right = x
@@ -99,12 +100,12 @@ def draw_bracket(
 
 # %% ../../nbs/show/svg.ipynb #f7e75fa5
 def draw_line(
-    points: Iterable[Sequence[float]],  # (x, y) of each corner
+    points: Iterable[Iterable[Real]],  # (x, y) of each corner
     *,
     colour: str = INK,
-    width: float = 1,
+    width: Real = 1,
     dashed: bool = False,
-    opacity: float | None = None,  # of the whole shape, 0 to 1
+    opacity: Real | None = None,  # of the whole shape, 0 to 1
     fill: str = "none",  # colour of the area between first and last point
     title: str = "",  # shown on hover
 ) -> Markup:  # one shape
@@ -123,13 +124,13 @@ def draw_line(
 
 # %% ../../nbs/show/svg.ipynb #285469e3
 def draw_arc(
-    start: Sequence[float],  # (x, y)
-    end: Sequence[float],  # (x, y)
+    start: Sequence[Real],  # (x, y)
+    end: Sequence[Real],  # (x, y)
     *,
-    bend: Sequence[float],  # how far the middle lies from the straight line, (right, down)
+    bend: Sequence[Real],  # how far the middle lies from the straight line, (right, down)
     colour: str = BLUE,
-    width: float = 1.5,  # of the line
-    opacity: float | None = None,  # 0 to 1
+    width: Real = 1.5,  # of the line
+    opacity: Real | None = None,  # 0 to 1
     arrow: bool = False,  # with a head at the end
     title: str = "",  # shown on hover
 ) -> Markup:  # one shape
@@ -150,7 +151,7 @@ def draw_arc(
 HEAD = 8  # length of an arrow's head in pixels
 
 
-def _arrow_head(before: Sequence[float], tip: Sequence[float]) -> str:
+def _arrow_head(before: Sequence[Real], tip: Sequence[Real]) -> str:
     "The two strokes of a head that comes from one point and ends in another."
     way = math.atan2(tip[1] - before[1], tip[0] - before[0])
     ends = []
@@ -162,11 +163,11 @@ def _arrow_head(before: Sequence[float], tip: Sequence[float]) -> str:
 # %% ../../nbs/show/svg.ipynb #d9cbd399
 def draw_dot(
     *,
-    x: float,  # its centre
-    y: float,
-    radius: float = 3,
+    x: Real,  # its centre
+    y: Real,
+    radius: Real = 3,
     colour: str = VERMILION,
-    opacity: float | None = None,  # 0 to 1
+    opacity: Real | None = None,  # 0 to 1
     title: str = "",  # shown on hover
 ) -> Markup:  # one shape
     "A round dot."
@@ -178,10 +179,10 @@ def draw_dot(
 def draw_text(
     text: str,  # plain text; it is escaped
     *,
-    x: float,  # its middle, or the end that `anchor` names
-    y: float,  # the line it stands on
+    x: Real,  # its middle, or the end that `anchor` names
+    y: Real,  # the line it stands on
     anchor: str = "middle",  # what `x` is: "start", "middle" or "end"
-    size: float | None = None,  # height of the font in pixels; None: the picture's
+    size: Real | None = None,  # height of the font in pixels; None: the picture's
     colour: str | None = None,  # None: the page's own
     bold: bool = False,
     title: str = "",  # shown on hover
@@ -206,11 +207,11 @@ NARROWEST = 0.6  # share of its width down to which a picture shrinks
 
 def draw_figure(
     *layers: Markup | Iterable,  # shapes, or lists of them; the later ones on top
-    width: float,  # pixels
-    height: float,
+    width: Real,  # pixels
+    height: Real,
     caption: str = "",  # a sentence under the picture, plain text
     alt: str = "",  # what it shows, in words; default: the caption
-    size: float = 14,  # of the font in pixels
+    size: Real = 14,  # of the font in pixels
     font: str = "system-ui",
 ) -> Markup:  # shows itself
     "One picture of many shapes."
