@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def notebooks() -> list[Path]:
-    "All notebooks of the package, those that others build on first."
+    "All notebooks of the package, by path."
     return sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
