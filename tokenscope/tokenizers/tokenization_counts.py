@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from ..app.contract import control_of
 from ..text.batch import batches_by_length, rows_of
 from ..show.colours import Markup
 from ..data.cuts import named_tokenizers, number_pieces
@@ -43,7 +44,9 @@ technique = {
     "model": "causal-lm",
     "front": "addition_accuracy",
     "control": "random_cut_accuracy",
+    "panel": "",
     "neutral": {"form": "nosep"},
+    "given": ([(12, 345), (6789, 1234)],),
     "example": {"form": "comma_r2l", "shots": 1},
     "builds_on": [],
     "extra": "tokenizers",
@@ -548,11 +551,12 @@ def answer_scores(
     return out
 
 
+@control_of(addition_accuracy)
 def random_cut_accuracy(
     model: Scope | Callable,
     problems: Sequence[tuple[int, int]],
     *,
-    form: str = "comma_r2l",
+    form: str = "nosep",
     **asked,
 ):
     "The control: as many separators, at places drawn anew for each number."
