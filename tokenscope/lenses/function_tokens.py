@@ -27,7 +27,7 @@ from ..app.contract import control_of
 from ..text.batch import choose_columns
 from ..show.colours import Markup
 from ..corpus.corpus import run_corpus
-from ..data.data import udhr
+from ..data.declaration import udhr
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..show.marks import visible_text

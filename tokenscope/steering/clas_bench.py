@@ -20,7 +20,7 @@ from tokenscope.change.answers import (
     harmonic_mean,
     own_question,
 )
-from ..data.data import udhr
+from ..data.declaration import udhr
 from tokenscope.change.directions import (
     Directions,
     Subspace,
