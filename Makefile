@@ -37,6 +37,7 @@ export: .venv/.dev               ## format the notebooks, write tokenscope/ and 
 	$(BIN)/nbdev-export
 	$(BIN)/python nbs/stubs.py
 	$(BIN)/python nbs/readme.py
+	$(BIN)/python nbs/citation.py
 	$(BIN)/python tests/house.py
 
 clean-nbs: .venv/.dev
