@@ -109,7 +109,7 @@ def steer_language(
     # paper's
     unit: str = "diff",
     method: str = "diffmean",  # see `language_directions`
-    positions: Positions | None = None,  # None for all but the first token
+    positions: Positions = "not first",
     seed: int = 0,
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Make the model answer in another language (Gurgurov et al. 2026, section 3)."
@@ -129,7 +129,7 @@ def random_language_direction(
     layers: Layers = None,
     strength: int | float = 1.0,
     unit: str = "diff",
-    positions: Positions | None = None,
+    positions: Positions = "not first",
     seed: int = 0,
 ) -> list[Edit]:
     "The same length in a random direction: the control of `steer_language`."
