@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from architectures import tiny
 from corpus_fixtures import WORDS, scope, small, texts  # noqa: F401
 from tokenscope.corpus.corpus import run_corpus
-from tokenscope.data.data import udhr
+from tokenscope.data.declaration import udhr
 from tokenscope.text.names import ScopeError
 from tokenscope.core.reader import SCORES, CorpusTask, batches_by_length, read_shard, windows_of
 from tokenscope.core.scope import Scope

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Layers, Positions
 from ..measure.neighbours import VectorBank, small_bank
@@ -30,16 +31,18 @@ technique = {
     "ICML 2026)",
     "arxiv": "2602.00462",
     "family": "lenses",
-    "returns": "Reading",
+    "returns": "reading",
     "model": "causal-lm",
     "front": "latent_lens",
     "control": "shuffled_bank_lens",
+    "panel": "",
     "neutral": {},
     "example": {"k": 3},
     "builds_on": [],
     "extra": "data",
     "cost": "one forward over the bank's texts, once; a forward and a matrix product a query",
     "picture": "layers by tokens, each cell the nearest word of the bank",
+    "differs": {"seed": "of the shuffled descriptions"},
 }
 
 # %% ../../nbs/lenses/latent_lens.ipynb #e16f7b78
@@ -229,6 +232,7 @@ def latent_lens(
     )
 
 # %% ../../nbs/lenses/latent_lens.ipynb #382435ad
+@control_of(latent_lens)
 def shuffled_bank_lens(
     scope: Scope,
     text,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..app.contract import control_of
 from ..text.batch import batches_by_length, rows_of
 from ..data.cuts import token_counts
 from ..show.display import TokenScores
@@ -54,12 +55,14 @@ technique = {
     "model": "causal-lm",
     "front": "needle_sweep",
     "control": "random_haystack_sweep",
+    "panel": "",
     "neutral": {},
     "example": {"kind": "short", "lengths": (64, 128), "depths": (0, 0.5, 1), "repeats": 2},
     "builds_on": [],
     "extra": "",
     "cost": "one forward a prompt; attention is quadratic in its length",
     "picture": "a haystack with its threads as arrows, and what the model looks at",
+    "differs": {"change": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/lenses/needle_threading.ipynb #340589cb
@@ -221,10 +224,12 @@ def needle_sweep(
     )
 
 # %% ../../nbs/lenses/needle_threading.ipynb #ea76b093
+@control_of(needle_sweep, fixed="change")
 def random_haystack_sweep(scope: Scope | Callable, **hyperparameters):
     "The control: every question is asked behind another random haystack of the same size."
 
     def other(task, seed):
+        "The task behind another haystack."
         return replace(
             task,
             haystack=make_haystack(
@@ -232,7 +237,7 @@ def random_haystack_sweep(scope: Scope | Callable, **hyperparameters):
             ),
         )
 
-    return needle_sweep(scope, **{"change": other, **hyperparameters})
+    return needle_sweep(scope, **hyperparameters, change=other)
 
 # %% ../../nbs/lenses/needle_threading.ipynb #7d07ce92
 def effective_length(

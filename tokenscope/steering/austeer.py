@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..change.contrasts import Contrasts, answer_rows, warn_imbalance
 from ..change.directions import checked_length
 from ..show.display import TokenScores
@@ -40,10 +41,11 @@ technique = {
     "paper": "Fine-Grained Activation Steering: Steering Less, Achieving More (Feng et al., 2026)",
     "arxiv": "2602.04428",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "austeer",
     "control": "random_units",
+    "panel": "",
     "neutral": {"alpha": 0.0},
     "example": {
         "contrasts": [[[5, 6, 7], [8, 9], [5, 9, 7, 6]], [[10], [11], [12]], [[11], [12], [10]]],
@@ -51,10 +53,11 @@ technique = {
         "alpha": 8.0,
     },
     "builds_on": [],
-    "extra": None,
+    "extra": "",
     "cost": "one reading of each prompt with its right and its wrong answer; then one "
     "multiplication in each layer touched",
     "picture": "layer by dimension, with the chosen numbers circled",
+    "differs": {"ranking": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/steering/austeer.ipynb #b51a8a87
@@ -364,28 +367,7 @@ def austeer(
     )
 
 # %% ../../nbs/steering/austeer.ipynb #46eee526
-def random_units(
-    scope: Scope,
-    *,
-    contrasts: None | Contrasts | tuple | list = None,
-    k: int | None = 100,
-    alpha: int | float = 2.0,
-    site: str = "z",
-    layers: None | int | slice | list[int] = None,
-    mode: str = "scale",
-    positions: Positions = "not first",
-    seed: int = 0,
-) -> list[Edit]:
+@control_of(austeer, fixed="ranking")
+def random_units(scope: Scope, **settings) -> list[Edit]:
     "The same rule on as many random units of the same layers: the control of `austeer`."
-    return austeer(
-        scope,
-        contrasts=contrasts,
-        k=k,
-        alpha=alpha,
-        site=site,
-        layers=layers,
-        mode=mode,
-        ranking="random",
-        positions=positions,
-        seed=seed,
-    )
+    return austeer(scope, **settings, ranking="random")

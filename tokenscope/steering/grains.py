@@ -12,11 +12,11 @@ __all__ = ['ATTRIBUTIONS', 'ContrastScores', 'path_shares', 'contrast_attributio
 from dataclasses import dataclass
 
 import torch
-from fastcore.meta import delegates
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..app.contract import control_of
 from ..measure.attribution import embedding_baseline
 from ..text.batch import batches_by_length
 from ..change.contrasts import AnswerInputs, Contrasts, contrast_inputs
@@ -36,10 +36,11 @@ technique = {
     "(Nguyen et al., 2025)",
     "arxiv": "2507.18043",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "grains",
     "control": "random_grains",
+    "panel": "",
     "neutral": {
         "contrasts": [[[5, 6, 7, 8], [9, 10, 11]], [[40, 41], [42]], [[50], [51, 52]]],
         "angle": 0.0,
@@ -55,6 +56,7 @@ technique = {
     "cost": "20 gradients of each answer and three readings of it; then a rotation of each "
     "token's state",
     "picture": "the prompt, each token coloured by which answer it pulls towards",
+    "differs": {"attribution": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/steering/grains.ipynb #6bba29dc
@@ -428,7 +430,7 @@ def grains(
     return turning_edits(scope, made, angle, strength, keep_norm, positions)
 
 # %% ../../nbs/steering/grains.ipynb #10068d6e
-@delegates(grains)
-def random_grains(scope: Scope, **kwargs) -> list[Edit]:
+@control_of(grains, fixed="attribution")
+def random_grains(scope: Scope, **settings) -> list[Edit]:
     "The same with random tokens in place of the influential ones: the control of `grains`."
-    return grains(scope, **{**kwargs, "attribution": "random"})
+    return grains(scope, **settings, attribution="random")

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..app.contract import control_of
 from ..text.batch import rows_of
 from ..change.contrasts import answer_logprobs
 from ..core.edit import Edit
@@ -34,10 +35,11 @@ technique = {
     "Language Steering (Wong et al., 2026)",
     "arxiv": "2604.03532",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "langfir",
     "control": "random_langfir",
+    "panel": "",
     "neutral": {"alpha": 0.0},
     "example": {
         "language": [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12], [7, 5, 8, 6]],
@@ -53,6 +55,7 @@ technique = {
     "cost": "one reading of the texts and of random tokens, up to the layer of the autoencoder; "
     "then one addition or projection a token",
     "picture": "how often each feature fires on a language and on random tokens",
+    "differs": {"random": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/steering/langfir.ipynb #251e3c1d
@@ -283,6 +286,7 @@ def langfir(
     return found.steer(alpha, positions) if mode == "steer" else found.ablate(mean, positions)
 
 
+@control_of(langfir, fixed="random")
 def random_langfir(
     scope: Scope,
     **settings,  # as of `langfir`

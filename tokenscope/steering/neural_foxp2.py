@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..text.batch import rows_of
 from ..change.directions import checked_length
 from ..core.edit import Edit
@@ -38,10 +39,11 @@ technique = {
     "LLMs (Saha et al., 2026)",
     "arxiv": "2602.00945",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "neural_foxp2",
     "control": "random_foxp2",
+    "panel": "",
     "neutral": {"lam": 0.0, "beta": 0.0},
     "example": {
         "target": [[5, 6, 7, 5, 6, 7, 5, 6, 7], [5, 6, 8, 8, 8, 9, 9, 9]],
@@ -378,6 +380,7 @@ def neural_foxp2(
     return foxp2_edits(found, window, lam, beta, positions)
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #9794f8f7
+@control_of(neural_foxp2)
 def random_foxp2(
     scope: Scope,
     *,

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..core.edit import Edit
 from ..text.names import BadArgument, Layers, resolve_layers
 from ..core.scope import Scope
@@ -30,16 +31,22 @@ technique = {
     "Without Training (Han et al., 2025)",
     "arxiv": "2505.11739",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "zerotuning",
     "control": "random_column_tuning",
+    "panel": "",
     "neutral": {"gamma": 1.0},
     "example": {"gamma": 2.0},
     "builds_on": [],
-    "extra": None,
+    "extra": "",
     "cost": "a plain forward; one small bias a layer",
     "picture": "the attention of the last token before and after",
+    "differs": {
+        "token": "drawn at random: it is what makes this the control",
+        "among": "from how many columns the control draws",
+        "seed": "of the drawn column",
+    },
 }
 
 # %% ../../nbs/steering/zerotuning.ipynb #d04efe5a
@@ -83,6 +90,7 @@ def zerotuning(
     ]
 
 # %% ../../nbs/steering/zerotuning.ipynb #7f5bbcbc
+@control_of(zerotuning, fixed="token")
 def random_column_tuning(
     scope: Scope,
     *,

@@ -17,7 +17,8 @@ from functools import lru_cache, partial
 import torch
 from transformers import LogitsProcessor
 
-from ..data.data import stop_words
+from ..app.contract import control_of
+from ..data.declaration import stop_words
 from ..measure.diagnosis import Diagnosis
 from ..text.encodings import byte_vocabulary, canonical_encoding, encodings, piece_bytes
 from ..text.names import BadArgument
@@ -31,16 +32,18 @@ technique = {
     "and Mukherjee, 2026)",
     "arxiv": "2601.14658",
     "family": "tokenizers",
-    "returns": "Diagnosis",
+    "returns": "diagnosis",
     "model": "causal-lm",
     "front": "ReplacementProbe",
     "control": "random_ban_probe",
+    "panel": "",
     "neutral": {"mask": None},
     "example": {"fraction": 0.05},
     "builds_on": [],
     "extra": "tokenizers",
     "cost": "one generation a passage; encodings need no model",
     "picture": "a word as a lattice of pieces",
+    "differs": {"mask": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #3762a68a
@@ -498,9 +501,10 @@ def _aligned(asked, output, targets):
     return where
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #87a490a2
+@control_of(ReplacementProbe, fixed="mask")
 def random_ban_probe(
     scope: Scope,
     **hyperparameters,  # of `ReplacementProbe`, but `mask`
 ) -> ReplacementProbe:
     "The probe with random bans in place of the phantom mask: its control."
-    return ReplacementProbe(scope, **{**hyperparameters, "mask": "random"})
+    return ReplacementProbe(scope, **hyperparameters, mask="random")
