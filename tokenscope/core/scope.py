@@ -19,7 +19,7 @@ from .attention import attention_scores
 from ..text.batch import Batch, make_batch, pad_id
 from .default_model import default_model
 from .edit import edit
-from ..text.names import BadArgument, BadFile, Positions, Text, Unavailable
+from ..text.names import BadArgument, BadFile, Positions, Unavailable
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
 from .structure import Structure
@@ -97,7 +97,7 @@ class Scope:
 
     def encode(
         self,
-        text: Text,  # a text, a list of texts, a chat, ids, a BatchEncoding, or a `Batch`
+        text,  # a text, a list of texts, a chat, ids, a BatchEncoding, or a `Batch`
         padding_side: str = "right",
     ) -> Batch:
         "A padded batch on the model's device, checked against its vocabulary and context."
@@ -108,7 +108,7 @@ class Scope:
 
     def logits(
         self,
-        text: Text,  # as in `encode`
+        text,  # as in `encode`
         positions: Positions = "all",
     ) -> Float[Tensor, "batch token vocab"]:
         "Next-token scores after each token."
@@ -116,7 +116,7 @@ class Scope:
 
     def generate(
         self,
-        text: Text,  # prompt or prompts, as in `encode`
+        text,  # prompt or prompts, as in `encode`
         max_new_tokens: int = 40,
         return_ids: bool = False,  # give the new token ids too: decoding loses how a text was cut
         seed: int | None = None,  # for sampling; the surrounding random state is left alone
