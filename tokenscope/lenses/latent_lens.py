@@ -207,7 +207,7 @@ def latent_lens(
     text,  # one text, as in `Scope.encode`
     *,
     layers: Layers = None,  # inputs of which layers; None for all
-    positions: Positions | None = None,  # None for all
+    positions: Positions = "all",
     k: int = 5,  # words a vector
     lens: str = "latent",  # or "embedding", "logit": the baselines
     bank: VectorBank | None = None,  # None for the small one

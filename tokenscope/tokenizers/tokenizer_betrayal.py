@@ -18,7 +18,7 @@ import torch
 from transformers import LogitsProcessor
 
 from ..app.contract import control_of
-from ..data.data import stop_words
+from ..data.declaration import stop_words
 from ..measure.diagnosis import Diagnosis
 from tokenscope.text.encodings import (
     byte_vocabulary,
