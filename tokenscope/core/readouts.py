@@ -133,7 +133,7 @@ def logit_lens(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
     layers: Layers = None,  # None for all
-    positions: Positions | None = None,  # None for all
+    positions: Positions = "all",
     k: int = 3,  # how many words to keep
 ) -> LensReading:
     "What each layer would say next (logit lens, nostalgebraist 2020)."

@@ -18,7 +18,7 @@ from .attention import attention_scores
 from ..text.batch import Batch, make_batch
 from .default_model import default_model
 from .edit import edit
-from ..text.names import BadArgument, BadFile, Unavailable
+from ..text.names import BadArgument, BadFile, Positions, Unavailable
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
 from .structure import Structure
@@ -178,7 +178,7 @@ def generate(
 def logits(
     self: Scope,
     text,  # as in `encode`
-    positions=None,  # None for all tokens
+    positions: Positions = "all",
 ) -> torch.Tensor:  # (batch, token, vocab)
     "Next-token scores after each token."
     return self.read(text, "logits", positions=positions)["logits"]

@@ -237,7 +237,7 @@ def read(
     text,  # a text, a list of texts, a chat, ids, a BatchEncoding
     sites: str | Iterable[str] = ("resid_post",),  # names of `text/names`
     layers: Layers = None,  # None for all; negative from the end
-    positions: Positions | None = None,  # None for all; counted among real tokens
+    positions: Positions = "all",  # or "not first", "first", "last", numbers among real tokens
     grad: bool = False,  # keep the graph, for gradients at the sites
 ) -> Trace:
     """Read sites of a model for chosen layers and tokens; nothing after the last of them is
@@ -245,11 +245,12 @@ def read(
     names, layers, pieces = _asked(scope, sites, layers)
     batch = scope.encode(text)
     columns, real = choose_columns(positions, batch.attention_mask)
-    gather = None if positions is None else columns
+    whole = isinstance(positions, str) and positions == "all"
+    gather = None if whole else columns
     collector = Collector(
         layers, gather, len(batch), len(pieces), keep_grad=grad, stop="logits" not in names
     )
-    if grad and positions is not None:
+    if grad and not whole:
         raise BadArgument(
             "positions= does not go with grad=True: a gradient needs the whole tensor; choose "
             "positions of the gradient"
@@ -264,15 +265,13 @@ def read(
             collector.tensors["logits"] = _logits(scope, batch, hidden, gather)
     index = real_index(batch.attention_mask)
     chosen = [
-        [t[int(i)] for i in index[row, columns[row][real[row]]]]
-        if positions is not None
-        else list(t)
+        [t[int(i)] for i in index[row, columns[row][real[row]]]] if not whole else list(t)
         for row, t in enumerate(batch.tokens)
     ]
     return Trace(
         collector.tensors,
         layers,
-        chosen if positions is not None else batch.tokens,
+        batch.tokens if whole else chosen,
         real,
         batch,
         grad,

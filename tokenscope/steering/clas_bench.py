@@ -20,7 +20,7 @@ from tokenscope.change.answers import (
     harmonic_mean,
     own_question,
 )
-from ..data.data import udhr
+from ..data.declaration import udhr
 from tokenscope.change.directions import (
     Directions,
     Subspace,
@@ -112,7 +112,7 @@ def steer_language(
     # paper's
     unit: str = "diff",
     method: str = "diffmean",  # see `language_directions`
-    positions: Positions | None = None,  # None for all but the first token
+    positions: Positions = "not first",
     seed: int = 0,
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Make the model answer in another language (Gurgurov et al. 2026, section 3)."

@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .names import BadArgument, Positions, ScopeError, resolve_indices
+from tokenscope.text.names import (
+    BadArgument,
+    Positions,
+    ScopeError,
+    resolve_indices,
+    resolve_positions,
+)
 from .tokens import Tokens, tokens_of
 
 # %% ../../nbs/text/batch.ipynb #9c183da5
@@ -47,13 +53,6 @@ def real_index(
 # %% ../../nbs/text/batch.ipynb #d1f40930
 def _row_positions(positions, length, row):
     "The chosen real positions of one row."
-    if isinstance(positions, str):
-        if positions not in ("all", "last"):
-            raise BadArgument(
-                f"Unknown positions {positions!r}; accepted: an integer, a list, a slice, 'last', "
-                "'all', or None"
-            )
-        return list(range(length)) if positions == "all" else [length - 1]
     try:
         return resolve_indices(positions, length, "position")
     except ScopeError as e:
@@ -65,16 +64,18 @@ def _row_positions(positions, length, row):
 
 # %% ../../nbs/text/batch.ipynb #80784a6d
 def choose_columns(
-    positions: Positions | None,  # counted among real tokens
+    positions: Positions,  # counted among real tokens
     attention_mask: Int[Tensor, "batch token"],
 ) -> tuple[
     Int[Tensor, "batch chosen"], Bool[Tensor, "batch chosen"]
 ]:  # columns of the batch, and which of them are real
     "Turn positions into columns of a padded batch."
     index = real_index(attention_mask)
-    if positions is None:
+    if isinstance(positions, str) and positions == "all":
         return torch.arange(index.shape[1], device=index.device).expand_as(index), index >= 0
-    rows = [_row_positions(positions, int(n), row) for row, n in enumerate(attention_mask.sum(1))]
+    numbers = resolve_positions(positions)
+    lengths = attention_mask.sum(1).tolist()
+    rows = [_row_positions(numbers, length, row) for row, length in enumerate(lengths)]
     width = max(map(len, rows))
     columns = torch.zeros(len(rows), width, dtype=torch.long, device=index.device)
     real = torch.zeros(len(rows), width, dtype=torch.bool, device=index.device)

@@ -27,7 +27,8 @@ from ..app.contract import control_of
 from ..change.answers import option_scores
 from ..data.books import moby_dick
 from ..show.colours import Markup
-from ..data.cuts import random_cut, tokenizer_of, word_spans
+from ..data.cuts import random_cut, word_spans
+from ..data.tokenizer_catalogue import tokenizer_of
 from ..measure.intervals import partial_correlation, wilson_interval
 from ..show.marks import visible_text
 from ..text.names import BadArgument

@@ -19,7 +19,8 @@ import torch
 from ..app.contract import control_of
 from ..text.batch import batches_by_length, rows_of
 from ..show.colours import Markup
-from ..data.cuts import named_tokenizers, number_pieces
+from ..data.cuts import number_pieces
+from ..data.tokenizer_catalogue import named_tokenizers
 from ..measure.diagnosis import Diagnosis
 from ..measure.intervals import wilson_interval
 from ..text.names import BadArgument

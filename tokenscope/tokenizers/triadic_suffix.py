@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from transformers import BatchEncoding
 
 from ..app.contract import control_of
-from ..data.cuts import tokenizer_of
+from ..data.tokenizer_catalogue import tokenizer_of
 from ..text.encodings import middle_encoding, piece_bytes
 from ..text.names import BadArgument, ScopeError
 from ..text.numbers import group_number, number_spans, read_groups
