@@ -399,7 +399,7 @@ def counting_readout(
     text,  # one text, as in `Scope.encode`
     *,
     layers: Layers = None,  # outputs of which layers; None for all, or for those of the probes
-    positions: Positions | None = None,  # None for all
+    positions: Positions = "all",
     probes: LayerProbes | None = None,  # from `count_probes`; None to fit them on word bags
     n: int = 120,  # word bags to fit the probes on
     seed: int = 0,

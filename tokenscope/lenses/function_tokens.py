@@ -451,7 +451,7 @@ def function_token_lens(
     text,  # one text, as in `Scope.encode`
     *,
     layers: Layers = None,  # None for all that the switches have
-    positions: Positions | None = None,  # None for all
+    positions: Positions = "all",
     q: int | float = 0.40,  # share of all tokens that are function tokens
     counts: TokenCounts | None = None,  # None: of the Declaration
     switches: FeatureSwitches

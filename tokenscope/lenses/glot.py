@@ -383,7 +383,7 @@ def glot(
     text,  # one text
     *,
     layers: Layers = None,  # outputs of which layers; None for all, -1 for the paper's
-    positions: Positions | None = None,  # tokens to report; the graph has all of them
+    positions: Positions = "all",  # tokens to report; the graph has all of them
     tau: int | float = 0.6,  # threshold of the graph
     pooler: TokenGraphPool | None = None,  # a trained one; None for a fresh one of `seed`
     # take the text's mean state (without the first token) off before the cosines

@@ -335,7 +335,7 @@ def code_batches(
     scope,  # a `Scope`
     sae: SparseAutoencoder,
     texts: Iterable,  # texts, or lists of token ids
-    positions: Positions | None = slice(1, None),  # all but the first real token
+    positions: Positions = "not first",
     batch_tokens: int = 2048,
 ) -> Iterator[
     tuple[list[int], Float[Tensor, "batch token feature"], Tensor]

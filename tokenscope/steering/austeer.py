@@ -24,6 +24,7 @@ from ..core.edit import Edit
 from tokenscope.text.names import (
     ATTENTION_SITES,
     BadArgument,
+    Positions,
     LAYERLESS_SITES,
     SITES,
     check_site,
@@ -252,11 +253,7 @@ def unit_edits(
     chosen: Bool[Tensor, "layer width"],
     alpha: int | float,
     mode: str = "scale",  # the paper's; or "add"
-    positions: None
-    | int
-    | slice
-    | str
-    | list[int] = None,  # as in `Edit`: None leaves out the first token, "all" is the paper's
+    positions: Positions = "not first",  # as in `Edit`; "all" is the paper's
 ) -> list[Edit]:  # one for each layer touched
     "Scale each chosen unit by 1 + alpha times its momentum (Feng et al. 2026)."
     if mode not in ("scale", "add"):
@@ -347,11 +344,7 @@ def austeer(
     layers: None | int | slice | list[int] = None,  # None for all
     mode: str = "scale",  # the paper's; or "add"
     ranking: str = "count",  # the paper's; or "magnitude", "t", "null", "random"
-    positions: None
-    | int
-    | slice
-    | str
-    | list[int] = None,  # None for all but the first token; "all" is the paper's
+    positions: Positions = "not first",  # "all" is the paper's
     seed: int = 0,  # of the controls
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     """Turn the few numbers that move most reliably between right and wrong answers (Feng et al.

@@ -112,7 +112,7 @@ def steer_language(
     # paper's
     unit: str = "diff",
     method: str = "diffmean",  # see `language_directions`
-    positions: Positions | None = None,  # None for all but the first token
+    positions: Positions = "not first",
     seed: int = 0,
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Make the model answer in another language (Gurgurov et al. 2026, section 3)."

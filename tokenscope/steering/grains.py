@@ -24,7 +24,7 @@ from ..change.directions import Directions, checked_length
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..change.moves import AddKeepingNorm, TurnTowards
-from ..text.names import BadArgument, resolve_layers
+from ..text.names import BadArgument, Positions, resolve_layers
 from ..measure.paths import path_points, path_slopes, relative_gap
 from ..core.scope import Scope
 from ..text.tokens import Tokens, tokens_of
@@ -354,7 +354,7 @@ def turning_edits(
     strength: int
     | float = 40.0,  # the paper's lambda, if no angle is given; negative for the other way
     keep_norm: bool = True,  # False: add and do not rescale; only with `strength`
-    positions=None,  # as in `Edit`; None for all but the first token
+    positions: Positions = "not first",  # as in `Edit`
 ) -> list[Edit]:  # one a layer
     "Turn states towards a direction and keep their lengths (Nguyen et al. 2025, section 3)."
     if directions.vectors.shape[-1] != scope.d_model:
@@ -412,7 +412,7 @@ def grains(
     | Tensor = "pad",  # what takes the place of a token; or "zero", "mean", a token id
     each: bool = False,  # rank the tokens of each sequence by themselves
     keep_norm: bool = True,
-    positions=None,
+    positions: Positions = "not first",
     images: Tensor | None = None,
     seed: int = 0,
 ) -> list[Edit]:

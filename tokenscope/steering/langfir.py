@@ -156,7 +156,7 @@ class LanguageFeatures:
         "Directions of the features, each as long as it fires on average."
         return self.own.mean_active[self.indices] @ self.sae.W_dec[self.indices]
 
-    def steer(self, alpha: int | float = 0.5, positions=None) -> list[Edit]:
+    def steer(self, alpha: int | float = 0.5, positions: Positions = "not first") -> list[Edit]:
         "Add the features, alpha times as long as each state."
         move = AddInProportion(self.vector, _share(alpha))
         return (
@@ -166,7 +166,7 @@ class LanguageFeatures:
         )
 
     def ablate(
-        self, mean: Tensor | float | None = None, positions=None
+        self, mean: Tensor | float | None = None, positions: Positions = "not first"
     ) -> list[Edit]:  # None: the mean the autoencoder is centred on
         "Take the features out of each state."
         move = ProjectOut(
@@ -271,7 +271,7 @@ def langfir(
     | float
     # of "ablate": what is put in its place; None for the autoencoder's centre, 0.0 for nothing
     | None = None,
-    positions: Positions | None = None,  # None for all but the first token
+    positions: Positions = "not first",
     seed: int = 0,
     random: bool = False,  # other features of equal rate: see `random_langfir`
     **search,  # of `find_language_features`: rate, tau, rho, max_features, n_random, length

@@ -307,8 +307,7 @@ def foxp2_edits(
     window: Iterable[int],
     lam: int | float,
     beta: int | float,
-    positions: Positions
-    | None = "last",  # "last": the last token of the prompt, then each that is generated
+    positions: Positions = "last",  # "last": the last token of the prompt, then each that is generated
 ) -> list[Edit]:
     "The switch, in some layers."
     where = ("last", "generated") if positions == "last" else (positions,)
@@ -331,7 +330,7 @@ def neural_foxp2(
     beta: int | float = 0.0,  # beta: away from English
     rank: int | None = None,  # None: by `spectrum_rank`
     width: tuple[int, int] = (3, 6),  # of the window, in candidates
-    positions: Positions | None = "last",  # "last": see `foxp2_edits`
+    positions: Positions = "last",  # "last": see `foxp2_edits`
     n_features: int = 1024,
     l1: float = 5e-3,
     epochs: int = 150,

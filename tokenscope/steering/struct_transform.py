@@ -360,7 +360,7 @@ def undo_container(
     plain: Iterable | None = None,  # the same content as plain text
     layers: Layers = None,  # None: one, at a third of the depth
     strength: int | float = 1.0,  # 1 takes the mean difference away; negative adds more of it
-    positions: Positions | None = None,  # None for all but the first token
+    positions: Positions = "not first",
     seed: int | None = None,  # a random direction instead
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Move the states of requests in a container to where plain requests are."
