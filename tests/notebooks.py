@@ -31,6 +31,7 @@ def run(path: Path, slow: bool = False, save: bool = False) -> float:
     part.cells = [c for c in whole.cells if slow or not (flagged(c, "slow") or flagged(c, "eval: false"))]
     begun = time.time()
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("TOKENSCOPE_SAVED_FRAMES", "all")  # a panel computes every setting
     if slow:
         os.environ["TOKENSCOPE_SLOW"] = "1"  # see measure/slow_cells
     with tempfile.TemporaryDirectory() as elsewhere:  # what a cell writes must not change the tree

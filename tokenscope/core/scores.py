@@ -129,7 +129,11 @@ def next_tokens(
         [scope.tokenizer.decode([i]) for i in ids.tolist()] if scope.tokenizer else ids.tolist()
     )
     return TokenScores(
-        [str(s) for s in pieces], p.cpu().numpy(), name="probability of coming next", limits=(0, 1)
+        [str(s) for s in pieces],
+        p.cpu().numpy(),
+        name="probability of coming next",
+        limits=(0, 1),
+        alternatives=True,
     )
 
 # %% ../../nbs/core/scores.ipynb #0196dd3b
