@@ -106,7 +106,7 @@ def name_faults() -> list[str]:
 
 def homeless() -> list[str]:
     "Notebooks that are exported into a folder that is no room and no family, or into another than their own."
-    from tokenscope.app.gallery import FAMILIES
+    from tokenscope.app.cards import FAMILIES
     from tokenscope.app.house import ROOMS
     wrong = []
     for path in pages():
