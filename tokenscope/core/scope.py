@@ -8,13 +8,11 @@ Docs: https://tokenscope.github.io/tokenscope/core/scope.html.md"""
 __all__ = ['Scope', 'encode', 'generate', 'logits', 'load']
 
 # %% ../../nbs/core/scope.ipynb #b4836ddd
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .attention import attention_scores
 from ..text.batch import Batch, make_batch
 from .default_model import default_model
 from .edit import edit

@@ -16,7 +16,7 @@ from html import escape
 from itertools import accumulate
 
 from ..show.colours import Markup
-from .tokenizer_catalogue import named_tokenizers, tokenizer_of
+from .tokenizer_catalogue import named_tokenizers
 from ..text.names import BadArgument
 from ..text.tokens import Tokens, tile_offsets, tokens_of
 

@@ -12,16 +12,13 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
 from ..core.default_model import WHEEL_SHA256, default_model
 from ..text.fetch import cache_dir, fetch_file, npm_url, unpack_members
 from ..text.names import BadArgument, ScopeError, Unavailable
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 # %% ../../nbs/data/tokenizer_catalogue.ipynb #34ac35e5
 class TokenizerEntry(NamedTuple):

@@ -9,7 +9,6 @@ __all__ = ['LENSES', 'VectorWords', 'embedding_lens', 'output_lens', 'vector_wor
            'shuffled_bank_lens']
 
 # %% ../../nbs/lenses/latent_lens.ipynb #f8f49122
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
