@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/app/contract.html.md"""
 
 # %% auto #0
 __all__ = ['RETURNS', 'PROTOCOLS', 'Reading', 'Report', 'TokenCutter', 'CaseProbe', 'PathForecast', 'keeps_promise', 'control_of',
-           'control_differences']
+           'control_differences', 'check_panel_scope']
 
 # %% ../../nbs/app/contract.ipynb #2f57f014
 from collections.abc import Iterable
@@ -120,7 +120,7 @@ def control_of(
     unknown = [name for name in fixed if name not in signature(front).parameters]
     if unknown:
         raise BadArgument(
-            f"{front.__name__} takes no {unknown[0]}, so a control cannot fix it; it takes "
+            f"A control cannot fix what its front does not take: {unknown[0]}; {front.__name__} takes "
             f"{', '.join(signature(front).parameters)}"
         )
 
@@ -160,3 +160,14 @@ def _keywords(function) -> dict:
     "The keyword parameters of a function and their defaults."
     parameters = signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+
+# %% ../../nbs/app/contract.ipynb #9eaa30d0
+def check_panel_scope(
+    scope,  # a `Scope`
+    panel: str,  # its name, for the message
+) -> None:
+    "Refuse a scope that cannot read words."
+    if getattr(scope, "tokenizer", None) is None:
+        raise BadArgument(
+            f"No tokenizer for a panel: {panel} has a box for words, so give a Scope with its tokenizer"
+        )

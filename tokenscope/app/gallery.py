@@ -20,17 +20,21 @@ from ..show.colours import Markup
 # %% ../../nbs/app/gallery.ipynb #ec61165e
 def gallery_text() -> str:
     "The techniques as plain text, for a terminal."
+    techniques = cards()
+    title_width = max(len(card["title"]) for card in techniques)
+    name_width = max(len(f"{card['family']}/{card['slug']}") for card in techniques)
     lines = []
     for family, question in FAMILIES.items():
-        some = [c for c in cards() if c["family"] == family]
-        lines += (
-            [question]
-            + [
-                f"  {c['title']:<28} tokenscope.{family}.{c['slug']}  (arXiv {c['arxiv']})"
-                for c in some
-            ]
-            + ([] if some else ["  (none yet)"])
-        )
+        lines.append(question)
+        here = [card for card in techniques if card["family"] == family]
+        for card in here:
+            name = f"{family}/{card['slug']}"
+            lines.append(
+                f"  {card['title']:<{title_width}}  {name:<{name_width}}  arXiv {card['arxiv']}"
+                + ("  panel" if card["panel"] else "")
+            )
+        if not here:
+            lines.append("  (none yet)")
     return "\n".join(lines)
 
 # %% ../../nbs/app/gallery.ipynb #53d737a5
@@ -86,7 +90,7 @@ def gallery(
         "0 2rem}"
         ".ts-card{border:1px solid #8884;border-radius:10px;padding:1rem "
         "1.1rem;overflow:hidden}.ts-card h3{margin:0 0 .3rem!important;font-size:1.1rem!important}"
-        ".ts-card .pic{max-height:9rem;overflow:hidden;margin:.5rem 0;font-size:.85em}.ts-card "
+        ".ts-card .pic{max-height:24rem;overflow:auto;margin:.5rem 0;font-size:.85em}.ts-card .pic img,.ts-card .pic svg{max-width:100%;max-height:22rem;height:auto;object-fit:contain}.ts-card "
         "p{margin:.3rem 0;font-size:.86rem;opacity:.85}</style>"
     )
     parts = [style]

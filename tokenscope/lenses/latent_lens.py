@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/lenses/latent_lens.html.md"""
 
 # %% auto #0
 __all__ = ['LENSES', 'VectorWords', 'embedding_lens', 'output_lens', 'vector_words', 'LatentReading', 'latent_lens',
-           'shuffled_bank_lens']
+           'shuffled_bank_lens', 'latent_lens_panel']
 
 # %% ../../nbs/lenses/latent_lens.ipynb #f8f49122
 from dataclasses import dataclass, replace
@@ -22,6 +22,8 @@ from ..measure.neighbours import VectorBank, small_bank
 from ..core.readouts import layer_table
 from ..core.scope import Scope
 from ..core.scores import over_logits
+from ..app.contract import check_panel_scope
+from ..show.explore import Choice, Text, explore
 
 # %% ../../nbs/lenses/latent_lens.ipynb #4aec55da
 technique = {
@@ -34,7 +36,7 @@ technique = {
     "model": "causal-lm",
     "front": "latent_lens",
     "control": "shuffled_bank_lens",
-    "panel": "",
+    "panel": "latent_lens_panel",
     "neutral": {},
     "example": {"k": 3},
     "builds_on": [],
@@ -245,4 +247,32 @@ def shuffled_bank_lens(
     order = torch.randperm(len(bank.places), generator=torch.Generator().manual_seed(seed))
     return latent_lens(
         scope, text, bank=replace(bank, places=bank.places[order]), **hyperparameters
+    )
+
+# %% ../../nbs/lenses/latent_lens.ipynb #27abd05c
+def latent_lens_panel(
+    scope: Scope,
+    # the opening sentences
+    sentences: Iterable[str] = (
+        "Everybody must pay the bank before Friday",
+        "We sat on the bank of the river",
+    ),
+    bank: VectorBank | None = None,  # default: `small_bank`
+):  # an `explore` panel
+    "Three lenses and the control on one sentence, at eight layers."
+    check_panel_scope(scope, "latent_lens_panel")
+    first, *more = sentences
+    deck = sorted({layer * scope.n_layers // 8 for layer in range(8)})
+
+    def nearest_words(sentence, lens):
+        "The nearest word of each state."
+        if lens == "shuffled bank (control)":
+            return shuffled_bank_lens(scope, sentence, layers=deck, k=3, bank=bank)
+        return latent_lens(scope, sentence, layers=deck, k=3, lens=lens, bank=bank)
+
+    return explore(
+        nearest_words,
+        title="Three lenses",
+        sentence=Text(first, more),
+        lens=Choice([*LENSES, "shuffled bank (control)"]),
     )
