@@ -9,6 +9,7 @@ __all__ = ['LENSES', 'VectorWords', 'embedding_lens', 'output_lens', 'vector_wor
            'shuffled_bank_lens', 'latent_lens_panel']
 
 # %% ../../nbs/lenses/latent_lens.ipynb #f8f49122
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
