@@ -22,7 +22,7 @@ from ..text.names import BadArgument, Layers, Positions
 from ..measure.neighbours import VectorBank, small_bank
 from ..core.readouts import layer_table
 from ..core.scope import Scope
-from ..core.scores import over_logits
+from ..core.scores import top_tokens
 from ..app.contract import check_panel_scope
 from ..show.explore import Choice, Text, explore
 
@@ -92,16 +92,11 @@ def output_lens(
 ) -> VectorWords:
     """The logit lens of any vectors: most probable next tokens after the final norm and the
     unembedding."""
-    best = over_logits(
-        scope,
-        vectors.to(scope.device, scope.dtype),
-        lambda logp, at: torch.stack([t.double() for t in logp.topk(k)], -1),
-        normed=False,
-    )
-    words = _decode(scope, best[..., 1].long())
+    logp, ids = top_tokens(scope, vectors.to(scope.device, scope.dtype), k, normed=False)
+    words = _decode(scope, ids)
     return VectorWords(
         words,
-        best[..., 0].exp().float().cpu(),
+        logp.double().exp().float().cpu(),
         [[f"would say {w!r}" for w in row] for row in words],
     )
 

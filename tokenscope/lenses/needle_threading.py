@@ -23,14 +23,9 @@ from ..app.contract import control_of
 from ..text.batch import batches_by_length, rows_of
 from ..data.cuts import token_counts
 from ..show.display import TokenScores
-from tokenscope.data.haystacks import (
-    PLANTERS,
-    SYLLABLES,
-    NeedleTask,
-    make_haystack,
-    multi_thread,
-    score_answer,
-)
+from ..data.haystacks import SYLLABLES, make_haystack
+from ..data.needle_answers import score_answer
+from ..data.needles import PLANTERS, NeedleTask, multi_thread
 from ..text.names import BadArgument, Heads, Layers, resolve_indices
 from ..core.scope import Scope
 from ..core.scores import over_logits
@@ -380,11 +375,11 @@ def thread_batch(
     for _ in range(size):
         task = multi_thread(
             make_haystack(n, kind="word", seed=rng.random()),
-            q,
-            h,
-            direction,
-            rng.random() < 0.5,
-            rng.random(),
+            n_threads=q,
+            hops=h,
+            direction=direction,
+            write_hops=rng.random() < 0.5,
+            seed=rng.random(),
         )
         rows.append([tokenizer(text)["input_ids"] for text in (task.prompt, task.answer_text)])
     width = max(len(a + b) for a, b in rows)
