@@ -8,13 +8,10 @@ Docs: https://tokenscope.github.io/tokenscope/core/scores.html.md"""
 __all__ = ['over_logits', 'top_tokens', 'logprobs', 'surprisal', 'entropy', 'next_tokens', 'attention_received']
 
 # %% ../../nbs/core/scores.ipynb #75d6566d
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..text.batch import Batch
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Heads, Layers, resolve_indices, resolve_layers
 from .taps import site_taps

@@ -21,7 +21,14 @@ from html import escape
 from numbers import Real
 from pathlib import Path
 
-from .controls import Choice, Pick, Slider, Switch, Text, as_controls
+from tokenscope.show.controls import (
+    as_controls,
+    Choice as Choice,
+    Pick as Pick,
+    Slider as Slider,
+    Switch as Switch,
+    Text as Text,
+)
 from ..text.names import BadArgument
 from tokenscope.show.twin import (
     HARD_KB,

@@ -21,7 +21,6 @@ from itertools import product
 from math import prod
 from numbers import Number, Real
 
-from .controls import Choice, Pick, Slider, Switch, Text, as_controls
 from ..text.names import BadArgument
 
 # %% ../../nbs/show/twin.ipynb #5548f487
