@@ -119,5 +119,5 @@ class Costs:
 def pytest_configure(config):
     config.addinivalue_line("markers", "xdist_group: tests that run in one worker")
     if not hasattr(config, "workerinput"):  # workers send their reports to the one that counts
-        from tokenscope.app.gallery import cards
+        from tokenscope.app.cards import cards
         config.pluginmanager.register(Costs({card["slug"] for card in cards()}), "costs")

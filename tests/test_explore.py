@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tokenscope.show.controls import Choice, Pick, Slider, Switch, Text, as_control, as_controls
-from tokenscope.show.explore import WIDGET_MIME, clean_notebook, clean_notebooks, clean_outputs, explore, live_panel
+from tokenscope.show.explore import SAVED_FRAMES, WIDGET_MIME, clean_notebook, clean_notebooks, clean_outputs, explore, live_panel
 from tokenscope.text.names import ScopeError
 from tokenscope.show.twin import evenly, shown, thinned
 
@@ -107,7 +107,7 @@ def test_thinned_and_fixed_panels_say_so():
     page = explore(said, layer=(0, 99), mode=["a"], on=False).twin()
     assert "layer: 32 of 100" in page and "<b>mode</b> a." in page and len(data_of(page)[0]["order"]) == 64
     assert "<script" not in explore(said, layer=(0, 99), max_frames=1).twin()
-    assert "Run the notebook for text: any text." in explore(lambda text: text, text="hi").twin()
+    assert "Run the notebook for any text." in explore(lambda text: text, text="hi").twin()
 
 
 def test_weight():
@@ -162,8 +162,6 @@ def test_live_panel(monkeypatch):
     panel = explore(lambda layer, mode, on, text, word: 1 / (layer - 3) and [said(layer, mode, on), text, word],
                     layer=(0, 4), mode=["a", "b"], on=False, text="hi", word=Pick(["x", "y"]))
     panel.max_frames = 1
-    bundle = panel._repr_mimebundle_()
-    assert bundle["text/html"] == panel.twin() and WIDGET_MIME in bundle and bundle["text/plain"] == repr(panel)
     picture, live = live_panel(panel).children[-1], panel._live
     for name, value in dict(layer=4, mode=1, on=True, text="<new>", word=1).items():
         live[name].value = value
@@ -172,6 +170,46 @@ def test_live_panel(monkeypatch):
     assert "ZeroDivisionError" in picture.value and 'role="alert"' in picture.value and isinstance(panel.error, ZeroDivisionError)
     live["layer"].value = 2
     assert "layer 2" in picture.value and panel.error is None
+
+
+def test_live_text_keeps_its_lines_and_may_not_be_empty():
+    panel = explore(lambda text: repr(text), text=Text("one", examples=["a\nb"]))
+    picture, box = live_panel(panel).children[-1], panel._live["text"]
+    box.value = "two\nlines"
+    assert type(box).__name__ == "Textarea" and "two\\nlines" in picture.value and panel.values == {"text": "two\nlines"}
+    box.value = ""
+    assert "Nothing typed" in picture.value and 'role="alert"' in picture.value
+    box.value = "again"
+    assert "again" in picture.value and panel.error is None
+
+
+def shown_outputs(panel, monkeypatch) -> list:
+    "The outputs of a cell that ends in a panel."
+    import IPython.display
+    outputs = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw: outputs.append({"output_type": "display_data", "metadata": {}, "data": data}))
+    panel._ipython_display_()
+    return outputs
+
+
+def test_frames_are_computed_when_asked(monkeypatch):
+    calls = []
+    monkeypatch.delenv(SAVED_FRAMES, raising=False)
+    panel = explore(lambda n: calls.append(n) or f"is {n}", n=(0, 7))
+    saved, live = shown_outputs(panel, monkeypatch)
+    assert set(calls) == {3} and "is 3" in saved["data"]["text/html"] and "<script" not in saved["data"]["text/html"]
+    assert WIDGET_MIME in live["data"] and WIDGET_MIME not in saved["data"] and "Trust" in live["data"]["text/plain"]
+    monkeypatch.setenv(SAVED_FRAMES, "all")
+    page = shown_outputs(panel, monkeypatch)[0]["data"]["text/html"]
+    assert page == panel.twin() and "trust" in page.lower() and set(calls) == set(range(8))
+
+
+def test_an_exported_notebook_shows_the_saved_page(monkeypatch):
+    nbconvert, nbformat = pytest.importorskip("nbconvert"), pytest.importorskip("nbformat")
+    outputs = shown_outputs(explore(lambda n: f"picture {n}", n=(0, 3)), monkeypatch)
+    cell = nbformat.v4.new_code_cell("panel", outputs=[nbformat.from_dict(one) for one in outputs])
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    assert "picture 1</div>" in page
 
 
 def test_import_is_light():

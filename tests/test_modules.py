@@ -141,7 +141,9 @@ def test_saved_outputs_are_fit_to_publish(path):
         assert len(kinds) < 2 or "".join(cell["source"]).startswith("#| hide"), f"imports and code in one cell: {''.join(cell['source'])[:80]}"
         for output in cell["outputs"]:
             text = json.dumps(output)
-            assert output["output_type"] != "error" and "widget-view+json" not in text and output.get("name") != "stderr"
+            unclean = "widget-view+json" in text or output.get("name") == "stderr"
+            assert output["output_type"] != "error", f"{path.name} was saved with an error; run it again"
+            assert not unclean, f"{path.name} was saved with traces of its run; `make clean-nbs` drops them"
             assert not re.search(r"0x[0-9a-f]{8,}|/root/|/home/|/work/|/tmp/", text), text[:300]
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from notebooks import ROOT
 from tokenscope import __version__
-from tokenscope.app.gallery import cards
+from tokenscope.app.cards import cards
 
 sys.path.insert(0, str(ROOT / "nbs"))
 from citation import citation

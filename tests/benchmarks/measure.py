@@ -1,5 +1,6 @@
 """How the benchmarks measure: one thread, process CPU time, one warm-up, interleaved rounds in which every variant runs once (every second round
-backwards), the median of the rounds' ratios. Numbers are printed, never asserted. TOKENSCOPE_ROUNDS says how many rounds: `make bench` takes 5, the tests 1.
+backwards), the median of the rounds' ratios. Numbers are printed, never asserted. TOKENSCOPE_ROUNDS says how many rounds: `make bench` takes 5, the tests 1 without a
+warm-up: they only see that everything runs.
 With TOKENSCOPE_BENCH set to a file, every number is also added to it, a line each."""
 import ctypes
 import gc
@@ -17,8 +18,9 @@ def ratios(plain, variants: dict, rounds: int = ROUNDS) -> dict:
     "Median ratio of each variant's CPU time to the plain one's, over interleaved rounds."
     every = {"plain": plain, **variants}
     seconds = {name: [] for name in every}
-    for fn in every.values():
-        fn()
+    if rounds > 1:
+        for fn in every.values():
+            fn()
     for round in range(rounds):
         for name in list(every)[::-1 if round % 2 else 1]:
             begun = time.process_time()
@@ -58,7 +60,7 @@ def memory_table(work: str, variants: dict):
 
 
 def peak_mib(fn) -> float:
-    "Memory that a call adds at its peak; what was freed before is given back first, so that it cannot be used again."
+    "Memory that a call adds at its peak, in MiB; what was freed before is given back first. A fork would not do: a child of a process that ran torch may hang."
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as f:

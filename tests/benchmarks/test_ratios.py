@@ -100,7 +100,7 @@ def test_logit_lens(scope, others, ids):
         states = scope.model(ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
         return torch.stack([scope.unembed(h, normed=i == scope.n_layers - 1) for i, h in enumerate(states)]).softmax(-1).topk(3)
 
-    variants = {"tokenscope": {"30 layers, all positions": lambda: words(None), "30 layers, last position": lambda: words(-1)}, "by hand": {"30 layers, all positions": by_hand}}
+    variants = {"tokenscope": {"30 layers, all positions": lambda: words("all"), "30 layers, last position": lambda: words(-1)}, "by hand": {"30 layers, all positions": by_hand}}
     best = by_hand().indices[..., 0, :, 0]
     for who, lens in can(others, "lens").items():
         for positions, named in ((None, "all positions"), (-1, "last position")):

@@ -73,7 +73,7 @@ def lab(tmp_path_factory):
         log.close()
 
 
-def wait_for(url, server, log, seconds=40):
+def wait_for(url, server, log, seconds=150):
     "Ask until the server answers."
     for _ in range(seconds * 5):
         try:
@@ -86,7 +86,7 @@ def wait_for(url, server, log, seconds=40):
 
 def test_live_panel_answers(lab, page, outside):
     address, _ = lab
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(60_000)
     page.goto(address("panel.ipynb"))
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
     page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()
@@ -94,14 +94,23 @@ def test_live_panel_answers(lab, page, outside):
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     output = page.locator(".jp-OutputArea-output:has(.widget-vbox)")  # the live panel, not the saved page
     output.get_by_text("live layer 4 token 0 text none").wait_for()
-    handle = output.locator(".noUi-handle")
+    assert not page.locator("[data-ts]").first.is_visible()  # the saved page beside it hides
+    handle = output.get_by_role("slider", name="layer")
     handle.focus()
     page.keyboard.press("ArrowRight")
     output.get_by_text("live layer 5 token 0").wait_for()
+    assert handle.get_attribute("aria-valuetext") == "5"
     output.get_by_role("radio", name="How").focus()
     page.keyboard.press("ArrowRight")
     output.get_by_text("live layer 5 token 1").wait_for()
-    output.get_by_label("text").fill("hello")
+    box = output.get_by_label("text")
+    box.fill("")
+    output.get_by_role("alert").wait_for()
+    box.focus()
+    page.keyboard.type("hello\nyou")
+    output.get_by_text("live layer 5 token 1 text hello\nyou").wait_for()
+    assert box.input_value() == "hello\nyou"
+    box.fill("hello")
     output.get_by_text("live layer 5 token 1 text hello").wait_for()
     output.get_by_text("loud").click()
     output.get_by_text("LIVE LAYER 5 TOKEN 1 TEXT HELLO").wait_for()
@@ -118,10 +127,11 @@ def test_live_panel_answers(lab, page, outside):
 
 def test_saved_panel_before_and_after_trust(lab, page, outside):
     address, trust = lab
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(60_000)
     page.goto(address("saved.ipynb"))
     output = page.locator(".jp-OutputArea-output")
     output.get_by_text("saved layer 4").wait_for()  # a notebook from elsewhere: no script runs, the picture is there
+    assert "Trust Notebook" in output.inner_text()
     assert "layer 4" in output.inner_text() and output.get_by_role("slider").count() == 0
     trust("saved.ipynb")
     page.goto("about:blank")

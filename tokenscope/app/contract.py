@@ -11,9 +11,15 @@ __all__ = ['RETURNS', 'PROTOCOLS', 'Reading', 'Report', 'TokenCutter', 'CaseProb
 # %% ../../nbs/app/contract.ipynb #2f57f014
 from collections.abc import Iterable
 from inspect import Parameter, signature
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ..text.names import BadArgument, check_choice
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tokenscope.measure.diagnosis import Diagnosis
+    from tokenscope.show.display import TokenScores
 
 # %% ../../nbs/app/contract.ipynb #1a9a8362
 @runtime_checkable

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 import tokenscope
-from ..show.display import TokenScores, strips
+from ..show.display import TokenScores
 from ..text.names import BadArgument
 from ..show.pictures import attention_map
 

@@ -20,7 +20,7 @@ import torch
 
 from ..core.edit import Edit
 from .moves import Move
-from ..text.names import BadArgument, BadFile, LAYERLESS_SITES, SITES, resolve_layers
+from ..text.names import BadArgument, BadFile, LAYERLESS_SITES, resolve_layers
 from ..corpus.shards import written_whole
 
 # %% ../../nbs/change/edit_files.ipynb #91ff0524

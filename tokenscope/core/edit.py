@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/edit.html.md"""
 __all__ = ['Edit', 'Progress', 'position_mask', 'vector_tap', 'square_tap', 'edit']
 
 # %% ../../nbs/core/edit.ipynb #180452ff
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 

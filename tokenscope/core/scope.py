@@ -8,14 +8,12 @@ Docs: https://tokenscope.github.io/tokenscope/core/scope.html.md"""
 __all__ = ['Scope', 'load']
 
 # %% ../../nbs/core/scope.ipynb #b4836ddd
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .attention import attention_scores
 from ..text.batch import Batch, make_batch, pad_id
 from .default_model import default_model
 from .edit import edit

@@ -8,13 +8,10 @@ Docs: https://tokenscope.github.io/tokenscope/core/scores.html.md"""
 __all__ = ['over_logits', 'top_tokens', 'logprobs', 'surprisal', 'entropy', 'next_tokens', 'attention_received']
 
 # %% ../../nbs/core/scores.ipynb #75d6566d
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..text.batch import Batch
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Heads, Layers, resolve_indices, resolve_layers
 from .taps import site_taps
@@ -140,7 +137,11 @@ def next_tokens(
     ids = top.tolist()
     pieces = [scope.tokenizer.decode([i]) for i in ids] if scope.tokenizer else ids
     return TokenScores(
-        [str(s) for s in pieces], p.cpu().numpy(), name="probability of coming next", limits=(0, 1)
+        [str(s) for s in pieces],
+        p.cpu().numpy(),
+        name="probability of coming next",
+        limits=(0, 1),
+        alternatives=True,
     )
 
 # %% ../../nbs/core/scores.ipynb #0196dd3b

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..text.names import BadArgument, SITES
+from ..text.names import BadArgument
 
 # %% ../../nbs/core/structure.ipynb #37694377
 # Families that do not state their classes: (decoder layer, attention). Looked up by class name,

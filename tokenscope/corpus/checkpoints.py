@@ -10,7 +10,7 @@ __all__ = ['Checkpoint', 'open_checkpoint', 'layer_matrices', 'paired_matrices']
 # %% ../../nbs/corpus/checkpoints.ipynb #4e55481e
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path

@@ -8,7 +8,6 @@ Docs: https://tokenscope.github.io/tokenscope/corpus/shards.html.md"""
 __all__ = ['written_whole', 'ShardStore']
 
 # %% ../../nbs/corpus/shards.ipynb #88e4fecd
-import hashlib
 import json
 import os
 from contextlib import contextmanager

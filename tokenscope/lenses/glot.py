@@ -9,7 +9,7 @@ __all__ = ['CONVS', 'cosine_token_graph', 'random_token_graph', 'GATLayer', 'GCN
            'AttentionPool', 'PlainPool', 'TrainedPooler', 'train_pooler', 'GraphReading', 'glot', 'random_graph_glot']
 
 # %% ../../nbs/lenses/glot.ipynb #ff418e71
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch

@@ -13,7 +13,6 @@ __all__ = ['PICTURED', 'visible_update', 'spectral_shift', 'squared_norm', 'prin
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #b0d5c5db
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32

@@ -29,7 +29,12 @@ from tokenscope.show.colours import (
 )
 from .marks import box_text, token_boxes, visible_text
 from ..text.names import BadArgument
-from .pictures import attention_map, box_places, figure_html, patch_grid
+from tokenscope.show.pictures import (
+    box_places,
+    attention_map as attention_map,
+    figure_html as figure_html,
+    patch_grid as patch_grid,
+)
 from .strip import strip_html, strip_notes
 from ..text.tokens import Tokens
 
@@ -54,6 +59,8 @@ class TokenScores:
         | None = None,  # one entry a token: False is struck through, "merged" underlined twice
         hatched: bool = False,  # True where the numbers are not to be trusted
         note: str | None = None,  # a sentence under the strip
+        # True where the tokens are no text but alternatives: no line breaks, each with its number
+        alternatives: bool = False,
     ):
         self.tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
         self.values, n = as_numbers(values), len(self.tokens)
@@ -78,6 +85,7 @@ class TokenScores:
         self.unit = str(unit)
         self.hatched = bool(hatched)
         self.note = note
+        self.alternatives = bool(alternatives)
         self.scale = scale or ("diverging" if (self.values < 0).any() else "sequential")
         self.layers = None if layers is None else list(layers)
         self.kept = None if kept is None else list(kept)
@@ -113,6 +121,7 @@ def html(
         self.hatched,
         self.note,
         style,
+        alternatives=self.alternatives,
         fold=fold,
         most=most,
     )
@@ -438,6 +447,7 @@ def strips(
                 kept=s.kept,
                 hatched=s.hatched,
                 note=s.note,
+                alternatives=s.alternatives,
             ).html(style=not out)
         )
     return Markup("".join(out))

@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from tokenscope.show.colours import STEPS, Markup, as_numbers, rgb_over, scale_limits, shade_colour, short_number, tint
 from .marks import box_text, token_boxes, visible_text
 from ..text.names import BadArgument
-from .pictures import attention_map, box_places, figure_html, patch_grid
+from tokenscope.show.pictures import box_places, attention_map as attention_map, figure_html as figure_html, patch_grid as patch_grid
 from .strip import strip_html, strip_notes
 from ..text.tokens import Tokens
 

@@ -293,6 +293,7 @@ def layers_html(
     scale: str = "sequential",  # or "diverging"
     layers: Sequence | None = None,  # names of the rows
     most: int = 1500,  # cells drawn as a table, else as a picture
+    corner: str = "layer",  # the word above the names of the rows
 ) -> str:  # HTML
     "A table of layers and tokens, or a picture where it is large."
     names = [str(x) for x in (range(len(values)) if layers is None else layers)]
@@ -329,7 +330,7 @@ def layers_html(
     )
     return (
         '<div class=r role=region tabindex=0 aria-label="layers by tokens"><table '
-        f"data-quarto-disable-processing=true><tr><th>layer{head}{rows}</table></div>"
+        f"data-quarto-disable-processing=true><tr><th>{html_text.escape(corner)}{head}{rows}</table></div>"
     )
 
 # %% ../../nbs/show/strip.ipynb #4d253156
@@ -389,14 +390,16 @@ def strip_html(
     hatched: bool = False,  # numbers not to be trusted
     note: str | None = None,  # a sentence under the strip
     style: bool = True,  # with the style sheet; a page with many strips needs it once
+    alternatives: bool = False,  # the tokens are no text: no line breaks, each with its number
     **options,  # `fold` and `most`, see `row_html`
 ) -> Markup:  # self-contained HTML
     "A whole strip: legend, tokens, notes."
-    body = (
-        layers_html(tokens, values, limits, scale, layers)
-        if values.ndim == 2
-        else row_html(tokens, values.tolist(), limits, scale, kept, **options)
-    )
+    if values.ndim == 2:
+        body = layers_html(tokens, values, limits, scale, layers)
+    elif alternatives and len(tokens):
+        body = layers_html(tokens, values[None], limits, scale, [name], corner="")
+    else:
+        body = row_html(tokens, values.tolist(), limits, scale, kept, **options)
     notes = " ".join(
         html_text.escape(n) for n in strip_notes(tokens, values, limits, kept, hatched, note)
     )

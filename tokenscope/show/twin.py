@@ -21,7 +21,6 @@ from itertools import product
 from math import prod
 from numbers import Number, Real
 
-from .controls import Choice, Pick, Slider, Switch, Text, as_controls
 from ..text.names import BadArgument
 
 # %% ../../nbs/show/twin.ipynb #5548f487
@@ -131,10 +130,21 @@ def left_out(
         for c, places in zip(controls, kept)
         if len(places) < len(c.values)
     ]
-    texts = [f"{c.label}: any text" for c in controls if c.kind == "text"]
+    texts = [_any_text(c) for c in controls if c.kind == "text"]
     said = f"This saved page holds some of the settings ({'; '.join(thin)}). " if thin else ""
     live = "all of them" if thin else "; ".join(texts)
     return said + (f"Run the notebook for {live}." if live else "")
+
+# %% ../../nbs/show/twin.ipynb #d8e6c5e7
+def _any_text(control) -> str:
+    "That a box takes any text; a box that is called text need not say so twice."
+    return "any text" if control.label in ("", "text") else f"{control.label}: any text"
+
+
+NO_SCRIPT = (
+    "The controls need scripts, which are off here. In Jupyter: File, Trust Notebook; or run "
+    "the cell."
+)
 
 # %% ../../nbs/show/twin.ipynb #94bf9658
 def frame_html(
@@ -170,9 +180,7 @@ def frames_of(
         control.start for control in controls
     )  # computed first: a panel that cannot open stops here
     missing = [at for at in dict.fromkeys([opening, *product(*kept)]) if at not in known]
-    for at in tqdm(
-        missing, desc="settings for the saved page", delay=2, leave=False, file=sys.stderr
-    ):
+    for at in tqdm(missing, desc="settings for the saved page", delay=2, leave=False, disable=None):
         known[at] = frame_html(
             compute, tuple(column[i] for column, i in zip(values, at)), failed, at == opening
         )
@@ -326,6 +334,7 @@ def twin_html(
         place = place * len(places) + places.index(control.start)
     first = frames[order[place]]
     note = left_out(kept, controls)
+    off = f'<small class="ts-off">{NO_SCRIPT}</small>' if parts else ""
     name = sha1(json.dumps([title, parts, frames, order]).encode()).hexdigest()[:12]
     setting = " · ".join(f"<b>{escape(c.label)}</b> {escape(c.labels[c.start])}" for c in controls)
     fixed = "".join(
@@ -356,7 +365,7 @@ def twin_html(
     return (
         f'<div class="ts-panel" data-ts="{name}" role="group" '
         f'aria-label="{escape(title or "panel")}"><style>{PANEL_STYLE}{PICK_STYLE}</style>'
-        f'{head}<div class="ts-bar"><span>{setting}</span></div><div '
+        f'{head}<div class="ts-bar"><span>{setting}</span>{off}</div><div '
         f'class="ts-picture">{first}</div>{foot}{script}</div>'
     )
 

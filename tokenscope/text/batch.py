@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/text/batch.html.md"""
 __all__ = ['Batch', 'real_index', 'choose_columns', 'rows_of', 'pad_id', 'make_batch', 'batches_by_length']
 
 # %% ../../nbs/text/batch.ipynb #3e5fe6c2
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
