@@ -29,9 +29,12 @@ claims: .venv/.dev               ## the same with the slow cells, which measure 
 	$(WHEEL) $(BIN)/python tests/notebooks.py --save --slow $(NB)
 	$(MAKE) clean-nbs
 
-export: .venv/.dev               ## write tokenscope/ from the notebooks
+export: .venv/.dev               ## format the notebooks, write tokenscope/ and README.md from them, say what is not in order
+	$(BIN)/ruff format -q nbs
 	$(BIN)/nbdev-export
+	$(BIN)/python nbs/stubs.py
 	$(BIN)/python nbs/readme.py
+	$(BIN)/python tests/house.py
 
 clean-nbs: .venv/.dev
 	$(BIN)/nbdev-clean

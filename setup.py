@@ -21,7 +21,7 @@ setup(
     license=cfg["license"],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["tokenscope", "tokenscope.*"]),
-    package_data={"tokenscope": ["shipped/**/*"]},
+    package_data={"tokenscope": ["py.typed", "**/*.pyi", "shipped/**/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": [cfg["console_scripts"]], "nbdev": ["tokenscope=tokenscope._modidx:d"]},

@@ -17,18 +17,20 @@ FAMILIES = {
 }
 
 
-def tiny(family: str, **more):
-    "A small random model of one family, in evaluation mode, always the same."
+def tiny(family: str, trainable: bool | None = None, **more):
+    """A small random model of one family, in evaluation mode, always the same. Every other family keeps weights that require
+    gradients, as transformers returns them; `trainable` forces either."""
     torch.manual_seed(0)
+    trainable = ALL.index(family) % 2 == 0 if trainable is None else trainable
     if family == "llava":
-        return tiny_llava()
+        return tiny_llava().requires_grad_(trainable)
     config = AutoConfig.for_model(family, **{**SMALL, **FAMILIES[family], **more})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():  # an initial model is nearly linear; larger weights make every part matter
         for p in model.parameters():
             if p.ndim >= 2:
                 p.mul_(3)
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(trainable)
 
 
 def tiny_llava():
@@ -36,7 +38,7 @@ def tiny_llava():
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
     vision = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
     config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**SMALL), image_token_index=98)
-    return AutoModelForImageTextToText.from_config(config).eval().requires_grad_(False)
+    return AutoModelForImageTextToText.from_config(config).eval()
 
 
 ALL = [*FAMILIES, "llava"]

@@ -108,7 +108,7 @@ def test_pairs_without_a_direction_are_refused(llama):
 
 
 def test_states_that_are_not_finite_are_refused():
-    broken = tiny("llama")
+    broken = tiny("llama", trainable=False)
     broken.model.layers[1].self_attn.v_proj.weight[:] = float("nan")
     with pytest.raises(ScopeError, match="not finite"):
         austeer(Scope(broken), contrasts=PAIRS, k=8)

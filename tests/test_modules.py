@@ -4,12 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache, partial
 
 import pytest
 
 from notebooks import ROOT, notebooks
 from tokenscope.app.gallery import FAMILIES, cards
-from tokenscope.app.house import ROOMS, room_pages, upward_imports
+from tokenscope.app.house import ROOMS, module_imports, room_pages, upward_imports
 
 LIGHT = (
     "text.names text.fetch text.tokens show.marks show.colours show.pictures show.strip show.display show.controls show.twin show.explore "
@@ -30,13 +31,70 @@ def fresh(code: str) -> str:
 
 
 def test_light_modules_import_no_model_library():
-    for module in ["tokenscope", *(f"tokenscope.{m}" for m in LIGHT)]:
-        assert fresh(f"import sys, {module}; print([m for m in ('torch', 'transformers') if m in sys.modules])") == "[]", module
+    modules = ["tokenscope", *(f"tokenscope.{m}" for m in LIGHT)]
+    code = f"""
+import importlib, sys
+for module in {modules}:
+    importlib.import_module(module)
+    if heavy := {{"torch", "transformers"}} & set(sys.modules):
+        print(module, "imports", heavy)
+        break
+"""
+    assert fresh(code) == ""
+
+
+ALONE = """
+import ast, importlib, sys
+from pathlib import Path
+
+roots = {}  # a package that a module imports by its plain name, and the parts of it that the module uses
+for name, path in MODULES.items():
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    plain = {(a.asname or a.name): a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names if "." not in a.name}
+    dotted = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names if "." in a.name}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in plain:
+            part = f"{plain[node.value.id]}.{node.attr}"
+            if part not in dotted:
+                roots.setdefault(plain[node.value.id], {}).setdefault(node.attr, name)
+for root, parts in roots.items():  # `import scipy` alone does not make `scipy.stats`
+    package = importlib.import_module(root)
+    for part, name in parts.items():
+        if not hasattr(package, part):
+            print(f"{name} uses {root}.{part}, which `import {root}` does not bring")
+for name in MODULES:  # each sees only what it imports itself, directly or through others
+    for loaded in [m for m in sys.modules if m.split(".")[0] == "tokenscope" and m not in NEEDS[name]]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        print(f"{name} does not import alone: {type(error).__name__}: {error}")
+"""
+
+
+imports_of = cache(partial(module_imports, top_level=True))
+
+
+def needs(path) -> set[str]:
+    "All modules of the package that a module imports at its top, and those that they import."
+    seen, ahead = set(), [path]
+    while ahead:
+        for other in imports_of(ahead.pop()):
+            if (file := (ROOT / "tokenscope" / other.replace(".", "/")).with_suffix(".py")).exists() and other not in seen:
+                seen.add(other)
+                ahead.append(file)
+    return {f"tokenscope.{other}" for other in seen}
 
 
 def test_every_module_imports_alone():
-    for path in MODULES:
-        fresh(f"import {name_of(path)}")
+    "One process loads the libraries once and shows each module only what it imports: what a circle or a missing import would break."
+    modules = {name_of(p): str(p) for p in MODULES}
+    assert fresh(f"MODULES = {modules!r}\nNEEDS = {({name_of(p): needs(p) for p in MODULES})!r}\n{ALONE}") == ""
+
+
+@pytest.mark.parametrize("module", ["core.scope", "app.tour"])
+def test_a_module_imports_in_a_fresh_process(module):
+    fresh(f"import tokenscope.{module}")
 
 
 def test_the_lazy_names_exist():
@@ -70,29 +128,8 @@ def test_public_things_have_docstrings(path):
             assert ast.get_docstring(node) or any(getattr(d, "id", "") == "patch" for d in node.decorator_list), node.name
 
 
-def test_no_undefined_names():
-    done = subprocess.run([sys.executable, "-m", "pyflakes", *map(str, MODULES)], capture_output=True, text=True)
-    assert not [line for line in done.stdout.splitlines() if "undefined name" in line]
-
-
 def cells(path):
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
-
-
-def test_sizes(capsys):
-    "One table of every notebook's size, and the house's limits."
-    over, rows = [], []
-    for path in notebooks():
-        code = ["".join(c["source"]) for c in cells(path) if c["cell_type"] == "code"]
-        exported = [c for c in code if re.match(r"\s*#\|\s*exports?i?\b", c)]
-        lines = [len([x for x in c.splitlines() if x.strip() and not x.startswith("#|")]) for c in exported]
-        kb, limit = path.stat().st_size / 1024, 300
-        rows.append((str(path.relative_to(ROOT / "nbs")), sum(lines), max(lines, default=0), round(kb)))
-        if kb > 300 or sum(lines) > limit:
-            over.append(rows[-1])
-    with capsys.disabled():
-        print("\n" + "\n".join(f"{n:44}{a:5} exported lines{b:5} in the longest cell{k:5} KB" for n, a, b, k in rows))
-    assert not over
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda p: str(p.relative_to(ROOT / "nbs")))

@@ -174,3 +174,19 @@ def test_the_default_model_from_files(tmp_path):
     assert torch.equal(scope.logits(ids), again.logits(ids))
     assert scope.generate("The capital of France is", max_new_tokens=2).startswith(" Paris")
     assert [str(t) for t in scope.read("Hi ‍🔥", "embed").tokens[0]]
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_weights_that_require_gradients_read_the_same(trainable):
+    own = Scope(tiny("llama", trainable=trainable))
+    ids, frozen = [5, 6, 7, 8], Scope(tiny("llama", trainable=False))
+    for name in ("logits", "logprobs"):
+        assert not getattr(own, name)(ids).requires_grad, name
+    for name in ("surprisal", "entropy", "next_tokens", "attention_received"):
+        values = getattr(own, name)(ids).values
+        torch.testing.assert_close(torch.tensor(values), torch.tensor(getattr(frozen, name)(ids).values), rtol=0, atol=0, equal_nan=True)
+    states = own.read(ids, "resid_post")["resid_post"]
+    assert not states.requires_grad and not own.unembed(states).requires_grad
+    assert own.logit_lens(ids).to_df().equals(frozen.logit_lens(ids).to_df())
+    inside = own.read(ids, ["resid_post", "logits"], layers=1, grad=True)
+    assert inside["logits"].requires_grad and own.unembed(inside.at("resid_post", 1)).requires_grad

@@ -1,4 +1,6 @@
 "See, change, choose and teach single tokens inside language and vision-language models."
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
 
 # A lazy name table: importing the package imports neither torch nor transformers.
@@ -9,6 +11,18 @@ _where = {
     "tour": "app.tour", "gallery": "app.gallery",
 }
 __all__ = ["__version__", *_where]
+
+if TYPE_CHECKING:  # what type checkers and completion see of the table above
+    from tokenscope.app.gallery import gallery as gallery
+    from tokenscope.app.tour import tour as tour
+    from tokenscope.core.edit import Edit as Edit
+    from tokenscope.core.scope import Scope as Scope, load as load
+    from tokenscope.core.trace import Trace as Trace
+    from tokenscope.measure.claims import claim as claim
+    from tokenscope.show.display import TokenScores as TokenScores, strips as strips
+    from tokenscope.show.explore import explore as explore
+    from tokenscope.show.pictures import attention_map as attention_map
+    from tokenscope.text.tokens import Tokens as Tokens
 
 
 def __getattr__(name):

@@ -186,18 +186,9 @@ def _body_returns(scope, hidden):
             else:
                 m.forward = own
 
-# %% ../../nbs/core/trace.ipynb #97b4252c
-def unembed(
-    scope,  # a `Scope`
-    hidden: Float[Tensor, "*axes d_model"],  # hidden states
-    normed: bool = False,  # has the final norm been applied already?
-) -> Float[Tensor, "*axes vocab"]:  # logits
-    "From hidden states to logits: final norm, unembedding, and whatever the model does after it."
-    if scope.model is scope.structure.body:
-        raise Unavailable(
-            f"No unembedding: {type(scope.model).__name__} has no language-model head; load it "
-            "with AutoModelForCausalLM"
-        )
+# %% ../../nbs/core/trace.ipynb #5c71dfed
+def _head_on(scope, hidden, normed):
+    "Final norm, if it is still to come, and the model's own head."
     flat = hidden.reshape(1, -1, hidden.shape[-1])
     if not normed:
         for module in scope.structure.after_layers:
@@ -206,6 +197,21 @@ def unembed(
     with _body_returns(scope, flat):
         logits = type(scope.model).forward(scope.model, input_ids=ids, use_cache=False).logits
     return logits.reshape(*hidden.shape[:-1], -1)
+
+# %% ../../nbs/core/trace.ipynb #97b4252c
+def unembed(
+    scope,  # a `Scope`
+    hidden: Float[Tensor, "*axes d_model"],  # hidden states
+    normed: bool = False,  # has the final norm been applied already?
+) -> Float[Tensor, "*axes vocab"]:  # logits, with a graph only where `hidden` has one
+    "From hidden states to logits: final norm, unembedding, and whatever the model does after it."
+    if scope.model is scope.structure.body:
+        raise Unavailable(
+            f"No unembedding: {type(scope.model).__name__} has no language-model head; load it "
+            "with AutoModelForCausalLM"
+        )
+    with nullcontext() if hidden.requires_grad else torch.no_grad():
+        return _head_on(scope, hidden, normed)
 
 # %% ../../nbs/core/trace.ipynb #c1976afe
 def _asked(scope, sites, layers):

@@ -45,7 +45,7 @@ class Prediction:
         "The score of every target for every version of the text, in one forward."
         n = len(embeddings)
         structure = self.scope.structure
-        ids = self.ids.expand(n, -1)
+        ids = self.ids.repeat(n, 1)  # a copy: ids made in inference mode cannot stand in a graph
         batch = Batch(ids, torch.ones_like(ids), [self.tokens] * n)
         with site_taps(structure, [("embed", None, lambda tensor: embeddings.to(tensor.dtype))]):
             if self.scope.edits_logits:
