@@ -295,7 +295,7 @@ def code_batches(
     sae: SparseAutoencoder,
     texts: Iterable,  # texts, or lists of token ids
     *,
-    positions: Positions = "not first",  # the first real token is a sink
+    positions: Positions = slice(1, None),  # the first real token is a sink
     batch_tokens: int = 2048,
 ) -> Iterator[
     tuple[list[int], Float[Tensor, "batch token feature"], Tensor]
@@ -303,7 +303,12 @@ def code_batches(
     "The codes of a set of texts, one batch at a time."
     sae.check(scope)
     for numbers, states, meant in state_batches(
-        scope, texts, sae.site, sae.layer, positions, batch_tokens
+        scope,
+        texts,
+        site=sae.site,
+        layers=sae.layer,
+        positions=positions,
+        batch_tokens=batch_tokens,
     ):
         yield numbers, sae.encode(states[:, :, 0]), meant
 
