@@ -161,6 +161,12 @@ class SaeRecipe:
                 f"above 0, l1 at least 0, k from 1 to n_features; given: {asdict(self)}"
             )
 
+    @property
+    def kind(self) -> dict:
+        "What the recipe says about the autoencoder itself."
+        activation = "topk" if self.k else "relu"
+        return dict(activation=activation, k=self.k or 0, inputs=self.inputs)
+
     def rate(self, step: int) -> float:
         "The learning rate: a warm-up, then a linear decay to 0."
         warm = max(1, min(self.warmup, self.steps // 2))
@@ -281,8 +287,7 @@ def fit_sae(
     pieces = _pieces(states, check_site(site), layer)
     pieces = pieces.only(_survey(pieces, recipe.drop))
     centre = _mean_state(pieces) if recipe.inputs == "scale" else 0.0
-    kind = dict(activation="topk" if recipe.k else "relu", k=recipe.k or 0, inputs=recipe.inputs)
-    kind |= dict(centre=centre, site=site, layer=pieces.layer, model=model)
+    kind = dict(recipe.kind, centre=centre, site=site, layer=pieces.layer, model=model)
     first = pieces.read(0)
     parameters = _start(first.shape[-1], recipe, first.device)
     batch_size = min(recipe.batch_size, sum(pieces.sizes))
