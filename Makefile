@@ -7,13 +7,16 @@ export TOKENIZERS_PARALLELISM = false
 # Outputs that are committed come from one set of weights, the same on every machine.
 WHEEL := TOKENSCOPE_DEFAULT=wheel
 
-.PHONY: tour test lab docs claims notebooks export clean-nbs bench sae toys
+.PHONY: tour check test lab docs claims notebooks export clean-nbs bench sae toys
 
 tour: .venv/.run                 ## read a sentence with a real model and write tour.html  (TEXT="…")
 	@$(BIN)/tokenscope tour $${TEXT:+"$$TEXT"}
 
-test: .venv/.dev                 ## every notebook and all of tests/
-	$(WHEEL) $(BIN)/python -m pytest tests --durations=12
+check: .venv/.dev                ## three minutes for someone who changed one thing: fast tests, format and types, the notebooks that changed
+	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python tests/check.py
+
+test: .venv/.dev                 ## every notebook and all of tests/: two workers of one thread each, the longest first
+	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder --durations=12
 
 lab: .venv/.dev                  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
@@ -34,6 +37,7 @@ export: .venv/.dev               ## format the notebooks, write tokenscope/ and 
 	$(BIN)/nbdev-export
 	$(BIN)/python nbs/stubs.py
 	$(BIN)/python nbs/readme.py
+	$(BIN)/python nbs/citation.py
 	$(BIN)/python tests/house.py
 
 clean-nbs: .venv/.dev

@@ -12,7 +12,8 @@ import yaml
 from latex2mathml.converter import convert
 from nbdev.serve import proc_nbs
 
-from tokenscope.app.gallery import FAMILIES, cards, write_pages
+from tokenscope.app.cards import FAMILIES, cards
+from tokenscope.app.gallery import write_pages
 from tokenscope.app.house import ROOMS, room_pages
 
 ROOT = Path(__file__).resolve().parent.parent

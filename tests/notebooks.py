@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def notebooks() -> list[Path]:
-    "All notebooks of the package, those that others build on first."
+    "All notebooks of the package, by path."
     return sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
@@ -31,6 +31,8 @@ def run(path: Path, slow: bool = False, save: bool = False) -> float:
     part.cells = [c for c in whole.cells if slow or not (flagged(c, "slow") or flagged(c, "eval: false"))]
     begun = time.time()
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    if slow:
+        os.environ["TOKENSCOPE_SLOW"] = "1"  # see measure/slow_cells
     with tempfile.TemporaryDirectory() as elsewhere:  # what a cell writes must not change the tree
         where = str(path.parent) if save else elsewhere
         NotebookClient(part, timeout=1800, kernel_name="python3", resources={"metadata": {"path": where}}).execute()

@@ -96,7 +96,7 @@ def test_generate_with_padding_and_batches(llama):
 @pytest.mark.parametrize("wrong", [dict(contrasts=([], [], [])), dict(contrasts=(PROMPTS, ANSWERS)), dict(contrasts=(PROMPTS, ANSWERS, ANSWERS)), dict(contrasts=(PROMPTS, ANSWERS, ANSWERS[:2])),
                                    dict(contrasts=([[5], []], [[6], [7]], [[7], [6]])), dict(contrasts=([[5]], [[6]], [[VOCAB + 5]])), dict(contrasts=([[5] * 64], [[6]], [[7]])),
                                    dict(k=97), dict(k=-1), dict(k=True), dict(alpha=float("nan")), dict(alpha=float("inf")), dict(alpha="2"), dict(mode="times"), dict(ranking="best"),
-                                   dict(site="pattern"), dict(site="logits"), dict(site="nowhere"), dict(layers=3), dict(layers=[]), dict(positions="first"), dict(contrasts=None)])
+                                   dict(site="pattern"), dict(site="logits"), dict(site="nowhere"), dict(layers=3), dict(layers=[]), dict(positions="second"), dict(contrasts=None)])
 def test_what_cannot_be_meant(llama, wrong):
     with pytest.raises(REFUSED):
         austeer(llama, **{"contrasts": PAIRS, "k": 8, **wrong})

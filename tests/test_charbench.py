@@ -12,7 +12,7 @@ from corpus_fixtures import scope  # noqa: F401
 from tokenscope.change.answers import error_overlap, option_scores
 from tokenscope.change.contrasts import answer_logprobs
 from tokenscope.data.cuts import random_cut, word_spans
-from tokenscope.data.data import tokenizer_catalogue
+from tokenscope.data.tokenizer_catalogue import tokenizer_catalogue
 from tokenscope.measure.intervals import partial_correlation
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope

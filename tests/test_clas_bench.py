@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from architectures import VOCAB, tiny
-from tokenscope.data.data import UDHR_LANGUAGES
+from tokenscope.data.declaration import UDHR_LANGUAGES
 from tokenscope.data.languages import identify_language, language_strip, open_questions, parallel_text
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope

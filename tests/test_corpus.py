@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from architectures import tiny
 from corpus_fixtures import WORDS, scope, small, texts  # noqa: F401
 from tokenscope.corpus.corpus import run_corpus
-from tokenscope.data.data import udhr
+from tokenscope.data.declaration import udhr
 from tokenscope.text.names import ScopeError
 from tokenscope.core.reader import SCORES, CorpusTask, batches_by_length, read_shard, windows_of
 from tokenscope.core.scope import Scope
@@ -68,12 +68,12 @@ def test_states_alone_stop_the_forward(small):
     assert not seen
 
 
-@pytest.mark.parametrize("positions, expected", [(None, 5), ("last", 1), (slice(2, None), 3), ([0, -1, 9], 2), (1, 1), (-7, 0)])
+@pytest.mark.parametrize("positions, expected", [("all", 5), ("not first", 4), ("first", 1), ("last", 1), (slice(2, None), 3), ([0, -1, 9], 2), (1, 1), (-7, 0)])
 def test_positions(small, positions, expected):
     table, tensors, about = read_shard(small, ["the cat sat on a"], CorpusTask("surprisal", "resid_post", layers=0, positions=positions))
     assert len(table["position"]) == len(tensors["resid_post"]) == about["rows"] == expected
     if expected:
-        assert (table["position"] == np.arange(5)[[0, 4] if expected == 2 else slice(-expected, None) if positions != 1 else slice(1, 2)]).all()
+        assert (table["position"] == np.arange(5)[[0, 4] if expected == 2 else slice(-expected, None) if positions not in (1, 'first') else slice(1, 2) if positions == 1 else slice(0, 1)]).all()
 
 
 def test_a_long_text_is_read_in_windows(small, texts):

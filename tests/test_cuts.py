@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from transformers import AutoTokenizer
 
-from tokenscope.data.cuts import cuts, cuts_html, named_tokenizers, token_counts, tokenizer_of
-from tokenscope.data.data import real_tokenizer
+from tokenscope.data.cuts import cuts, cuts_html, token_counts
+from tokenscope.data.tokenizer_catalogue import named_tokenizers, tokenizer_of
+from tokenscope.data.tokenizer_catalogue import real_tokenizer
 from tokenscope.text.names import ScopeError
 
 NAMES = ["smollm2", "gpt2", "llama2"]

@@ -11,8 +11,10 @@ import unicodedata
 
 import pytest
 
-from tokenscope.data.data import (UDHR_LANGUAGES, TokenizerEntry, hub_dataset, npm_url, real_tokenizer, stop_words,
-                                  tokenizer_catalogue, tokenizer_folder, udhr, udhr_articles, unpack_members)
+from tokenscope.data.declaration import UDHR_LANGUAGES, stop_words, udhr, udhr_articles
+from tokenscope.data.hub import hub_dataset
+from tokenscope.data.tokenizer_catalogue import TokenizerEntry, real_tokenizer, tokenizer_catalogue, _tokenizer_folder
+from tokenscope.text.fetch import npm_url, unpack_members
 from tokenscope.text.names import ScopeError
 from tokenscope.text.tokens import tokens_of
 
@@ -123,26 +125,26 @@ def test_offline_with_an_empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:1")
     monkeypatch.setenv("TOKENSCOPE_CACHE", str(tmp_path))
     with pytest.raises(ScopeError, match="not in the cache and cannot be fetched.*gpt2.*NPM_CONFIG_REGISTRY"):
-        tokenizer_folder(CATALOGUE["gpt2"])
+        _tokenizer_folder(CATALOGUE["gpt2"])
     assert [p.name for p in (tmp_path / "tokenizers").iterdir() if p.suffix != ".lock"] == []
 
 
 def test_cached_tokenizer_needs_no_registry(registry, monkeypatch):
-    folder = tokenizer_folder(registry)
+    folder = _tokenizer_folder(registry)
     assert sorted(p.name for p in folder.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:1")
-    assert tokenizer_folder(registry) == folder
+    assert _tokenizer_folder(registry) == folder
     assert sorted(p.name for p in folder.parent.iterdir() if p.suffix != ".lock") == ["tiny-1.0.0"]  # no tarball left
 
 
 def test_wrong_checksum(registry):
     with pytest.raises(ScopeError, match="cannot be fetched.*wrong checksum"):
-        tokenizer_folder(registry._replace(sha256="0" * 64))
+        _tokenizer_folder(registry._replace(sha256="0" * 64))
 
 
 def test_two_processes_at_once(registry):
-    code = ("import sys, ast; from tokenscope.data.data import TokenizerEntry, tokenizer_folder;"
-            "print(len(list(tokenizer_folder(TokenizerEntry(*ast.literal_eval(sys.argv[1]))).iterdir())))")
+    code = ("import sys, ast; from tokenscope.data.tokenizer_catalogue import TokenizerEntry, _tokenizer_folder;"
+            "print(len(list(_tokenizer_folder(TokenizerEntry(*ast.literal_eval(sys.argv[1]))).iterdir())))")
     jobs = [subprocess.Popen([sys.executable, "-c", code, repr(tuple(registry))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for job in jobs:
         out, err = job.communicate(timeout=120)
@@ -154,12 +156,12 @@ def test_two_processes_at_once(registry):
 def test_hostile_tarballs(tmp_path, members):
     tgz = pack(tmp_path / "p.tgz", members)
     with pytest.raises(ScopeError, match="The package lacks a file"):
-        unpack_members(tgz, WANTED[:1], tmp_path / "made", most=100)
+        unpack_members(tgz, WANTED[:1], tmp_path / "made", max_bytes=100)
     assert [p.name for p in tmp_path.iterdir()] == ["p.tgz"]
 
 
 def test_import_is_light():
-    code = "import sys, tokenscope.data.data; print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
+    code = "import sys, tokenscope.data.declaration, tokenscope.data.tokenizer_catalogue, tokenscope.data.hub; print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ).stdout.strip() == "set()"
 
 

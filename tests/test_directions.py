@@ -162,7 +162,7 @@ def test_sets_that_cannot_be_averaged(scope, texts, match):
 
 
 def test_places_that_cannot_be_meant(scope, d):
-    for wrong in (dict(layers=9), dict(site="pattern"), dict(site="logits"), dict(site="q"), dict(site="nowhere"), dict(positions="first")):
+    for wrong in (dict(layers=9), dict(site="pattern"), dict(site="logits"), dict(site="q"), dict(site="nowhere"), dict(positions="second")):
         with pytest.raises(REFUSED):
             state_means(scope, ROWS, **wrong)
     for wrong in (lambda: d.at(3), lambda: d.edit(0, unit="sigma"), lambda: d - state_means(scope, ROWS, layers=0), lambda: d.cosine(state_means(scope, ROWS, site="mlp_out")),

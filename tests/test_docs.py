@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from notebooks import ROOT, notebooks
-from tokenscope.app.gallery import FAMILIES, cards
+from tokenscope.app.cards import FAMILIES, cards
 
 
 class Links(html.parser.HTMLParser):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from architectures import VOCAB, tiny
 from tokenscope.data.cuts import token_counts
-from tokenscope.data.data import real_tokenizer, tokenizer_catalogue
+from tokenscope.data.tokenizer_catalogue import real_tokenizer, tokenizer_catalogue
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.learn.walkers import ade_fde, cluster_paths, constant_velocity, direction_of, kalman_velocity, path_spread, read_eth_ucy, simulate_walkers, stand_still, walk_copies

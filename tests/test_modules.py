@@ -9,12 +9,12 @@ from functools import cache, partial
 import pytest
 
 from notebooks import ROOT, notebooks
-from tokenscope.app.gallery import FAMILIES, cards
+from tokenscope.app.cards import FAMILIES, cards
 from tokenscope.app.house import ROOMS, module_imports, room_pages, upward_imports
 
 LIGHT = (
-    "text.names text.fetch text.tokens show.marks show.colours show.pictures show.strip show.display show.controls show.twin show.explore "
-    "data.haystacks measure.intervals measure.claims measure.diagnosis app.house app.gallery"
+    "text.names text.fetch text.tokens show.marks show.colours show.svg show.pictures show.strip show.display show.controls show.twin show.explore "
+    "data.haystacks measure.intervals measure.claims measure.diagnosis app.contract app.cards app.house app.gallery"
 ).split()
 MODULES = sorted(p for p in (ROOT / "tokenscope").rglob("*.py") if not p.name.startswith("_"))
 name_of = lambda p: ".".join(p.relative_to(ROOT).with_suffix("").parts)

@@ -12,14 +12,16 @@ import tokenscope
 from architectures import tiny
 from corpus_fixtures import scope  # noqa: F401
 from tokenscope.change.contrasts import answer_logprobs
-from tokenscope.data.haystacks import last_value_solver, make_haystack, multi_needle, multi_thread, oracle_solver, single_needle, without
+from tokenscope.data.haystacks import make_haystack
+from tokenscope.data.needle_answers import last_value_solver, oracle_solver
+from tokenscope.data.needles import multi_needle, multi_thread, single_needle, delete_from_task
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.lenses.needle_threading import (advertised_in_chars, effective_length, needle_sweep, pair_attention, random_haystack_sweep, score_tasks, task_ids, technique, teacher_forced,
                                                 thread_attention, thread_batch, thread_toy, tokens_per_char, train_thread_toy)
 
-TASKS = [single_needle(make_haystack(3, kind="short", seed=1), 0.5), multi_thread(make_haystack(6, kind="short", seed=2), 2, 2, write_hops=True), multi_needle(make_haystack(2, seed=3), 2),
-         without(single_needle(make_haystack(1, kind="short", seed=4)), "haystack")]
+TASKS = [single_needle(make_haystack(3, kind="short", seed=1), depth=0.5), multi_thread(make_haystack(6, kind="short", seed=2), n_threads=2, hops=2, write_hops=True), multi_needle(make_haystack(2, seed=3), n_needles=2),
+         delete_from_task(single_needle(make_haystack(1, kind="short", seed=4)), part="haystack")]
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mixtral"])
@@ -112,7 +114,7 @@ def test_the_shipped_toy_follows_threads_and_only_those(toy):
     ask = dict(task="threads", kind="word", lengths=(128,), repeats=20, n_threads=2, hops=2, write_hops=True)
     assert needle_sweep(toy, **ask).right.mean() > 0.9 > 0.3 > random_haystack_sweep(toy, **ask).right.mean()
     assert (Path(tokenscope.__file__).parent / "shipped/thread_toy.safetensors").stat().st_size < 2e6
-    tasks = [multi_thread(make_haystack(8, kind="word", seed=s), 1, 1, seed=s) for s in range(6)]
+    tasks = [multi_thread(make_haystack(8, kind="word", seed=s), n_threads=1, hops=1, seed=s) for s in range(6)]
     assert score_tasks(toy, tasks).right.tolist() == score_tasks(toy, tasks, "generate").right.tolist()
 
 

@@ -56,7 +56,7 @@ def test_a_chosen_position_is_a_real_token_or_an_error(rows, position):
 def test_position_masks_never_touch_padding(rows, positions, made):
     index = real_index(padded(rows))
     n_prompt = (index.max(1, keepdim=True).values + 1 - made).clamp(min=1)
-    for p in (None, "all", "prompt", "generated", "last", slice(1, None), slice(-2, None), positions):
+    for p in ("all", "not first", "first", "prompt", "generated", "last", slice(1, None), slice(-2, None), positions):
         chosen = position_mask(p, index, n_prompt)
         assert chosen.shape == index.shape and not chosen[index < 0].any()
     prompt, generated = position_mask("prompt", index, n_prompt), position_mask("generated", index, n_prompt)
@@ -74,7 +74,7 @@ def test_what_cannot_be_read(scope, given, message):
 
 @pytest.mark.parametrize("how, message", [
     (dict(sites="resid"), "Unknown site"), (dict(sites=[]), "No sites"), (dict(layers=3), "No such layer"), (dict(layers=[]), "No layers"), (dict(layers=["all"]), "Not a layer|Type-check"),
-    (dict(positions=5), "No such position"), (dict(positions="first"), "Unknown positions"), (dict(positions=-1, grad=True), "does not go with")])
+    (dict(positions=5), "No such position"), (dict(positions="second"), "Unknown positions"), (dict(positions=None), "No positions|Type-check"), (dict(positions=-1, grad=True), "does not go with")])
 def test_how_it_cannot_be_read(scope, how, message):
     with pytest.raises(REFUSED, match=message):
         scope.read([5, 6, 7], **how)
@@ -83,7 +83,7 @@ def test_how_it_cannot_be_read(scope, how, message):
 @pytest.mark.parametrize("edit, message", [
     (lambda: Edit("resid_post"), "exactly one"), (lambda: Edit("resid_post", add=1.0, scale=2.0), "exactly one"), (lambda: Edit("resid_post", fn=3), "must be a function|Type-check"),
     (lambda: Edit("resid_post", add=float("nan")), "NaN or infinity"), (lambda: Edit("resid_post", add=1.0, heads=0), "no head axis"),
-    (lambda: Edit("z", add=1.0, keys=0), "keys= belongs"), (lambda: Edit("z", add=1.0, when="never"), "Unknown when"), (lambda: Edit("z", add=1.0, positions="first"), "Unknown positions"),
+    (lambda: Edit("z", add=1.0, keys=0), "keys= belongs"), (lambda: Edit("z", add=1.0, when="never"), "Unknown when"), (lambda: Edit("z", add=1.0, positions="second"), "Unknown positions"), (lambda: Edit("z", add=1.0, positions=None), "No positions|Type-check"),
     (lambda: Edit("attn", add=1.0), "Unknown site"), (lambda: Edit("resid_post", layers=9, add=1.0), "No such layer"), (lambda: Edit("z", heads=4, add=1.0), "No such head"),
     (lambda: Edit("resid_post", add=torch.ones(7)), "does not fit"), (lambda: Edit("resid_post", fn=lambda x: x[:, :1]), "changed the shape"),
     (lambda: Edit("resid_post", fn=lambda x: None), "changed the shape"), (lambda: "no edit", "Not an edit|Type-check")])
@@ -190,3 +190,17 @@ def test_weights_that_require_gradients_read_the_same(trainable):
     assert own.logit_lens(ids).to_df().equals(frozen.logit_lens(ids).to_df())
     inside = own.read(ids, ["resid_post", "logits"], layers=1, grad=True)
     assert inside["logits"].requires_grad and own.unembed(inside.at("resid_post", 1)).requires_grad
+
+
+def test_positions_mean_the_same_in_a_read_and_in_an_edit(scope):
+    rows = [[5, 6, 7, 8], [9, 10]]
+    plain = scope.read(rows, "resid_post", layers=1)
+    for word in ("all", "not first", "first", "last", slice(1, None), [0, -1]):
+        with scope.edit(Edit("resid_post", layers=1, add=5.0, positions=word)):
+            moved = scope.read(rows, "resid_post", layers=1)["resid_post"] - plain["resid_post"]
+        for row, lengths in enumerate((4, 2)):
+            read = [str(t) for t in scope.read(rows[row], "embed", positions=word).tokens[0]]
+            edited = (moved[row, 0, :lengths].mean(-1) > 4).tolist()
+            assert [str(i) for i, on in zip(rows[row], edited) if on] == read, word
+    assert Edit("resid_post", add=1.0).positions == "not first" and Edit("logits", add=1.0).positions == Edit("pattern", add=1.0).positions == "all"
+    assert Edit("logits", add=1.0, positions="not first").positions == "not first"

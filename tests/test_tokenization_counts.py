@@ -13,7 +13,8 @@ from architectures import tiny
 from corpus_fixtures import scope  # noqa: F401
 from tokenscope.learn.adders import REWRITES, adder_answers, draw_problems, rewrite_rows, rewriter, train_rewriter
 from tokenscope.change.contrasts import answer_logprobs
-from tokenscope.data.cuts import tokens_with_digits, named_tokenizers, number_pieces
+from tokenscope.data.cuts import tokens_with_digits, number_pieces
+from tokenscope.data.tokenizer_catalogue import named_tokenizers
 from tokenscope.text.names import ScopeError
 from tokenscope.text.numbers import add_carries, chunk_number, column_sum, digit_groups, sample_additions, to_base
 from tokenscope.core.scope import Scope

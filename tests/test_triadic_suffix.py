@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from architectures import tiny
-from tokenscope.data.data import real_tokenizer, tokenizer_catalogue
+from tokenscope.data.tokenizer_catalogue import real_tokenizer, tokenizer_catalogue
 from tokenscope.text.encodings import middle_encoding
 from tokenscope.text.names import ScopeError
 from tokenscope.text.numbers import group_number, group_value, read_groups

@@ -8,11 +8,12 @@ _where = {
     "load": "core.scope", "Scope": "core.scope", "Trace": "core.trace", "Edit": "core.edit",
     "TokenScores": "show.display", "strips": "show.display", "attention_map": "show.pictures",
     "Tokens": "text.tokens", "explore": "show.explore", "claim": "measure.claims",
-    "tour": "app.tour", "gallery": "app.gallery",
+    "tour": "app.tour", "gallery": "app.gallery", "panel": "app.cards",
 }
 __all__ = ["__version__", *_where]
 
 if TYPE_CHECKING:  # what type checkers and completion see of the table above
+    from tokenscope.app.cards import panel as panel
     from tokenscope.app.gallery import gallery as gallery
     from tokenscope.app.tour import tour as tour
     from tokenscope.core.edit import Edit as Edit

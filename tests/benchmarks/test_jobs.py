@@ -8,8 +8,9 @@ import torch
 from measure import ROUNDS, ratio_table
 from tokenscope.data.books import moby_dick
 from tokenscope.corpus.corpus import run_corpus
-from tokenscope.data.cuts import cuts, named_tokenizers, token_counts
-from tokenscope.data.data import udhr
+from tokenscope.data.cuts import cuts, token_counts
+from tokenscope.data.tokenizer_catalogue import named_tokenizers
+from tokenscope.data.declaration import udhr
 from tokenscope.measure.neighbours import VectorBank
 from tokenscope.core.scope import load
 from tokenscope.measure.units import mlp_switches

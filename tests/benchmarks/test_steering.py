@@ -54,7 +54,7 @@ def test_generating_with_every_technique(scope):
     ways = {
         "CLaS-Bench": steer_language(scope, layers=8), "ZeroTuning": zerotuning(scope, gamma=2.0), "AUSteer": austeer(scope, k=100), "GrAInS": grains(scope, **few, k=1, n_steps=2, angle=15.0),
         "LangFIR, steer": found.steer(), "LangFIR, ablate": found.ablate(), "structure audit": undo_container(scope),
-        "Neural FOXP2": neural_foxp2(scope, target=spanish, english=english, prompts=["Say: "], layers=10, n_features=64, epochs=2, top=8, positions=None),
+        "Neural FOXP2": neural_foxp2(scope, target=spanish, english=english, prompts=["Say: "], layers=10, n_features=64, epochs=2, top=8, positions="not first"),
     }
     speak = lambda: scope.generate("The sea is", max_new_tokens=24, min_new_tokens=24)
 

@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/app/tour.html.md"""
 
 # %% auto #0
 __all__ = ['DEFAULT_TEXT', 'VIEWS', 'View', 'view_cut', 'view_surprise', 'view_layers', 'view_neighbours', 'view_attention',
-           'view_hidden', 'mood_direction', 'view_edit', 'view_lesson', 'tour_page', 'tour']
+           'view_hidden', 'mood_direction', 'view_edit', 'view_lesson', 'tour_page', 'page_path', 'tour']
 
 # %% ../../nbs/app/tour.ipynb #842d94f2
 from html import escape
@@ -315,6 +315,17 @@ VIEWS = (
     view_lesson,
 )
 
+# %% ../../nbs/app/tour.ipynb #33c86534
+def page_path(path: str | Path) -> Path:
+    "Where a page goes; refused before any work begins if it cannot be written there."
+    path = Path(path)
+    if not path.parent.is_dir() or path.is_dir():
+        raise BadArgument(
+            f"Nowhere to write: {path} {'is a folder' if path.is_dir() else 'lies in no folder'}; "
+            "make the folder first, or give another path"
+        )
+    return path
+
 # %% ../../nbs/app/tour.ipynb #a2cde08c
 def tour(
     text: str = DEFAULT_TEXT,
@@ -324,6 +335,7 @@ def tour(
     "Read a sentence with a real model and write one page that shows what every token does."
     if not isinstance(text, str) or not text.strip():
         raise BadArgument("Nothing to tour: the text is empty; give a sentence")
+    path = page_path(path)
     if scope is None:
         from tokenscope.core.scope import load
 
@@ -334,7 +346,6 @@ def tour(
     scope.encode(text)  # too long or not in the vocabulary: said before the work begins
     views = [view(scope, text) for view in tqdm(VIEWS, desc="tour", delay=2)]
     name = getattr(scope.model.config, "_name_or_path", "") or type(scope.model).__name__
-    path = Path(path)
     path.write_text(
         tour_page(
             text, views, f"{Path(name).name} ({scope.n_layers} layers, {scope.n_heads} heads)"

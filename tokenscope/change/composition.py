@@ -18,7 +18,6 @@ from ..text.batch import real_index
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..text.names import BadArgument
-from ..core.trace import read
 
 # %% ../../nbs/change/composition.ipynb #94689f1d
 def _four(scope, measure, a, b):
@@ -70,7 +69,7 @@ def interference(
         )
     none, only_a, only_b, both = _four(
         scope,
-        lambda: read(scope, batch, site)[site].transpose(1, 2)[counted].flatten(2).float(),
+        lambda: scope.read(batch, site)[site].transpose(1, 2)[counted].flatten(2).float(),
         list(a),
         list(b),
     )

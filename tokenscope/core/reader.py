@@ -20,9 +20,11 @@ from tokenscope.text.names import (
     BadArgument,
     LAYERLESS_SITES,
     Layers,
+    Positions,
     SQUARE_SITES,
     check_site,
     resolve_layers,
+    resolve_positions,
 )
 from .scores import over_logits
 from .taps import site_taps
@@ -70,10 +72,8 @@ class CorpusTask:
     scores: str | Iterable[str] = ("surprisal",)  # names of `SCORES`
     sites: str | Iterable[str] = ()  # names of `text/names` with one token axis
     layers: Layers = None  # None for all
-    positions: None | int | slice | str | Iterable = (
-        # tokens of each text that are kept; None for all; a list of lists has one entry a text
-        None
-    )
+    # tokens of each text that are kept; a list of lists has one entry a text
+    positions: Positions | list = "all"
     dtype: str = "float32"  # of stored states; whole numbers from a reader keep their own
     reader: Callable | None = (
         None  # (scope, batch) -> {name: (batch, token, …)}, in place of all the above but positions
@@ -200,14 +200,13 @@ def _kept_positions(rows, positions, first):
     number of the first text."""
     if one_a_text(positions):
         return [sorted(set(p)) for p in positions[first : first + len(rows)]]
-    if positions is None or positions == "all":
-        return [range(len(r)) for r in rows]
-    if positions == "last":
-        return [[len(r) - 1] if r else [] for r in rows]
+    positions = resolve_positions(positions)
     if isinstance(positions, slice):
         return [range(len(r))[positions] for r in rows]
-    asked = [positions] if hasattr(positions, "__index__") else list(positions)
-    return [sorted({p % len(r) for p in asked if -len(r) <= p < len(r)}) if r else [] for r in rows]
+    numbers = [positions] if hasattr(positions, "__index__") else list(positions)
+    return [
+        sorted({p % len(r) for p in numbers if -len(r) <= p < len(r)}) if r else [] for r in rows
+    ]
 
 # %% ../../nbs/core/reader.ipynb #be2d49be
 def one_a_text(

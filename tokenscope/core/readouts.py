@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Layers, Positions
-from .scores import over_logits
+from .scores import over_logits, top_tokens
 from .trace import unembed
 
 # %% ../../nbs/core/readouts.ipynb #dcee7939
@@ -133,7 +133,7 @@ def logit_lens(
     scope,  # a `Scope`
     text,  # one text, as in `encode`
     layers: Layers = None,  # None for all
-    positions: Positions | None = None,  # None for all
+    positions: Positions = "all",
     k: int = 3,  # how many words to keep
 ) -> LensReading:
     "What each layer would say next (logit lens, nostalgebraist 2020)."
@@ -146,14 +146,9 @@ def logit_lens(
     if len(states) != 1:
         raise BadArgument(f"logit_lens takes one text; given: {len(states)}")
     states = states[0][:, trace.mask[0]]
-    best = over_logits(
-        scope,
-        states.flatten(0, 1),
-        lambda lp, at: torch.stack([t.double() for t in lp.topk(k)], -1),
-        normed=False,
-    )
-    probs = best[..., 0].exp().float().cpu().view(*states.shape[:2], k)
-    ids = best[..., 1].long().cpu().view(*states.shape[:2], k)
+    logp, ids = top_tokens(scope, states.flatten(0, 1), k, normed=False)
+    probs = logp.double().exp().float().cpu().view(*states.shape[:2], k)
+    ids = ids.cpu().view(*states.shape[:2], k)
     decode = scope.tokenizer.decode if scope.tokenizer else lambda i: str(i[0])
     words = [[decode([int(i)]) for i in row] for row in ids[..., 0]]
     return LensReading([str(t) for t in trace.tokens[0]], trace.layers, ids, probs, words)

@@ -47,7 +47,7 @@ def state_batches(
     texts: Iterable,  # texts, or lists of token ids; may be a generator
     site: str = "resid_post",  # a site with one vector a token
     layers: Layers = None,  # None for all
-    positions: Positions | None = slice(1, None),  # all but the first real token
+    positions: Positions = "not first",
     batch_tokens: int = 2048,  # tokens in a batch, padding included
     digest=None,  # a hash to be told the token ids
 ) -> Iterator[
@@ -108,7 +108,7 @@ def state_moments(
     texts: Iterable,  # as in `state_batches`
     site: str = "resid_post",
     layers: Layers = None,
-    positions: Positions | None = slice(1, None),
+    positions: Positions = "not first",
     batch_tokens: int = 2048,
     second: bool = False,  # the scatter too: width x width numbers a layer
 ) -> StateMoments:

@@ -72,7 +72,7 @@ def site_taps(
 ):
     "Attach functions to any sites but `logits` while the block runs."
     inside = [t for t in taps if t[0] in ATTENTION_SITES or t[0] == "attn_bias"]
-    structure.after_layers  # the probe must not run when taps are on
+    structure.probe  # it must not run when taps are on
     with ExitStack() as stack:
         stack.enter_context(attention_taps(structure, inside))
         for site, layer, tap in taps:

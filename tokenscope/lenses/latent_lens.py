@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/lenses/latent_lens.html.md"""
 
 # %% auto #0
 __all__ = ['LENSES', 'VectorWords', 'embedding_lens', 'output_lens', 'vector_words', 'LatentReading', 'latent_lens',
-           'shuffled_bank_lens']
+           'shuffled_bank_lens', 'latent_lens_panel']
 
 # %% ../../nbs/lenses/latent_lens.ipynb #f8f49122
 from collections.abc import Iterable
@@ -16,12 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Layers, Positions
 from ..measure.neighbours import VectorBank, small_bank
 from ..core.readouts import layer_table
 from ..core.scope import Scope
-from ..core.scores import over_logits
+from ..core.scores import top_tokens
+from ..app.contract import check_panel_scope
+from ..show.explore import Choice, Text, explore
 
 # %% ../../nbs/lenses/latent_lens.ipynb #4aec55da
 technique = {
@@ -30,16 +33,18 @@ technique = {
     "ICML 2026)",
     "arxiv": "2602.00462",
     "family": "lenses",
-    "returns": "Reading",
+    "returns": "reading",
     "model": "causal-lm",
     "front": "latent_lens",
     "control": "shuffled_bank_lens",
+    "panel": "latent_lens_panel",
     "neutral": {},
     "example": {"k": 3},
     "builds_on": [],
     "extra": "data",
     "cost": "one forward over the bank's texts, once; a forward and a matrix product a query",
     "picture": "layers by tokens, each cell the nearest word of the bank",
+    "differs": {"seed": "of the shuffled descriptions"},
 }
 
 # %% ../../nbs/lenses/latent_lens.ipynb #e16f7b78
@@ -87,16 +92,11 @@ def output_lens(
 ) -> VectorWords:
     """The logit lens of any vectors: most probable next tokens after the final norm and the
     unembedding."""
-    best = over_logits(
-        scope,
-        vectors.to(scope.device, scope.dtype),
-        lambda logp, at: torch.stack([t.double() for t in logp.topk(k)], -1),
-        normed=False,
-    )
-    words = _decode(scope, best[..., 1].long())
+    logp, ids = top_tokens(scope, vectors.to(scope.device, scope.dtype), k, normed=False)
+    words = _decode(scope, ids)
     return VectorWords(
         words,
-        best[..., 0].exp().float().cpu(),
+        logp.double().exp().float().cpu(),
         [[f"would say {w!r}" for w in row] for row in words],
     )
 
@@ -202,7 +202,7 @@ def latent_lens(
     text,  # one text, as in `Scope.encode`
     *,
     layers: Layers = None,  # inputs of which layers; None for all
-    positions: Positions | None = None,  # None for all
+    positions: Positions = "all",
     k: int = 5,  # words a vector
     lens: str = "latent",  # or "embedding", "logit": the baselines
     bank: VectorBank | None = None,  # None for the small one
@@ -229,6 +229,7 @@ def latent_lens(
     )
 
 # %% ../../nbs/lenses/latent_lens.ipynb #382435ad
+@control_of(latent_lens)
 def shuffled_bank_lens(
     scope: Scope,
     text,
@@ -242,4 +243,32 @@ def shuffled_bank_lens(
     order = torch.randperm(len(bank.places), generator=torch.Generator().manual_seed(seed))
     return latent_lens(
         scope, text, bank=replace(bank, places=bank.places[order]), **hyperparameters
+    )
+
+# %% ../../nbs/lenses/latent_lens.ipynb #27abd05c
+def latent_lens_panel(
+    scope: Scope,
+    # the opening sentences
+    sentences: Iterable[str] = (
+        "Everybody must pay the bank before Friday",
+        "We sat on the bank of the river",
+    ),
+    bank: VectorBank | None = None,  # default: `small_bank`
+):  # an `explore` panel
+    "Three lenses and the control on one sentence, at eight layers."
+    check_panel_scope(scope, "latent_lens_panel")
+    first, *more = sentences
+    deck = sorted({layer * scope.n_layers // 8 for layer in range(8)})
+
+    def nearest_words(sentence, lens):
+        "The nearest word of each state."
+        if lens == "shuffled bank (control)":
+            return shuffled_bank_lens(scope, sentence, layers=deck, k=3, bank=bank)
+        return latent_lens(scope, sentence, layers=deck, k=3, lens=lens, bank=bank)
+
+    return explore(
+        nearest_words,
+        title="Three lenses",
+        sentence=Text(first, more),
+        lens=Choice([*LENSES, "shuffled bank (control)"]),
     )

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..app.contract import control_of
 from ..learn.binding import BindingTask, binding_task, candidate_logprobs, checked_rows
 from ..show.colours import Markup
 from ..core.edit import Edit
@@ -31,10 +32,11 @@ technique = {
     "et al., ICLR 2026)",
     "arxiv": "2510.06182",
     "family": "lenses",
-    "returns": "MechanismShares",
+    "returns": "report",
     "model": "causal-lm",
     "front": "mixing_mechanisms",
     "control": "shuffled_mechanisms",
+    "panel": "",
     "neutral": {},
     "example": {
         "names": [5, 6, 7, 8, 9, 10, 11],
@@ -48,6 +50,7 @@ technique = {
     "extra": "",
     "cost": "one forward for every layer, over the lists and their counterfactuals",
     "picture": "for each layer, the share of patched runs that follow position, word, or pointer",
+    "differs": {"shuffled": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #44783989
@@ -249,6 +252,7 @@ def mixing_mechanisms(
     )
 
 
+@control_of(mixing_mechanisms, fixed="shuffled")
 def shuffled_mechanisms(
     scope: Scope,
     **settings,  # of `mixing_mechanisms`

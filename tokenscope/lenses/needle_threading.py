@@ -19,17 +19,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..app.contract import control_of
 from ..text.batch import batches_by_length, rows_of
 from ..data.cuts import token_counts
 from ..show.display import TokenScores
-from tokenscope.data.haystacks import (
-    PLANTERS,
-    SYLLABLES,
-    NeedleTask,
-    make_haystack,
-    multi_thread,
-    score_answer,
-)
+from ..data.haystacks import SYLLABLES, make_haystack
+from ..data.needle_answers import score_answer
+from ..data.needles import PLANTERS, NeedleTask, multi_thread
 from ..text.names import BadArgument, Heads, Layers, resolve_indices
 from ..core.scope import Scope
 from ..core.scores import over_logits
@@ -54,12 +50,14 @@ technique = {
     "model": "causal-lm",
     "front": "needle_sweep",
     "control": "random_haystack_sweep",
+    "panel": "",
     "neutral": {},
     "example": {"kind": "short", "lengths": (64, 128), "depths": (0, 0.5, 1), "repeats": 2},
     "builds_on": [],
     "extra": "",
     "cost": "one forward a prompt; attention is quadratic in its length",
     "picture": "a haystack with its threads as arrows, and what the model looks at",
+    "differs": {"change": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/lenses/needle_threading.ipynb #340589cb
@@ -221,10 +219,12 @@ def needle_sweep(
     )
 
 # %% ../../nbs/lenses/needle_threading.ipynb #ea76b093
+@control_of(needle_sweep, fixed="change")
 def random_haystack_sweep(scope: Scope | Callable, **hyperparameters):
     "The control: every question is asked behind another random haystack of the same size."
 
     def other(task, seed):
+        "The task behind another haystack."
         return replace(
             task,
             haystack=make_haystack(
@@ -232,7 +232,7 @@ def random_haystack_sweep(scope: Scope | Callable, **hyperparameters):
             ),
         )
 
-    return needle_sweep(scope, **{"change": other, **hyperparameters})
+    return needle_sweep(scope, **hyperparameters, change=other)
 
 # %% ../../nbs/lenses/needle_threading.ipynb #7d07ce92
 def effective_length(
@@ -375,11 +375,11 @@ def thread_batch(
     for _ in range(size):
         task = multi_thread(
             make_haystack(n, kind="word", seed=rng.random()),
-            q,
-            h,
-            direction,
-            rng.random() < 0.5,
-            rng.random(),
+            n_threads=q,
+            hops=h,
+            direction=direction,
+            write_hops=rng.random() < 0.5,
+            seed=rng.random(),
         )
         rows.append([tokenizer(text)["input_ids"] for text in (task.prompt, task.answer_text)])
     width = max(len(a + b) for a, b in rows)

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..app.contract import control_of
 from tokenscope.corpus.checkpoints import (
     Checkpoint,
     layer_matrices,
@@ -40,10 +41,11 @@ technique = {
     "paper": "The Path Not Taken: RLVR Provably Learns Off the Principals (Zhu et al. 2025)",
     "arxiv": "2511.08567",
     "family": "lenses",
-    "returns": "DriftReport",
+    "returns": "report",
     "model": "checkpoint-pair",
     "front": "weight_drift",
     "control": "random_drift",
+    "panel": "",
     "neutral": {},
     "example": {"k": 0.2, "alpha": 0.25},
     "builds_on": [],
@@ -434,11 +436,12 @@ def _stored(checkpoint, name, part, dtype):
     return W
 
 # %% ../../nbs/lenses/rlvr_geometry.ipynb #be5e054e
+@control_of(weight_drift)
 def random_drift(
     model0,  # before
     model1,  # after; only the size of the update is taken from it
     *,
-    seed: int = 1,
+    seed: int = 0,
     **hyperparameters,  # of `weight_drift`
 ) -> DriftReport:
     "The report on a random update of the same size."
@@ -463,14 +466,14 @@ def random_drift(
         return random_update_like(
             first.read(name, part),
             second.read(other[name], part),
-            seed=seed + crc32(f"{name} {part}".encode()),
+            seed=seed + 1 + crc32(f"{name} {part}".encode()),
             **how,
         )
 
     return weight_drift(
         first,
         Checkpoint({n: dealt for n in other}, {n: first.shapes[n] for n in other}),
-        seed=seed + 1,
+        seed=seed + 2,
         **hyperparameters,
     )
 

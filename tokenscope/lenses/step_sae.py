@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..app.contract import control_of
 from ..show.display import TokenScores
 from ..text.names import BadArgument, resolve_layers
 from ..core.scope import Scope
@@ -45,10 +46,11 @@ technique = {
     "al., 2026)",
     "arxiv": "2603.03031",
     "family": "lenses",
-    "returns": "StepReading",
+    "returns": "reading",
     "model": "causal-lm",
     "front": "step_sae",
     "control": "shuffled_step_sae",
+    "panel": "",
     "neutral": {},
     "example": {"steps": 5, "batch_size": 8, "merge_last": False},
     "builds_on": [],
@@ -57,6 +59,11 @@ technique = {
     "a text",
     "picture": "the tokens of each step, coloured by what they cost without and with the "
     "step's code",
+    "differs": {"shuffled": "fixed: it is what makes this the control"},
+    "skips": {
+        "layers": "a code holds a whole step, and is read where its autoencoder reads",
+        "positions": "a step is read as a whole",
+    },
 }
 
 # %% ../../nbs/lenses/step_sae.ipynb #70691103
@@ -600,6 +607,7 @@ def step_sae(
     )
 
 
+@control_of(step_sae, fixed="shuffled")
 def shuffled_step_sae(scope: Scope, text, **settings) -> StepReading:
     "The same with the codes dealt to other steps: the control of `step_sae`."
     return step_sae(scope, text, **settings, shuffled=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..core.scope import Scope
 from ..corpus.corpus import Corpus, run_corpus
-from ..data.data import udhr
+from ..data.declaration import udhr
 from ..text.names import BadArgument, Layers, resolve_layers
 from ..core.reader import CorpusTask, read_shard
 from ..text.tokens import tokens_of

@@ -295,7 +295,7 @@ def code_batches(
     sae: SparseAutoencoder,
     texts: Iterable,  # texts, or lists of token ids
     *,
-    positions: Positions = slice(1, None),  # the first real token is a sink
+    positions: Positions = "not first",
     batch_tokens: int = 2048,
 ) -> Iterator[
     tuple[list[int], Float[Tensor, "batch token feature"], Tensor]

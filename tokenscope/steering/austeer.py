@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..change.contrasts import Contrasts, answer_rows, warn_imbalance
 from ..change.directions import checked_length
 from ..show.display import TokenScores
@@ -23,6 +24,7 @@ from ..core.edit import Edit
 from tokenscope.text.names import (
     ATTENTION_SITES,
     BadArgument,
+    Positions,
     LAYERLESS_SITES,
     SITES,
     check_site,
@@ -39,10 +41,11 @@ technique = {
     "paper": "Fine-Grained Activation Steering: Steering Less, Achieving More (Feng et al., 2026)",
     "arxiv": "2602.04428",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "austeer",
     "control": "random_units",
+    "panel": "",
     "neutral": {"alpha": 0.0},
     "example": {
         "contrasts": [[[5, 6, 7], [8, 9], [5, 9, 7, 6]], [[10], [11], [12]], [[11], [12], [10]]],
@@ -50,10 +53,11 @@ technique = {
         "alpha": 8.0,
     },
     "builds_on": [],
-    "extra": None,
+    "extra": "",
     "cost": "one reading of each prompt with its right and its wrong answer; then one "
     "multiplication in each layer touched",
     "picture": "layer by dimension, with the chosen numbers circled",
+    "differs": {"ranking": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/steering/austeer.ipynb #b51a8a87
@@ -249,11 +253,7 @@ def unit_edits(
     chosen: Bool[Tensor, "layer width"],
     alpha: int | float,
     mode: str = "scale",  # the paper's; or "add"
-    positions: None
-    | int
-    | slice
-    | str
-    | list[int] = None,  # as in `Edit`: None leaves out the first token, "all" is the paper's
+    positions: Positions = "not first",  # as in `Edit`; "all" is the paper's
 ) -> list[Edit]:  # one for each layer touched
     "Scale each chosen unit by 1 + alpha times its momentum (Feng et al. 2026)."
     if mode not in ("scale", "add"):
@@ -344,11 +344,7 @@ def austeer(
     layers: None | int | slice | list[int] = None,  # None for all
     mode: str = "scale",  # the paper's; or "add"
     ranking: str = "count",  # the paper's; or "magnitude", "t", "null", "random"
-    positions: None
-    | int
-    | slice
-    | str
-    | list[int] = None,  # None for all but the first token; "all" is the paper's
+    positions: Positions = "not first",  # "all" is the paper's
     seed: int = 0,  # of the controls
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     """Turn the few numbers that move most reliably between right and wrong answers (Feng et al.
@@ -371,28 +367,7 @@ def austeer(
     )
 
 # %% ../../nbs/steering/austeer.ipynb #46eee526
-def random_units(
-    scope: Scope,
-    *,
-    contrasts: None | Contrasts | tuple | list = None,
-    k: int | None = 100,
-    alpha: int | float = 2.0,
-    site: str = "z",
-    layers: None | int | slice | list[int] = None,
-    mode: str = "scale",
-    positions: None | int | slice | str | list[int] = None,
-    seed: int = 0,
-) -> list[Edit]:
+@control_of(austeer, fixed="ranking")
+def random_units(scope: Scope, **settings) -> list[Edit]:
     "The same rule on as many random units of the same layers: the control of `austeer`."
-    return austeer(
-        scope,
-        contrasts=contrasts,
-        k=k,
-        alpha=alpha,
-        site=site,
-        layers=layers,
-        mode=mode,
-        ranking="random",
-        positions=positions,
-        seed=seed,
-    )
+    return austeer(scope, **settings, ranking="random")

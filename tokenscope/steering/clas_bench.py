@@ -12,6 +12,7 @@ __all__ = ['METHODS', 'language_directions', 'steer_language', 'random_language_
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ..app.contract import control_of
 from tokenscope.change.answers import (
     ask,
     continuation_nll,
@@ -19,7 +20,7 @@ from tokenscope.change.answers import (
     harmonic_mean,
     own_question,
 )
-from ..data.data import udhr
+from ..data.declaration import udhr
 from tokenscope.change.directions import (
     Directions,
     Subspace,
@@ -41,10 +42,11 @@ technique = {
     "paper": "CLaS-Bench: A Cross-Lingual Alignment and Steering Benchmark (Gurgurov et al., 2026)",
     "arxiv": "2601.08331",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "steer_language",
     "control": "random_language_direction",
+    "panel": "",
     "neutral": {"strength": 0.0},
     "example": {
         "source": [[5, 6, 7, 8], [9, 10, 11]],
@@ -55,6 +57,7 @@ technique = {
     "extra": "languages",
     "cost": "one reading of a few paragraphs in each language; then one addition a token",
     "picture": "answers, with each word coloured by its likely language",
+    "differs": {"method": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/steering/clas_bench.ipynb #6ec8f909
@@ -109,7 +112,7 @@ def steer_language(
     # paper's
     unit: str = "diff",
     method: str = "diffmean",  # see `language_directions`
-    positions: Positions | None = None,  # None for all but the first token
+    positions: Positions = "not first",
     seed: int = 0,
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Make the model answer in another language (Gurgurov et al. 2026, section 3)."
@@ -121,29 +124,10 @@ def steer_language(
     return [found.edit(i, strength, unit, positions, scope.dtype) for i in found.layers]
 
 # %% ../../nbs/steering/clas_bench.ipynb #0a26a15d
-def random_language_direction(
-    scope: Scope,
-    *,
-    source: str | Iterable = "eng",
-    target: str | Iterable = "spa",
-    layers: Layers = None,
-    strength: int | float = 1.0,
-    unit: str = "diff",
-    positions: Positions | None = None,
-    seed: int = 0,
-) -> list[Edit]:
+@control_of(steer_language, fixed="method")
+def random_language_direction(scope: Scope, **settings) -> list[Edit]:
     "The same length in a random direction: the control of `steer_language`."
-    return steer_language(
-        scope,
-        source=source,
-        target=target,
-        layers=layers,
-        strength=strength,
-        unit=unit,
-        method="random",
-        positions=positions,
-        seed=seed,
-    )
+    return steer_language(scope, **settings, method="random")
 
 # %% ../../nbs/steering/clas_bench.ipynb #a5373938
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ __all__ = ['ATTRIBUTIONS', 'ContrastScores', 'path_shares', 'contrast_attributio
 from dataclasses import dataclass
 
 import torch
-from fastcore.meta import delegates
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..app.contract import control_of
 from ..measure.predictions import embedding_baseline
 from ..text.batch import batches_by_length
 from ..change.contrasts import AnswerInputs, Contrasts, contrast_inputs
@@ -24,7 +24,7 @@ from ..change.directions import Directions, checked_length
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..change.moves import AddKeepingNorm, TurnTowards
-from ..text.names import BadArgument, resolve_layers
+from ..text.names import BadArgument, Positions, resolve_layers
 from ..measure.paths import path_points, path_slopes, relative_gap
 from ..core.scope import Scope
 from ..text.tokens import Tokens, tokens_of
@@ -36,10 +36,11 @@ technique = {
     "(Nguyen et al., 2025)",
     "arxiv": "2507.18043",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "grains",
     "control": "random_grains",
+    "panel": "",
     "neutral": {
         "contrasts": [[[5, 6, 7, 8], [9, 10, 11]], [[40, 41], [42]], [[50], [51, 52]]],
         "angle": 0.0,
@@ -55,6 +56,7 @@ technique = {
     "cost": "20 gradients of each answer and three readings of it; then a rotation of each "
     "token's state",
     "picture": "the prompt, each token coloured by which answer it pulls towards",
+    "differs": {"attribution": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/steering/grains.ipynb #6bba29dc
@@ -352,7 +354,7 @@ def turning_edits(
     strength: int
     | float = 40.0,  # the paper's lambda, if no angle is given; negative for the other way
     keep_norm: bool = True,  # False: add and do not rescale; only with `strength`
-    positions=None,  # as in `Edit`; None for all but the first token
+    positions: Positions = "not first",  # as in `Edit`
 ) -> list[Edit]:  # one a layer
     "Turn states towards a direction and keep their lengths (Nguyen et al. 2025, section 3)."
     if directions.vectors.shape[-1] != scope.d_model:
@@ -410,7 +412,7 @@ def grains(
     | Tensor = "pad",  # what takes the place of a token; or "zero", "mean", a token id
     each: bool = False,  # rank the tokens of each sequence by themselves
     keep_norm: bool = True,
-    positions=None,
+    positions: Positions = "not first",
     images: Tensor | None = None,
     seed: int = 0,
 ) -> list[Edit]:
@@ -428,7 +430,7 @@ def grains(
     return turning_edits(scope, made, angle, strength, keep_norm, positions)
 
 # %% ../../nbs/steering/grains.ipynb #10068d6e
-@delegates(grains)
-def random_grains(scope: Scope, **kwargs) -> list[Edit]:
+@control_of(grains, fixed="attribution")
+def random_grains(scope: Scope, **settings) -> list[Edit]:
     "The same with random tokens in place of the influential ones: the control of `grains`."
-    return grains(scope, **{**kwargs, "attribution": "random"})
+    return grains(scope, **settings, attribution="random")

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..app.contract import control_of
 from ..text.batch import rows_of
 from ..change.contrasts import answer_logprobs
 from ..core.edit import Edit
@@ -34,10 +35,11 @@ technique = {
     "Language Steering (Wong et al., 2026)",
     "arxiv": "2604.03532",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "langfir",
     "control": "random_langfir",
+    "panel": "",
     "neutral": {"alpha": 0.0},
     "example": {
         "language": [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12], [7, 5, 8, 6]],
@@ -53,6 +55,7 @@ technique = {
     "cost": "one reading of the texts and of random tokens, up to the layer of the autoencoder; "
     "then one addition or projection a token",
     "picture": "how often each feature fires on a language and on random tokens",
+    "differs": {"random": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/steering/langfir.ipynb #251e3c1d
@@ -153,7 +156,7 @@ class LanguageFeatures:
         "Directions of the features, each as long as it fires on average."
         return self.own.mean_active[self.indices] @ self.sae.W_dec[self.indices]
 
-    def steer(self, alpha: int | float = 0.5, positions=None) -> list[Edit]:
+    def steer(self, alpha: int | float = 0.5, positions: Positions = "not first") -> list[Edit]:
         "Add the features, alpha times as long as each state."
         move = AddInProportion(self.vector, _share(alpha))
         return (
@@ -163,7 +166,7 @@ class LanguageFeatures:
         )
 
     def ablate(
-        self, mean: Tensor | float | None = None, positions=None
+        self, mean: Tensor | float | None = None, positions: Positions = "not first"
     ) -> list[Edit]:  # None: the mean the autoencoder is centred on
         "Take the features out of each state."
         move = ProjectOut(
@@ -268,7 +271,7 @@ def langfir(
     | float
     # of "ablate": what is put in its place; None for the autoencoder's centre, 0.0 for nothing
     | None = None,
-    positions: Positions | None = None,  # None for all but the first token
+    positions: Positions = "not first",
     seed: int = 0,
     random: bool = False,  # other features of equal rate: see `random_langfir`
     **search,  # of `find_language_features`: rate, tau, rho, max_features, n_random, length
@@ -283,6 +286,7 @@ def langfir(
     return found.steer(alpha, positions) if mode == "steer" else found.ablate(mean, positions)
 
 
+@control_of(langfir, fixed="random")
 def random_langfir(
     scope: Scope,
     **settings,  # as of `langfir`

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..text.batch import rows_of
 from ..change.directions import checked_length
 from ..core.edit import Edit
@@ -38,10 +39,11 @@ technique = {
     "LLMs (Saha et al., 2026)",
     "arxiv": "2602.00945",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "neural_foxp2",
     "control": "random_foxp2",
+    "panel": "",
     "neutral": {"lam": 0.0, "beta": 0.0},
     "example": {
         "target": [[5, 6, 7, 5, 6, 7, 5, 6, 7], [5, 6, 8, 8, 8, 9, 9, 9]],
@@ -305,8 +307,7 @@ def foxp2_edits(
     window: Iterable[int],
     lam: int | float,
     beta: int | float,
-    positions: Positions
-    | None = "last",  # "last": the last token of the prompt, then each that is generated
+    positions: Positions = "last",  # "last": the last token of the prompt, then each that is generated
 ) -> list[Edit]:
     "The switch, in some layers."
     where = ("last", "generated") if positions == "last" else (positions,)
@@ -329,7 +330,7 @@ def neural_foxp2(
     beta: int | float = 0.0,  # beta: away from English
     rank: int | None = None,  # None: by `spectrum_rank`
     width: tuple[int, int] = (3, 6),  # of the window, in candidates
-    positions: Positions | None = "last",  # "last": see `foxp2_edits`
+    positions: Positions = "last",  # "last": see `foxp2_edits`
     n_features: int = 1024,
     l1: float = 5e-3,
     epochs: int = 150,
@@ -379,6 +380,7 @@ def neural_foxp2(
     return foxp2_edits(found, window, lam, beta, positions)
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #9794f8f7
+@control_of(neural_foxp2)
 def random_foxp2(
     scope: Scope,
     *,

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..change.answers import option_margins
 from ..text.batch import rows_of
 from ..text.containers import STRUCTURES, Request, filler, padded, render
@@ -33,10 +34,11 @@ technique = {
     "(Yoosuf et al., 2025); its defensive question only",
     "arxiv": "2502.11853",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "undo_container",
     "control": "random_container_direction",
+    "panel": "",
     "neutral": {"strength": 0.0},
     "example": {
         "structured": [[5, 6, 7, 8], [9, 10, 11]],
@@ -48,6 +50,9 @@ technique = {
     "extra": "",
     "cost": "one reading of each request in each container, up to the guard's layer",
     "picture": "one request in two containers, with what the guard reads after each token",
+    "differs": {
+        "seed": "the front's direction is the difference itself unless a seed turns it; the control always turns it"
+    },
 }
 
 # %% ../../nbs/steering/struct_transform.ipynb #3f617b03
@@ -355,7 +360,7 @@ def undo_container(
     plain: Iterable | None = None,  # the same content as plain text
     layers: Layers = None,  # None: one, at a third of the depth
     strength: int | float = 1.0,  # 1 takes the mean difference away; negative adds more of it
-    positions: Positions | None = None,  # None for all but the first token
+    positions: Positions = "not first",
     seed: int | None = None,  # a random direction instead
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     "Move the states of requests in a container to where plain requests are."
@@ -375,26 +380,10 @@ def undo_container(
     return [found.edit(i, strength, positions=positions, dtype=scope.dtype) for i in found.layers]
 
 # %% ../../nbs/steering/struct_transform.ipynb #f2fd77f5
-def random_container_direction(
-    scope: Scope,
-    *,
-    structured: str | Iterable = "json",
-    plain: Iterable | None = None,
-    layers: Layers = None,
-    strength: int | float = 1.0,
-    positions: Positions | None = None,
-    seed: int = 0,
-) -> list[Edit]:
+@control_of(undo_container)
+def random_container_direction(scope: Scope, *, seed: int = 0, **settings) -> list[Edit]:
     "The same length in a random direction: the control of `undo_container`."
-    return undo_container(
-        scope,
-        structured=structured,
-        plain=plain,
-        layers=layers,
-        strength=strength,
-        positions=positions,
-        seed=seed,
-    )
+    return undo_container(scope, **settings, seed=seed)
 
 # %% ../../nbs/steering/struct_transform.ipynb #58abe233
 def guard_strip(

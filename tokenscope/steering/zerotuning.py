@@ -7,7 +7,7 @@ Docs: https://tokenscope.github.io/tokenscope/steering/zerotuning.html.md"""
 # %% auto #0
 __all__ = ['scaled_row', 'zerotuning', 'random_column_tuning', 'leverage', 'LabelledPrompts', 'sentiment_prompts',
            'label_logprobs', 'accuracy', 'HeadProfile', 'profile_heads', 'Calibration', 'calibrate',
-           'content_free_bias']
+           'content_free_bias', 'zerotuning_panel']
 
 # %% ../../nbs/steering/zerotuning.ipynb #fe7f2524
 import math
@@ -19,9 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..app.contract import control_of
 from ..core.edit import Edit
 from ..text.names import BadArgument, Layers, resolve_layers
 from ..core.scope import Scope
+from ..app.contract import check_panel_scope
+from ..show.display import TokenScores
+from ..show.explore import Choice, Slider, Text, explore
 
 # %% ../../nbs/steering/zerotuning.ipynb #d26ff33b
 technique = {
@@ -30,16 +34,22 @@ technique = {
     "Without Training (Han et al., 2025)",
     "arxiv": "2505.11739",
     "family": "steering",
-    "returns": "list of Edit",
+    "returns": "edits",
     "model": "causal-lm",
     "front": "zerotuning",
     "control": "random_column_tuning",
+    "panel": "zerotuning_panel",
     "neutral": {"gamma": 1.0},
     "example": {"gamma": 2.0},
     "builds_on": [],
-    "extra": None,
+    "extra": "",
     "cost": "a plain forward; one small bias a layer",
     "picture": "the attention of the last token before and after",
+    "differs": {
+        "token": "drawn at random: it is what makes this the control",
+        "among": "from how many columns the control draws",
+        "seed": "of the drawn column",
+    },
 }
 
 # %% ../../nbs/steering/zerotuning.ipynb #d04efe5a
@@ -83,6 +93,7 @@ def zerotuning(
     ]
 
 # %% ../../nbs/steering/zerotuning.ipynb #7f5bbcbc
+@control_of(zerotuning, fixed="token")
 def random_column_tuning(
     scope: Scope,
     *,
@@ -366,3 +377,35 @@ def content_free_bias(
     """The labels' log-probabilities for a prompt without content (contextual calibration, Zhao et
     al. 2021): the baseline to beat."""
     return label_logprobs(scope, LabelledPrompts([empty], [0], task.labels), edits)[0][0]
+
+# %% ../../nbs/steering/zerotuning.ipynb #f2370061
+def zerotuning_panel(
+    scope: Scope,
+    # the opening text
+    text: str = "Review: What a charming film.\nSentiment (negative or positive):",
+):  # an `explore` panel
+    "Turn γ on the first token, or on a random other one, and see attention and answer."
+    check_panel_scope(scope, "zerotuning_panel")
+    third = max(1, scope.n_layers // 3)
+    groups = {"all": None, "first third": range(third)}
+    groups["last third"] = range(scope.n_layers - third, scope.n_layers)
+
+    def attention_and_answer(log2_gamma, layers, column, text):
+        "Where the last token looks, and what comes next."
+        tune = zerotuning if column == "the first token" else random_column_tuning
+        edits = tune(scope, gamma=2.0**log2_gamma, layers=groups[layers])
+        with scope.edit(*edits):
+            trace = scope.read(text, "pattern", layers=groups[layers], positions=-1)
+            ahead = scope.next_tokens(text, k=4)
+        row = trace["pattern"][0].mean((0, 1))[0].float().cpu().numpy()
+        name = "where the last token looks"
+        return [TokenScores(trace.batch.tokens[0], row, name=name, limits=(0, 0.5)), ahead]
+
+    return explore(
+        attention_and_answer,
+        title="γ on one token's attention",
+        log2_gamma=Slider(-3, 3, 1, -3),
+        layers=Choice(list(groups), "all"),
+        column=Choice(["the first token", "a random one (control)"], "the first token"),
+        text=Text(text),
+    )

@@ -23,10 +23,12 @@ from pathlib import Path
 
 import torch
 
+from ..app.contract import control_of
 from ..change.answers import option_scores
 from ..data.books import moby_dick
 from ..show.colours import Markup
-from ..data.cuts import random_cut, tokenizer_of, word_spans
+from ..data.cuts import random_cut, word_spans
+from ..data.tokenizer_catalogue import tokenizer_of
 from ..measure.intervals import partial_correlation, wilson_interval
 from ..show.marks import visible_text
 from ..text.names import BadArgument
@@ -49,6 +51,7 @@ technique = {
     "model": "causal-lm",
     "front": "charbench",
     "control": "shuffled_answers",
+    "panel": "",
     "neutral": {},
     "example": {"n_per_length": 1, "lengths": (4, 6)},
     "builds_on": [],
@@ -412,11 +415,12 @@ def charbench(
     )
 
 
-def shuffled_answers(scope, **hyperparameters):  # as `charbench`
+@control_of(charbench)
+def shuffled_answers(scope, *, seed: int = 42, **settings):
     "The control: the same questions, the model's answers dealt out at random within each task."
-    df = charbench(scope, **hyperparameters)
+    df = charbench(scope, **settings, seed=seed)
     dealt = df.groupby("task").prediction.transform(
-        lambda said: said.sample(frac=1, random_state=hyperparameters.get("seed", 42)).to_numpy()
+        lambda said: said.sample(frac=1, random_state=seed).to_numpy()
     )
     return df.assign(prediction=dealt, correct=dealt == df.answer, logp=math.nan)
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ModelOutput
 
+from ..app.contract import control_of
 from tokenscope.measure.byte_scores import (
     book_passages,
     bpe_tokenizer,
@@ -63,7 +64,9 @@ technique = {
     "model": "from-scratch",
     "front": "spelling_robustness",
     "control": "random_boundaries",
+    "panel": "",
     "neutral": {"kinds": ()},
+    "given": "_robustness_inputs",
     "example": {"n": 20, "kinds": ("permute", "caps")},
     "builds_on": [],
     "extra": "",
@@ -531,6 +534,7 @@ def spelling_robustness(
     return pd.DataFrame(rows).T
 
 
+@control_of(spelling_robustness)
 def random_boundaries(model: HATModel, texts: Iterable[str], **hyperparameters):
     "The control: the same model reads words that end anywhere, as often as its own."
     texts = list(texts)
@@ -542,3 +546,10 @@ def random_boundaries(model: HATModel, texts: Iterable[str], **hyperparameters):
         return spelling_robustness(model, texts, **hyperparameters)
     finally:
         model.config.splitter = rule
+
+# %% ../../nbs/tokenizers/hierarchical_ar.ipynb #a287cf9d
+def _robustness_inputs() -> tuple:
+    "A shipped model and texts, for the contract."
+    from tokenscope.data.books import moby_dick
+
+    return hat_toy("HAT"), moby_dick()[100:140]

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..app.contract import control_of
 from ..data.books import moby_dick
 from ..text.names import BadArgument
 from ..measure.probes import ClassProbe
@@ -39,8 +40,10 @@ technique = {
     "model": "from-scratch",
     "front": "decipher",
     "control": "shuffled_key_decipher",
+    "panel": "",
     "neutral": {},
-    "example": {"seed": 0},
+    "given": "_decipher_inputs",
+    "example": {"alphabet": "abcdef"},
     "builds_on": [],
     "extra": "",
     "cost": "one forward a sequence, and vocabulary times width random numbers for it",
@@ -488,6 +491,7 @@ def decipher(
     )
 
 
+@control_of(decipher)
 def shuffled_key_decipher(
     model: LexinvariantLM, probe: ClassProbe, cipher: str, *, alphabet: str = LETTERS, seed: int = 0
 ):
@@ -497,6 +501,15 @@ def shuffled_key_decipher(
         len(alphabet), (len(cipher),), generator=torch.Generator().manual_seed(seed)
     )
     return decipher(model, probe, "".join(alphabet[i] for i in loose), alphabet=alphabet, seed=seed)
+
+# %% ../../nbs/tokenizers/lexinvariant.ipynb #e51c88af
+def _decipher_inputs() -> tuple:
+    "A shipped model, a probe and a cipher, for the contract."
+    source = markov_source()
+    model = lexinvariant_toy("markov")
+    probe = fit_decipher_probe(model, source.sample(20, 33, seed=1), layer=2)
+    cipher = "".join("abcdef"[i] for i in source.sample(1, 33, seed=2)[0])
+    return model, probe, cipher
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #c6489f81
 def make_lookup(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from ..app.contract import control_of
 from ..data.books import moby_dick
 from ..show.colours import Markup
 from ..text.names import BadArgument
@@ -45,10 +46,11 @@ technique = {
     "Prediction (Bae, Lee and Jeon, CVPR 2024)",
     "arxiv": "2403.18447",
     "family": "tokenizers",
-    "returns": "paths",
+    "returns": "forecast",
     "model": "causal-lm",
     "front": "lmtraj",
     "control": "shuffled_history",
+    "panel": "",
     "neutral": {},
     "example": {
         "observed": [
@@ -551,6 +553,7 @@ def lmtraj(
     scene: str = "an open square.",
     # walks (person, 20, 2) that are answered before, for models that were not trained on this
     examples: Sequence = (),
+    seed: int = 0,
     **how,  # of `predict_trajectories`
 ) -> Forecast:
     """Where will somebody be in the next 4.8 s, in the words of a language model? (Bae, Lee and
@@ -570,10 +573,11 @@ def lmtraj(
             + "\n"
         )
     prompt = shown + make_prompt(track - here, scene=scene, decimals=decimals)[0]
-    paths, valid, texts = predict_trajectories(scope, [prompt], **how)
+    paths, valid, texts = predict_trajectories(scope, [prompt], seed=seed, **how)
     return Forecast(track[0], paths[0] + here, valid[0], texts[0], prompt)
 
 
+@control_of(lmtraj)
 def shuffled_history(
     scope: Scope,
     observed,  # as in `lmtraj`

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from ..app.contract import control_of
 from ..text.batch import batches_by_length, rows_of
 from ..show.colours import Markup
-from ..data.cuts import named_tokenizers, number_pieces
+from ..data.cuts import number_pieces
+from ..data.tokenizer_catalogue import named_tokenizers
 from ..measure.diagnosis import Diagnosis
 from ..measure.intervals import wilson_interval
 from ..text.names import BadArgument
@@ -43,7 +45,9 @@ technique = {
     "model": "causal-lm",
     "front": "addition_accuracy",
     "control": "random_cut_accuracy",
+    "panel": "",
     "neutral": {"form": "nosep"},
+    "given": ([(12, 345), (6789, 1234)],),
     "example": {"form": "comma_r2l", "shots": 1},
     "builds_on": [],
     "extra": "tokenizers",
@@ -548,11 +552,12 @@ def answer_scores(
     return out
 
 
+@control_of(addition_accuracy)
 def random_cut_accuracy(
     model: Scope | Callable,
     problems: Sequence[tuple[int, int]],
     *,
-    form: str = "comma_r2l",
+    form: str = "nosep",
     **asked,
 ):
     "The control: as many separators, at places drawn anew for each number."

@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/tokenizer_betrayal.html
 
 # %% auto #0
 __all__ = ['PHANTOM_TYPES', 'OUTCOMES', 'encoding_logprobs', 'encoding_divergence', 'classify_edit', 'PhantomMask', 'RandomBan',
-           'ReplacementProbe', 'random_ban_probe']
+           'ReplacementProbe', 'random_ban_probe', 'banned_share', 'tokenizer_betrayal_panel']
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #15d47f4b
 import difflib
@@ -17,12 +17,21 @@ from functools import lru_cache, partial
 import torch
 from transformers import LogitsProcessor
 
-from ..data.data import stop_words
+from ..app.contract import control_of
+from ..data.declaration import stop_words
 from ..measure.diagnosis import Diagnosis
-from ..text.encodings import byte_vocabulary, canonical_encoding, encodings, piece_bytes
+from tokenscope.text.encodings import (
+    byte_vocabulary,
+    canonical_encoding,
+    encodings,
+    lattice,
+    piece_bytes,
+)
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from ..text.tokens import tokens_of
+from ..app.contract import check_panel_scope
+from ..show.explore import Choice, Slider, Text, explore
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #1751d780
 technique = {
@@ -31,16 +40,18 @@ technique = {
     "and Mukherjee, 2026)",
     "arxiv": "2601.14658",
     "family": "tokenizers",
-    "returns": "Diagnosis",
+    "returns": "diagnosis",
     "model": "causal-lm",
     "front": "ReplacementProbe",
     "control": "random_ban_probe",
+    "panel": "tokenizer_betrayal_panel",
     "neutral": {"mask": None},
     "example": {"fraction": 0.05},
     "builds_on": [],
     "extra": "tokenizers",
     "cost": "one generation a passage; encodings need no model",
     "picture": "a word as a lattice of pieces",
+    "differs": {"mask": "fixed: it is what makes this the control"},
 }
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #3762a68a
@@ -498,9 +509,60 @@ def _aligned(asked, output, targets):
     return where
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #87a490a2
+@control_of(ReplacementProbe, fixed="mask")
 def random_ban_probe(
     scope: Scope,
     **hyperparameters,  # of `ReplacementProbe`, but `mask`
 ) -> ReplacementProbe:
     "The probe with random bans in place of the phantom mask: its control."
-    return ReplacementProbe(scope, **{**hyperparameters, "mask": "random"})
+    return ReplacementProbe(scope, **hyperparameters, mask="random")
+
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #8dd98b5f
+def banned_share(
+    scope: Scope,
+    prefix: str,
+    ways,  # of `encoding_logprobs`
+    ban: str,  # "nothing", "phantoms" or "random"
+    seed: int = 0,
+) -> tuple[float, set[int]]:  # the share of the next token that a ban takes away; the banned ids
+    "What is lost when first pieces of other encodings, or as many random tokens, are closed."
+    keep = ways.ids[0][0]
+    first = {ids[0] for ids in ways.ids} - {keep}
+    ahead = scope.logits(prefix)[0, -1].float().softmax(-1)
+    if ban == "nothing":
+        first = set()
+    elif ban == "random":
+        likely = [i for i in ahead.topk(min(50 + len(first), len(ahead))).indices.tolist()]
+        others = [i for i in likely if i != keep and i not in first]
+        first = set(random.Random(seed).sample(others, min(len(first), len(others))))
+    return float(ahead[sorted(first)].sum()), first
+
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #8ff3355e
+def tokenizer_betrayal_panel(
+    scope: Scope,
+    word: str = " February",
+    prefix: str = "It was announced that the",
+):  # an `explore` panel
+    "The encodings of a word behind a prefix, what they weigh, and what a ban leaves of them."
+    check_panel_scope(scope, "tokenizer_betrayal_panel")
+
+    def weigh(word, prefix, max_pieces, ban):
+        "The lattice, and the weight of the canonical encoding and of the others."
+        ways = encoding_logprobs(scope, prefix, word, max_pieces=int(max_pieces), limit=64)
+        share, closed = banned_share(scope, prefix, ways, ban)
+        left = torch.tensor(ways.logp.tolist()).exp() / (1 - share)
+        left[[ids[0] in closed for ids in ways.ids]] = 0
+        told = (
+            f"With {ban} banned ({len(closed)} first pieces): canonical {left[0]:.2g}, all "
+            f"{len(left) - 1} other encodings together {left[1:].sum():.2g}."
+        )
+        return [lattice(ways, most=14), told]
+
+    return explore(
+        weigh,
+        title="Encodings of one word",
+        word=Text(word, [" unbelievable", " HIV", " rights"]),
+        prefix=Text(prefix, ["Text: The event takes place ["]),
+        max_pieces=Slider(2, 3, 1, 3),
+        ban=Choice(["nothing", "phantoms", "random"], "nothing"),
+    )

@@ -22,7 +22,8 @@ import torch
 from fastcore.basics import patch
 from transformers import BatchEncoding
 
-from ..data.cuts import tokenizer_of
+from ..app.contract import control_of
+from ..data.tokenizer_catalogue import tokenizer_of
 from ..text.encodings import middle_encoding, piece_bytes
 from ..text.names import BadArgument, ScopeError
 from ..text.numbers import group_number, number_spans, read_groups
@@ -39,12 +40,14 @@ technique = {
     "model": "tokenizer",
     "front": "triadic_suffix",
     "control": "shuffled_suffix",
+    "panel": "",
     "neutral": {"option": None},
     "example": {"option": "compound"},
     "builds_on": [],
     "extra": "tokenizers",
     "cost": "none for the text form; with tokens, 12,211 new rows in the embedding",
     "picture": "a number's tokens above the powers of ten that they state",
+    "differs": {"seed": "deals the suffixes"},
 }
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #7dc2c1b0
@@ -510,6 +513,7 @@ def triadic_suffix(
     )
 
 
+@control_of(triadic_suffix)
 def shuffled_suffix(
     given,  # as in `triadic_suffix`
     *,
@@ -517,4 +521,4 @@ def shuffled_suffix(
     **hyperparameters,  # of `triadic_suffix`
 ) -> TriadicTokenizer | Scope:
     "The same with the suffixes of each number dealt out at random: the control."
-    return triadic_suffix(given, **{**hyperparameters, "deal": seed})
+    return triadic_suffix(given, **hyperparameters, deal=seed)
