@@ -45,7 +45,7 @@ clean-nbs: .venv/.dev
 	$(BIN)/python -c "from tokenscope.show.explore import clean_notebooks; clean_notebooks('nbs')"
 
 sae: .venv/.dev                  ## fit the shipped sparse autoencoder again: three minutes on one core
-	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope import load; from tokenscope.measure.sae_training import make_default_sae; make_default_sae(load(), 'tokenscope/shipped/sae_smollm2_layer14.safetensors')"
+	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope import load; from tokenscope.measure.sae_texts import make_default_sae; make_default_sae(load(), 'tokenscope/shipped/sae_smollm2_layer14.safetensors')"
 
 TOYS := toy-binding toy-drift toy-threads toy-steps toy-adders toy-rewriter toy-spellers toy-lexinvariant toy-walkers toy-hat
 .PHONY: $(TOYS)

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from architectures import ALL, VOCAB, tiny
-from tokenscope.measure.attribution import embedding_baseline, gradient_x_input, integrated_gradients, occlusion, predictions_of, random_attribution
+from tokenscope.measure.attribution import gradient_x_input, integrated_gradients, occlusion, random_attribution
+from tokenscope.measure.predictions import embedding_baseline, predictions_of
 from tokenscope.measure.direct_logits import direct_logit_attribution, frozen_norm, residual_parts
 from tokenscope.core.edit import Edit
 from tokenscope.text.names import ScopeError
@@ -163,7 +164,7 @@ def test_batch_size_padding_and_inference_mode_do_not_matter(scope):
     padded = {"input_ids": torch.tensor([[0, 0, *IDS]]), "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1]])}
     with torch.inference_mode():
         inside = integrated_gradients(scope, IDS)
-    for other in (integrated_gradients(scope, IDS, batch=1), integrated_gradients(scope, torch.tensor(IDS)), integrated_gradients(scope, padded), inside):
+    for other in (integrated_gradients(scope, IDS, batch_tokens=1), integrated_gradients(scope, torch.tensor(IDS)), integrated_gradients(scope, padded), inside):
         torch.testing.assert_close(found.values, other.values, rtol=1e-4, atol=1e-6)
 
 
@@ -211,7 +212,7 @@ def test_the_control_repeats_by_seed(scope):
     (dict(continuation="x"), "No tokenizer"), (dict(baseline=torch.tensor([float("nan")] * 32)), "NaN or infinity"), (dict(baseline=torch.zeros(3)), "does not fit"),
     (dict(baseline=torch.zeros(2, 32)), "does not fit"), (dict(baseline="none"), "Unknown baseline"), (dict(baseline=VOCAB), "outside the model's vocabulary"),
     (dict(steps=0), "Too few steps"), (dict(steps=1, rule="trapezoid"), "Too few steps"), (dict(rule="left"), "Unknown rule"), (dict(tol=0.0), "tol must be above 0"),
-    (dict(tol=float("nan")), "tol must be above 0"), (dict(quantity="loss"), "Unknown quantity"), (dict(batch=-1), "Too few points"), (dict(tol=0.1, max_steps=3), "Too few points")])
+    (dict(tol=float("nan")), "tol must be above 0"), (dict(quantity="loss"), "Unknown quantity"), (dict(batch_tokens=-1), "batch_tokens must be"), (dict(tol=0.1, max_steps=3), "Too few points")])
 def test_what_is_refused(scope, how, message):
     with pytest.raises(ScopeError, match=message):
         integrated_gradients(scope, **{"text": IDS, **how})

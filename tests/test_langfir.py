@@ -7,7 +7,7 @@ from tokenscope.core.edit import Edit
 from tokenscope.change.moves import AddInProportion, ProjectOut, orthonormal_basis
 from tokenscope.text.names import ScopeError
 from tokenscope.measure.sae import default_sae
-from tokenscope.measure.sae_training import sae_from_texts
+from tokenscope.measure.sae_texts import sae_from_texts
 from tokenscope.core.scope import Scope
 from tokenscope.steering.langfir import (THRESHOLDS, Firing, LanguageFeatures, ablation_matrix, find_language_features, firing, langfir, random_langfir,
                                          specific_features)
@@ -118,7 +118,7 @@ def test_noise_and_autoencoders_of_others(scope, sae):
     noise = firing(scope, sae, ROWS[:2])
     assert find_language_features(scope, ROWS, sae, tau=0.01, rho=1.1, noise=noise).noise is noise
     with pytest.raises(ScopeError, match="Noise of another autoencoder"):
-        find_language_features(scope, ROWS, sae_from_texts(scope, ROWS, 1, 10, k=2, steps=2), noise=noise)
+        find_language_features(scope, ROWS, sae_from_texts(scope, ROWS, 10, layer=1, k=2, steps=2), noise=noise)
     with pytest.raises(ScopeError, match="does not fit this model"):
         langfir(scope, language=ROWS, sae=default_sae())
 

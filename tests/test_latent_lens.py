@@ -44,7 +44,7 @@ def test_bank_rows_are_the_states(small, bank):
 @pytest.mark.parametrize("chunk, k, layers", [(1, 3, None), (7, 5, [1]), (2048, 10_000, [0, 2]), (5, 1, 2)])
 def test_search_is_exact(bank, chunk, k, layers):
     queries = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
-    found = bank.search(queries, k, layers, chunk)
+    found = bank.search(queries, k=k, layers=layers, chunk=chunk)
     chosen = bank.layers if layers is None else [layers] if isinstance(layers, int) else layers
     rows = torch.nn.functional.normalize(bank.blocks[0][:, [bank.layers.index(i) for i in chosen]].float(), dim=-1).flatten(0, 1)
     exact = (torch.nn.functional.normalize(queries, dim=-1) @ rows.T).topk(min(k, len(rows)))
@@ -86,7 +86,7 @@ def test_layer_match_agrees_with_search(bank):
     queries = torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
     table = layer_match(bank, queries)
     for layer in bank.layers:
-        torch.testing.assert_close(torch.tensor(table[table.layer == layer].cosine.to_numpy()).float(), bank.search(queries, 1, layer).cosine[:, 0])
+        torch.testing.assert_close(torch.tensor(table[table.layer == layer].cosine.to_numpy()).float(), bank.search(queries, k=1, layers=layer).cosine[:, 0])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe"])

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from architectures import VOCAB, tiny
 from tokenscope.corpus.corpus import run_corpus
 from tokenscope.text.names import ScopeError
-from tokenscope.measure.sae import SparseAutoencoder, default_sae, load_sae
+from tokenscope.measure.sae import SparseAutoencoder, default_sae, load_sae, save_sae
 from tokenscope.measure.sae_training import SaeRecipe, _batches, fit_sae
 from tokenscope.core.scope import Scope
 
@@ -51,7 +51,7 @@ def test_adding_to_a_state_keeps_what_the_features_cannot_say():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_file_holds_everything(tmp_path, activation, dtype):
     sae = random_sae(activation=activation, site="mlp_out", layer=2, model="some", meta=dict(data="x"))
-    again = load_sae(sae.save(tmp_path / "a.safetensors", dtype))
+    again = load_sae(save_sae(sae, tmp_path / "a.safetensors", dtype=dtype))
     assert [getattr(again, f) for f in ("activation", "k", "inputs", "site", "layer", "model", "meta")] == [activation, 4, "scale", "mlp_out", 2, "some", {"data": "x"}]
     torch.testing.assert_close(again.W_dec, sae.W_dec, rtol=0, atol=0 if dtype == torch.float32 else 1e-3)
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from architectures import VOCAB, tiny
 from test_sae import ROWS
 from tokenscope.text.names import ScopeError
-from tokenscope.measure.sae import code_batches, feature_scores, load_saelens
-from tokenscope.measure.sae_training import random_sequences, sae_from_texts
+from tokenscope.measure.sae import code_batches, feature_scores
+from tokenscope.measure.saelens import load_saelens
+from tokenscope.measure.sae_texts import random_sequences, sae_from_texts
 from tokenscope.core.scope import Scope
 
 
@@ -40,7 +41,7 @@ def test_random_sequences():
     drawn = random_sequences(scope, 5, 7, seed=3)
     assert drawn == random_sequences(scope, 5, 7, seed=3) != random_sequences(scope, 5, 7) and {len(r) for r in drawn} == {7}
     assert 0 <= min(map(min, drawn)) <= max(map(max, drawn)) < VOCAB
-    for wrong in (dict(n=0), dict(length=0)):
+    for wrong in (dict(n_sequences=0), dict(length=0)):
         with pytest.raises(ScopeError):
             random_sequences(scope, **wrong)
 

@@ -120,7 +120,7 @@ def vector_words(
     if lens != "latent":
         with torch.no_grad():
             return (embedding_lens if lens == "embedding" else output_lens)(scope, vectors, k)
-    found = (bank or small_bank(scope)).search(vectors, k)
+    found = (bank or small_bank(scope)).search(vectors, k=k)
     told = [[found.bank.describe(int(r)) for r in row] for row in found.row]
     hints = [
         [f"{d['word']} {c:.2f}, layer {l}: {_around(d)}" for d, c, l in zip(*row)]

@@ -17,7 +17,8 @@ from html import escape
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ..data.books import moby_dick
 from ..show.colours import Markup
@@ -154,7 +155,20 @@ def byte_surprisal(
     return found
 
 
-def _token_surprisal(scope, texts):
+def _logits_of(scope, ids, labels) -> Float[Tensor, "text token vocab"]:
+    "What the model says about each next token, if the texts fit its context."
+    limit = scope.structure.max_tokens
+    if limit and ids.shape[1] > limit:
+        raise BadArgument(
+            f"A text is longer than the context: {ids.shape[1]} tokens, and the model takes "
+            f"{limit}; split it with passages()"
+        )
+    with torch.no_grad():
+        out = scope.model(input_ids=ids, attention_mask=(labels != -100).long())
+    return out.logits[:, :-1].float()
+
+
+def _token_surprisal(scope, texts) -> list[tuple]:
     "The same from a model of tokens; a cost is spread evenly over a token's bytes."
     if getattr(scope.tokenizer, "bos_token_id", None) is None:
         raise BadArgument(
@@ -162,32 +176,17 @@ def _token_surprisal(scope, texts):
             "set tokenizer.bos_token"
         )
     ids, labels = (x.to(scope.device) for x in token_rows(scope.tokenizer, texts))
-    limit = scope.structure.max_tokens
-    out = []
-    if limit and ids.shape[1] > limit:
-        raise BadArgument(
-            f"A text is longer than the context: {ids.shape[1]} tokens, and the model takes "
-            f"{limit}; split it with passages()"
-        )
-    with torch.no_grad():
-        logits = (
-            scope.model(input_ids=ids, attention_mask=(labels != -100).long())
-            .logits[:, :-1]
-            .float()
-        )
-    nats = (
-        torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        .cpu()
-        .numpy()
-    )
-    right = (logits.argmax(-1) == ids[:, 1:]).cpu().numpy()
-    for row, text, cost, hit in zip(ids[:, 1:], texts, nats, right):
+    logits = _logits_of(scope, ids, labels)
+    targets = ids[:, 1:]
+    nats = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none").cpu().numpy()
+    right = (logits.argmax(-1) == targets).cpu().numpy()
+    of_bytes = []
+    for row, text, cost, hit in zip(targets, texts, nats, right):
         sizes = np.array([len(piece) for piece in token_bytes(scope.tokenizer, row)])
-        total = len(text.encode())
-        out.append(
-            (np.repeat(cost / np.maximum(sizes, 1), sizes)[:total], np.repeat(hit, sizes)[:total])
-        )
-    return out
+        n = len(text.encode())
+        per_byte = np.repeat(cost / np.maximum(sizes, 1), sizes)
+        of_bytes.append((per_byte[:n], np.repeat(hit, sizes)[:n]))
+    return of_bytes
 
 # %% ../../nbs/measure/byte_scores.ipynb #dc49a688
 def bits_per_byte(

@@ -74,11 +74,17 @@ def claim_text(
     return f"{value:,.{digits}f}".replace("-", "−")
 
 # %% ../../nbs/measure/claims.ipynb #d0244cba
-CLAIMS_STYLE = """<style>.ts-claims{border-collapse:collapse;font:14px/1.45 system-ui,sans-serif;margin:.4em 0;max-width:100%}
-.ts-claims th,.ts-claims td{padding:.3em .7em;border-bottom:1px solid #8884;text-align:left;vertical-align:top;color:inherit;background:none}
-.ts-claims th{font-weight:600;white-space:nowrap}.ts-claims td.v{font-variant-numeric:tabular-nums}.ts-claims small{opacity:.75;display:block}
-.ts-claims b{font-weight:600;white-space:nowrap;border-left:4px solid #888;padding-left:.5em}
-.ts-claims b.y{border-color:#2b8a6e}.ts-claims b.x{border-color:#d9480f}</style>"""
+CLAIMS_STYLE = (
+    "<style>.ts-claims{border-collapse:collapse;font:14px/1.45 system-ui,sans-serif;"
+    "margin:.4em 0;max-width:100%}\n"
+    ".ts-claims th,.ts-claims td{padding:.3em .7em;border-bottom:1px solid #8884;"
+    "text-align:left;vertical-align:top;color:inherit;background:none}\n"
+    ".ts-claims th{font-weight:600;white-space:nowrap}.ts-claims td.v{"
+    "font-variant-numeric:tabular-nums}.ts-claims small{opacity:.75;display:block}\n"
+    ".ts-claims b{font-weight:600;white-space:nowrap;border-left:4px solid #888;"
+    "padding-left:.5em}\n"
+    ".ts-claims b.y{border-color:#2b8a6e}.ts-claims b.x{border-color:#d9480f}</style>"
+)
 
 # %% ../../nbs/measure/claims.ipynb #a533c8c0
 VERDICTS = {True: "holds", False: "does not hold", None: "not testable here"}

@@ -114,19 +114,31 @@ def _anchors(notebook: str, records) -> list[str]:
     return [f"{slug}-{number}" for number in range(1, len(records) + 1)]
 
 # %% ../../nbs/measure/collected_claims.ipynb #c63b20f0
-_STYLE = """<style>.ts-all fieldset{border:0;padding:0;margin:.3em 0;display:flex;flex-wrap:wrap;gap:.35em;align-items:center}
-.ts-all legend{float:left;min-width:5.5em;font:600 14px/1.9 system-ui,sans-serif}.ts-all fieldset label{font:13px/1.9 system-ui,sans-serif;border:1px solid #8886;border-radius:1em;padding:0 .8em;cursor:pointer}
-.ts-all label:has(:checked){border-color:currentColor;font-weight:600;background:#8882}.ts-all label:focus-within{outline:2px solid #0072b2}
-.ts-all input{position:absolute;opacity:0;pointer-events:none}
-.ts-matrix{border-collapse:collapse;margin:1em 0 2em;font:14px/1.4 system-ui,sans-serif}.ts-matrix th,.ts-matrix td{border:0;border-bottom:1px solid #8883;padding:.25em .8em .25em 0;text-align:left;background:none;color:inherit}
-.ts-matrix th{font-weight:400;white-space:nowrap}.ts-matrix th.q{font-weight:600;padding-top:1em}
-.ts-mark{display:inline-block;box-sizing:border-box;width:1.6em;height:1.6em;margin:1px 3px;text-align:center;font:700 13px/1.45 system-ui,sans-serif;text-decoration:none!important}
-.ts-mark.y{border-radius:50%;background:#0072b2;color:#fff!important;border:2px solid #0072b2;line-height:1.3}
-.ts-mark.x{border:2px solid #d55e00;color:inherit!important;line-height:1.3}
-.ts-mark.u{border:2px dotted #888;border-radius:.6em;color:inherit!important;line-height:1.3}
-.ts-all tr:target{background:#e6b80033}
-label .ts-mark{width:1.35em;height:1.35em;font-size:11px;margin:0 .5em 0 0}
-"""
+_STYLE = (
+    "<style>.ts-all fieldset{border:0;padding:0;margin:.3em 0;display:flex;"
+    "flex-wrap:wrap;gap:.35em;align-items:center}\n"
+    ".ts-all legend{float:left;min-width:5.5em;font:600 14px/1.9 system-ui,sans-serif}"
+    ".ts-all fieldset label{font:13px/1.9 system-ui,sans-serif;border:1px solid #8886;"
+    "border-radius:1em;padding:0 .8em;cursor:pointer}\n"
+    ".ts-all label:has(:checked){border-color:currentColor;font-weight:600;"
+    "background:#8882}.ts-all label:focus-within{outline:2px solid #0072b2}\n"
+    ".ts-all input{position:absolute;opacity:0;pointer-events:none}\n"
+    ".ts-matrix{border-collapse:collapse;margin:1em 0 2em;font:14px/1.4 "
+    "system-ui,sans-serif}.ts-matrix th,.ts-matrix td{border:0;border-bottom:1px solid "
+    "#8883;padding:.25em .8em .25em 0;text-align:left;background:none;color:inherit}\n"
+    ".ts-matrix th{font-weight:400;white-space:nowrap}.ts-matrix th.q{font-weight:600;"
+    "padding-top:1em}\n"
+    ".ts-mark{display:inline-block;box-sizing:border-box;width:1.6em;height:1.6em;"
+    "margin:1px 3px;text-align:center;font:700 13px/1.45 system-ui,sans-serif;"
+    "text-decoration:none!important}\n"
+    ".ts-mark.y{border-radius:50%;background:#0072b2;color:#fff!important;border:2px "
+    "solid #0072b2;line-height:1.3}\n"
+    ".ts-mark.x{border:2px solid #d55e00;color:inherit!important;line-height:1.3}\n"
+    ".ts-mark.u{border:2px dotted #888;border-radius:.6em;color:inherit!important;"
+    "line-height:1.3}\n"
+    ".ts-all tr:target{background:#e6b80033}\n"
+    "label .ts-mark{width:1.35em;height:1.35em;font-size:11px;margin:0 .5em 0 0}\n"
+)
 
 
 def _style(questions) -> str:

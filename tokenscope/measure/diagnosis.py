@@ -45,7 +45,7 @@ class Diagnosis:
         n = len(self.cases)
         return {o: (k / n, *wilson_interval(k, n)) for o, k in self.counts().items()} if n else {}
 
-    def to_df(self):
+    def to_df(self) -> "pandas.DataFrame":
         "The cases as a pandas DataFrame."
         import pandas as pd
 
@@ -69,11 +69,23 @@ class Diagnosis:
         )
 
 # %% ../../nbs/measure/diagnosis.ipynb #f0447968
-def _bar(outcome, k, share, low, high):
+_ROW = "display:grid;grid-template-columns:9em 1fr 9em;gap:.6em;align-items:center;margin:.2em 0"
+_TRACK = "position:relative;height:1em;background:#8882;border-radius:3px"
+
+
+def _bar(outcome, k, share, low, high) -> str:
     "One outcome: a bar from zero to its share, a whisker over its interval, the count in words."
+    bar = (
+        f"position:absolute;inset:0 auto 0 0;width:{100 * share:.1f}%;background:#3b7ea1;"
+        "border-radius:3px"
+    )
+    whisker = (
+        f"position:absolute;top:45%;height:2px;left:{100 * low:.1f}%;"
+        f"width:{100 * (high - low):.1f}%;background:#d08c4a"
+    )
     return (
-        f'<div style="display:grid;grid-template-columns:9em 1fr 9em;gap:.6em;align-items:center;margin:.2em 0"><span>{escape(outcome)}</span>'
-        f'<span style="position:relative;height:1em;background:#8882;border-radius:3px"><span style="position:absolute;inset:0 auto 0 0;width:{100 * share:.1f}%;background:#3b7ea1;border-radius:3px"></span>'
-        f'<span style="position:absolute;top:45%;height:2px;left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%;background:#d08c4a"></span></span>'
+        f'<div style="{_ROW}"><span>{escape(outcome)}</span>'
+        f'<span style="{_TRACK}"><span style="{bar}"></span>'
+        f'<span style="{whisker}"></span></span>'
         f"<span>{k} ({100 * share:.0f} %)</span></div>"
     )

@@ -71,10 +71,26 @@ def mean_interval(
     return mean, mean - half, mean + half
 
 # %% ../../nbs/measure/intervals.ipynb #3e34e209
+def _residuals(v, others):
+    "What least squares on other variables leaves of one; None if nothing is left."
+    import numpy as np
+
+    left = v - others @ np.linalg.lstsq(others, v, rcond=None)[0]
+    return None if (left**2).sum() <= 1e-18 * max((v**2).sum(), 1e-300) else left
+
+
+def _fisher_interval(r: float, degrees: int, z: float) -> tuple[float, float]:
+    "The interval of a correlation, on the scale of artanh."
+    centre = math.atanh(max(-1 + 1e-15, min(1 - 1e-15, r)))
+    half = z / math.sqrt(degrees)
+    return math.tanh(centre - half), math.tanh(centre + half)
+
+
 def partial_correlation(
     x: Iterable,
     y: Iterable,
     given: Iterable = (),  # variables to take out, each as long as x
+    *,
     z: float = 1.96,  # 1.96 for 95 %
 ) -> tuple[
     float, float, float
@@ -82,27 +98,22 @@ def partial_correlation(
     "The correlation of two variables when others are held constant; Pearson's r without others."
     import numpy as np
 
-    x, y, *given = (np.asarray(list(v), dtype=float) for v in (x, y, *given))
-    if len({len(v) for v in (x, y, *given)}) > 1 or not all(
-        np.isfinite(v).all() for v in (x, y, *given)
-    ):
+    variables = [np.asarray(list(v), dtype=float) for v in (x, y, *given)]
+    lengths = [len(v) for v in variables]
+    if len(set(lengths)) > 1 or not all(np.isfinite(v).all() for v in variables):
         raise BadArgument(
             "A correlation needs variables of one length, without NaN; given: "
-            f"{', '.join(str(len(v)) for v in (x, y, *given))} values"
+            f"{', '.join(map(str, lengths))} values"
         )
+    x, y, *given = variables
     others = np.column_stack([np.ones(len(x)), *given])
     degrees = len(x) - 3 - len(given)
-    left = [v - others @ np.linalg.lstsq(others, v, rcond=None)[0] for v in (x, y)]
-    if degrees < 1 or any(
-        (r**2).sum() <= 1e-18 * max((v**2).sum(), 1e-300) for r, v in zip(left, (x, y))
-    ):
+    a = _residuals(x, others)
+    b = _residuals(y, others)
+    if degrees < 1 or a is None or b is None:
         return math.nan, math.nan, math.nan
-    r = float(
-        np.clip(left[0] @ left[1] / np.sqrt((left[0] ** 2).sum() * (left[1] ** 2).sum()), -1, 1)
-    )
-    centre = math.atanh(max(-1 + 1e-15, min(1 - 1e-15, r)))
-    half = z / math.sqrt(degrees)
-    return r, math.tanh(centre - half), math.tanh(centre + half)
+    r = float(np.clip(a @ b / np.sqrt((a**2).sum() * (b**2).sum()), -1, 1))
+    return r, *_fisher_interval(r, degrees, z)
 
 # %% ../../nbs/measure/intervals.ipynb #052ecd3d
 def holm(

@@ -14,67 +14,63 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.scope import Scope
 from ..text.batch import rows_of
 from ..text.names import BadArgument
 
 # %% ../../nbs/measure/language_mass.ipynb #8b7a4929
+def _token_counts(scope: Scope, texts: Iterable) -> Float[Tensor, " vocab"]:
+    "How often each token occurs."
+    ids = [i for row in rows_of(list(texts), scope.tokenizer)[0] for i in row]
+    counts = torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=scope.vocab_size)
+    return counts.double()
+
+
 def token_sets(
-    scope,  # a `Scope`
+    scope: Scope,
     target: Iterable,  # texts, or lists of token ids
     english: Iterable,  # the same in English
+    *,
     ratio: float = 2.0,  # least logarithm of how much more frequent
     least: int = 3,  # occurrences
 ) -> tuple[Int[Tensor, " target"], Int[Tensor, " english"]]:  # token ids, disjoint
     "Tokens over-represented in one of two languages."
-
-    def count(texts):
-        return torch.bincount(
-            torch.tensor(
-                [i for row in rows_of(list(texts), scope.tokenizer)[0] for i in row],
-                dtype=torch.long,
-            ),
-            minlength=scope.vocab_size,
-        ).double()
-
-    theirs = count(target)
-    ours = count(english)
+    theirs = _token_counts(scope, target)
+    ours = _token_counts(scope, english)
     log_ratio = ((theirs + 0.5) / theirs.sum()).log() - ((ours + 0.5) / ours.sum()).log()
-    chosen = [
-        set(((log_ratio >= ratio) & (theirs >= least)).nonzero()[:, 0].tolist()),
-        set(((log_ratio <= -ratio) & (ours >= least)).nonzero()[:, 0].tolist()),
-    ]
+    of_target = set(((log_ratio >= ratio) & (theirs >= least)).nonzero()[:, 0].tolist())
+    of_english = set(((log_ratio <= -ratio) & (ours >= least)).nonzero()[:, 0].tolist())
     if scope.tokenizer is not None:
-        chosen = [_word_starts(scope.tokenizer, ids) for ids in chosen]
-        chosen[1] = {i for i in chosen[1] if scope.tokenizer.decode([i]).isascii()}
-    if not chosen[0] - chosen[1] or not chosen[1] - chosen[0]:
+        of_target = _word_starts(scope.tokenizer, of_target)
+        of_english = _word_starts(scope.tokenizer, of_english)
+        of_english = {i for i in of_english if scope.tokenizer.decode([i]).isascii()}
+    sets = of_target - of_english, of_english - of_target
+    if not all(sets):
         raise BadArgument(
             "No tokens speak for one of the languages: its texts are too short, or their letters "
             "are cut into bytes; give more text, least=1, or a model whose vocabulary knows the "
             "language"
         )
-    return tuple(torch.tensor(sorted(a - b), dtype=torch.long) for a, b in (chosen, chosen[::-1]))
+    return tuple(torch.tensor(sorted(ids), dtype=torch.long) for ids in sets)
 
 
-def _word_starts(tokenizer, ids):
+def _word_starts(tokenizer, ids: Iterable[int]) -> set[int]:
     """Those of two letters or more that begin a word, with and without the space and the capital;
     within a word only what is not ASCII."""
-    pieces = {
-        w
-        for i in ids
-        if len((w := tokenizer.decode([i])).strip()) > 1
-        and w.strip().isalpha()
-        and (w[0] == " " or not w.isascii())
-    }
-    forms = {
-        space + w
-        for p in pieces
-        if p[0] == " "
-        for w in (p[1:], p[1:].capitalize())
-        for space in ("", " ")
-    }
-    rows = (
-        tokenizer(sorted(pieces | forms), add_special_tokens=False)["input_ids"] if pieces else []
-    )
+    pieces = set()
+    for piece in map(tokenizer.decode, ([i] for i in ids)):
+        word = piece.strip()
+        if len(word) > 1 and word.isalpha() and (piece[0] == " " or not piece.isascii()):
+            pieces.add(piece)
+    if not pieces:
+        return set()
+    forms = set()
+    for piece in pieces:
+        if piece[0] == " ":
+            forms |= {
+                space + word for word in (piece[1:], piece[1:].capitalize()) for space in ("", " ")
+            }
+    rows = tokenizer(sorted(pieces | forms), add_special_tokens=False)["input_ids"]
     return {row[0] for row in rows if len(row) == 1}
 
 # %% ../../nbs/measure/language_mass.ipynb #aa25efb2

@@ -94,6 +94,14 @@ class Principal(NamedTuple):
         return (self.U * self.s[: self.U.shape[1]]).float() @ self.V.float().T
 
 
+def _gram(A: Float[Tensor, "short long"]) -> Float[Tensor, "short short"]:
+    "A times its transpose in double precision, a block of columns at a time."
+    gram = torch.zeros(len(A), len(A), dtype=torch.float64)
+    for block in A.split(2048, dim=1):
+        gram.addmm_(block.double(), block.double().T)
+    return gram
+
+
 def principal_factors(
     W: Float[Tensor, "m n"],
     k: int | float = 0.1,  # directions: a number, or a share of the shorter side
@@ -108,10 +116,7 @@ def principal_factors(
             "up to 1"
         )
     A = W.T if W.shape[0] > short else W  # (short, long)
-    gram = torch.zeros(short, short, dtype=torch.float64)
-    for block in A.split(2048, dim=1):
-        gram.addmm_(block.double(), block.double().T)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(_gram(A))
     s = values.flip(0).clamp(min=0).sqrt()
     near = vectors.flip(1)[:, :r].contiguous()
     far = torch.cat([block.double().T @ near for block in A.split(2048, dim=1)]) / s[:r].clamp(

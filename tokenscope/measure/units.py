@@ -18,6 +18,7 @@ from torch import Tensor
 from ..text.batch import rows_of
 from ..change.directions import difference_of_means
 from ..text.names import BadArgument, Layers, ScopeError, resolve_layers
+from ..core.scope import Scope
 from ..core.states import state_batches
 from ..core.structure import place_of
 
@@ -99,8 +100,17 @@ def sae_switches(
     return FeatureSwitches(sae.site, [sae.layer], sae.n_features, sae=sae)
 
 # %% ../../nbs/measure/units.ipynb #8c21dac6
+def _context_rows(scope: Scope, texts: Iterable) -> list:
+    "Token ids of texts, a long one in pieces that fit the context."
+    pieces = []
+    for row in rows_of(list(texts), scope.tokenizer)[0]:
+        size = scope.structure.max_tokens or len(row)
+        pieces += [row[i : i + size] for i in range(0, len(row), size or 1)]
+    return pieces
+
+
 def mlp_switches(
-    scope,  # a `Scope`
+    scope: Scope,
     texts: Iterable,  # texts, or lists of token ids
     *,
     layers: Layers = None,  # None for all
@@ -111,16 +121,10 @@ def mlp_switches(
 ) -> FeatureSwitches:
     "The hidden units of the MLPs, on where they exceed their own quantile."
     layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
-    rows = rows_of(list(texts), scope.tokenizer)[0]
-    context = scope.structure.max_tokens
-    parts = [
-        r[i : i + (context or len(r))] for r in rows for i in range(0, len(r), context or len(r))
-    ]  # a long text in pieces
-    rows = [r for r in parts if len(r) > skip]
-    n = sum(len(r) - skip for r in rows)
-    above = (
-        int((1 - quantile) * n + 1e-9) if 0 < quantile < 1 else 0
-    )  # positions at which each unit will be on
+    rows = [row for row in _context_rows(scope, texts) if len(row) > skip]
+    n = sum(len(row) - skip for row in rows)
+    # positions at which each unit will be on
+    above = int((1 - quantile) * n + 1e-9) if 0 < quantile < 1 else 0
     if not above:
         raise BadArgument(
             f"Too few tokens for the quantile {quantile}: {n} after the first {skip} of each text; "

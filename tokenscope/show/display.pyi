@@ -20,13 +20,14 @@ class TokenScores:
     unit: Any
     hatched: Any
     note: Any
+    alternatives: Any
     scale: Any
     layers: Any
     kept: Any
     limits: Any
     values: Any
 
-    def __init__(self, tokens: Tokens | Sequence, values, *, name: str=..., unit: str=..., scale: str | None=..., limits=..., layers: Sequence | None=..., kept: Sequence | None=..., hatched: bool=..., note: str | None=...):
+    def __init__(self, tokens: Tokens | Sequence, values, *, name: str=..., unit: str=..., scale: str | None=..., limits=..., layers: Sequence | None=..., kept: Sequence | None=..., hatched: bool=..., note: str | None=..., alternatives: bool=...):
         ...
 
     def __len__(self):

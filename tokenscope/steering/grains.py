@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..app.contract import control_of
-from ..measure.attribution import embedding_baseline
+from ..measure.predictions import embedding_baseline
 from ..text.batch import batches_by_length
 from ..change.contrasts import AnswerInputs, Contrasts, contrast_inputs
 from ..change.directions import Directions, checked_length

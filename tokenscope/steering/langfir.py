@@ -25,7 +25,7 @@ from ..data.languages import parallel_text
 from ..change.moves import AddInProportion, ProjectOut, orthonormal_basis
 from ..text.names import BadArgument, Layers, Positions, resolve_layers
 from ..measure.sae import SparseAutoencoder, code_batches, default_sae
-from ..measure.sae_training import random_sequences, sae_from_texts
+from ..measure.sae_texts import random_sequences, sae_from_texts
 from ..core.scope import Scope
 
 # %% ../../nbs/steering/langfir.ipynb #61113f0c
@@ -222,15 +222,15 @@ def find_language_features(
 ) -> LanguageFeatures:
     "Find the features of a language from its own texts and random tokens (Wong et al. 2026)."
     texts = parallel_text([language])[language] if isinstance(language, str) else list(language)
-    drawn = random_sequences(scope, n_random, length, seed)
+    drawn = random_sequences(scope, n_random, length, seed=seed)
     chosen = None if layers is None else resolve_layers(layers, scope.n_layers)
     if isinstance(sae, str) and sae == "fit":
         width = scope.d_model
         sae = sae_from_texts(
             scope,
             texts + drawn,
-            chosen[0] if chosen else scope.n_layers // 2,
             2 * width,
+            layer=chosen[0] if chosen else scope.n_layers // 2,
             k=max(1, width // 24),
             steps=300,
             seed=seed,
