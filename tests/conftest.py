@@ -18,6 +18,14 @@ from notebooks import ROOT
 
 DURATIONS = Path(__file__).with_name("durations.json")
 PAGE_SECONDS, TEST_SECONDS, UNKNOWN = 60, 30, 20
+# Pages and tests of techniques from before these limits, with what they may take on a busy machine. A list that only shrinks.
+SLOWER = {
+    "guides/compose.ipynb": 400, "change/steering_bench.ipynb": 300, "steering/neural_foxp2.ipynb": 300, "steering/langfir.ipynb": 240,
+    "steering/clas_bench.ipynb": 240, "steering/zerotuning.ipynb": 200, "measure/attribution.ipynb": 150, "app/tour.ipynb": 120,
+    "clas_bench": 110, "counting_readout": 90, "step_sae": 60, "tokenizer_betrayal": 60, "mixing_mechanisms": 60, "langfir": 60, "struct_transform": 60,
+    "neural_foxp2": 60, "lmtraj": 60, "hierarchical_ar": 60, "lexinvariant": 60, "charbench": 60, "needle_threading": 60, "triadic_suffix": 60,
+    "tokenization_counts": 60, "rlvr_geometry": 60, "grains": 60, "glot": 60, "function_tokens": 60,
+}
 SITE = ("test_docs", "test_site")  # files that share the built site
 
 
@@ -92,8 +100,8 @@ class Costs:
 
     def faults(self) -> list[str]:
         "What took longer than a page or a technique's tests may."
-        pages = [f"the page {g} took {s:.0f} processor seconds, of at most {PAGE_SECONDS}" for g, s in self.groups.items() if "/" in g and s > PAGE_SECONDS]
-        tests = [f"the tests of {t} took {s:.0f} processor seconds, of at most {TEST_SECONDS}" for t, s in self.techniques.items() if s > TEST_SECONDS]
+        pages = [f"the page {g} took {s:.0f} processor seconds, of at most {PAGE_SECONDS}" for g, s in self.groups.items() if "/" in g and s > SLOWER.get(g, PAGE_SECONDS)]
+        tests = [f"the tests of {t} took {s:.0f} processor seconds, of at most {TEST_SECONDS}" for t, s in self.techniques.items() if s > SLOWER.get(t, TEST_SECONDS)]
         return pages + tests
 
     def pytest_sessionfinish(self, session):

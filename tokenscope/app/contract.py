@@ -8,13 +8,14 @@ Docs: https://tokenscope.github.io/tokenscope/app/contract.html.md"""
 __all__ = ['RETURNS', 'PROTOCOLS', 'Reading', 'Report', 'TokenCutter', 'CaseProbe', 'PathForecast', 'keeps_promise', 'control_of',
            'control_differences', 'check_panel_scope']
 
-# %% ../../nbs/app/contract.ipynb #2f57f014
+# %% ../../nbs/app/contract.ipynb #72a84de9
 from collections.abc import Iterable
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ..text.names import BadArgument, check_choice
 
+# %% ../../nbs/app/contract.ipynb #2f57f014
 if TYPE_CHECKING:
     import numpy as np
 

@@ -159,7 +159,7 @@ def run_corpus(
     shard_characters: int = 200_000,  # a shard is closed when it holds as many
     label: str = "",  # anything else that the results depend on, such as an edit in force
     **task,  # fields of `CorpusTask`: scores, sites, layers, positions, dtype, reader
-) -> "Corpus":  # the results
+):  # a `Corpus`: the results
     "Score or read every token of a data set."
     task = CorpusTask(**task)
     source = text_source(texts, column)
