@@ -12,7 +12,7 @@ WHEEL := TOKENSCOPE_DEFAULT=wheel
 tour: .venv/.run                 ## read a sentence with a real model and write tour.html  (TEXT="…")
 	@$(BIN)/tokenscope tour $${TEXT:+"$$TEXT"}
 
-check: .venv/.dev                ## three minutes for someone who changed one thing: fast tests, format and types, the notebooks that changed
+check: .venv/.dev                ## for someone who changed one thing: fast tests, format and types, the notebooks that changed
 	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python tests/check.py
 
 test: .venv/.dev                 ## every notebook and all of tests/: two workers of one thread each, the longest first

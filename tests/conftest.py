@@ -1,6 +1,6 @@
 """Fixtures that several test files share, the order in which tests run, and what they cost.
 
-With two workers the longest come first (`durations.json` has processor seconds; `TOKENSCOPE_DURATIONS=1 make test` writes it again).
+With two workers the longest come first (`durations.json` has estimates in processor seconds; `TOKENSCOPE_DURATIONS=1 make test` writes it again).
 `TOKENSCOPE_SHUFFLE=3` runs pages and files in a random order instead. A page that takes more than 60 processor seconds fails the run, and so
 do a technique's tests of more than 30."""
 import json
@@ -46,7 +46,7 @@ def group_of(item) -> str:
 
 
 def recorded() -> dict[str, float]:
-    "Processor seconds of each group, as they were measured once."
+    "Processor seconds of each group, estimated until a run with TOKENSCOPE_DURATIONS writes them."
     return json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
 
 
