@@ -63,10 +63,10 @@ def test_a_generator_a_window_and_the_data_hash(scope):
 
 
 def test_samples_do_not_see_the_batch(scope):
-    one, two = (sample_states(scope, ROWS, n=15, seed=1, batch_tokens=b) for b in (8, 2048))
+    one, two = (sample_states(scope, ROWS, n_tokens=15, seed=1, batch_tokens=b) for b in (8, 2048))
     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
-    assert len(sample_states(scope, ROWS, n=1000)) == sum(len(r) - 1 for r in ROWS)
-    assert not torch.allclose(one, sample_states(scope, ROWS, n=15, seed=2))
+    assert len(sample_states(scope, ROWS, n_tokens=1000)) == sum(len(r) - 1 for r in ROWS)
+    assert not torch.allclose(one, sample_states(scope, ROWS, n_tokens=15, seed=2))
 
 
 def test_signs_sums_and_cosines(scope, d):
