@@ -47,9 +47,6 @@ def faults() -> Counter:
 # What is left, as room/page, what is wrong, how often.
 LEFT = {
     ("app/tour", "most: write max_…"): 3,
-    ("change/answers", "batch_size: write batch_tokens"): 1,
-    ("change/answers", "most: write max_…"): 1,
-    ("change/directions", "n: write n_… of what"): 1,
     ("change/steering_bench", "n: write n_… of what"): 3,
     ("core/scope", "another default seed than 0"): 1,
     ("data/languages", "n: write n_… of what"): 1,
