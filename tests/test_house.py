@@ -11,14 +11,7 @@ from house import BODY, COLUMNS, KILOBYTES, LINES, NODES, code_lines, excess, fu
 # Pages from before the limits, with what of each exceeds them: exported lines without the panel (300), functions of more than 30 lines or
 # 200 nodes, shown lines of more than 100 columns. This list only shrinks: a number may not grow, and what is mended leaves it.
 OVERSIZE = {
-    "app/cards": {"wide": 4},
-    "app/commands": {"functions": 1},
-    "app/contract": {"wide": 2},
-    "app/gallery": {"wide": 2},
-    "app/tour": {"functions": 2, "wide": 11},
     "change/steering_bench": {"lines": 332, "wide": 1},
-    "data/cuts": {"functions": 1},
-    "data/languages": {"wide": 6},
     "learn/binding": {"wide": 2},
     "learn/steps": {"functions": 2},
     "learn/walkers": {"functions": 2},
@@ -35,8 +28,6 @@ OVERSIZE = {
     "steering/neural_foxp2": {"lines": 350, "functions": 2, "wide": 1},
     "steering/struct_transform": {"lines": 356, "functions": 1, "wide": 1},
     "steering/zerotuning": {"lines": 314},
-    "text/containers": {"wide": 2},
-    "text/encodings": {"functions": 1},
     "tokenizers/charbench": {"lines": 525, "functions": 2},
     "tokenizers/hierarchical_ar": {"lines": 466, "functions": 1},
     "tokenizers/lexinvariant": {"lines": 450},

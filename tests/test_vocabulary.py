@@ -46,10 +46,8 @@ def faults() -> Counter:
 
 # What is left, as room/page, what is wrong, how often.
 LEFT = {
-    ("app/tour", "most: write max_…"): 3,
     ("change/steering_bench", "n: write n_… of what"): 3,
     ("core/scope", "another default seed than 0"): 1,
-    ("data/languages", "n: write n_… of what"): 1,
     ("learn/adders", "batch_size: write batch_tokens"): 2,
     ("learn/adders", "n: write n_… of what"): 2,
     ("learn/binding", "n: write n_… of what"): 2,
@@ -74,7 +72,6 @@ LEFT = {
     ("steering/struct_transform", "another default seed than 0"): 1,
     ("steering/zerotuning", "batch_size: write batch_tokens"): 1,
     ("steering/zerotuning", "layers are not annotated Layers"): 1,
-    ("text/encodings", "most: write max_…"): 1,
     ("text/names", "layers are not annotated Layers"): 1,
     ("text/names", "most: write max_…"): 2,
     ("text/numbers", "n: write n_… of what"): 1,
