@@ -30,7 +30,6 @@ OVERSIZE = {
     "core/structure": {"functions": 1, "wide": 1},
     "data/cuts": {"functions": 1},
     "data/languages": {"wide": 6},
-    "learn/adders": {"wide": 1},
     "learn/binding": {"wide": 2},
     "learn/steps": {"functions": 2},
     "learn/walkers": {"functions": 2},
