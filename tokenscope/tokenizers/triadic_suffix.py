@@ -282,6 +282,13 @@ class TriadicTokenizer:
         self.names = [*number_names(self.scheme), "."] if option else []
         self.ids = {name: self.first_id + i for i, name in enumerate(self.names)}
 
+    @cached_property
+    def _digits_and_suffixes(self):
+        "Every number token as (digits, suffix), and the tokenizer's own ids for each of these."
+        pairs = [re.fullmatch(r"(\d*)(\D*)", name).groups() for name in self.names]
+        written = {part for pair in pairs for part in pair if part}
+        return pairs, {part: middle_encoding(self.own, part) for part in written}
+
     def __len__(self):
         return self.first_id + len(self.names)
 
@@ -445,17 +452,14 @@ def number_rows(
     "Rows for number tokens, made from those of the pieces they are written with."
     if init not in ("mean", "additive"):
         raise BadArgument(f"Unknown way to begin new rows: {init!r}; accepted: 'mean', 'additive'")
-    parts = [re.fullmatch(r"(\d*)(\D*)", name).groups() for name in tokenizer.names]
-    pieces = {
-        part: weight[middle_encoding(tokenizer.own, part)].float()
-        for part in {p for pair in parts for p in pair if p}
-    }
+    pairs, encoded = tokenizer._digits_and_suffixes
+    pieces = {part: weight[ids].float() for part, ids in encoded.items()}
     centre = weight.float().mean(0)
     if init == "additive":
-        pieces = {part: rows.mean(0, keepdim=True) for part, rows in pieces.items()}
-        rows = [sum(pieces[p][0] - centre for p in pair if p) + centre for pair in parts]
+        shifts = {part: rows.mean(0) - centre for part, rows in pieces.items()}
+        rows = [sum(shifts[p] for p in pair if p) + centre for pair in pairs]
     else:
-        rows = [torch.cat([pieces[p] for p in pair if p]).mean(0) for pair in parts]
+        rows = [torch.cat([pieces[p] for p in pair if p]).mean(0) for pair in pairs]
     return torch.stack(rows).to(weight.dtype)
 
 
