@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = false
 # Outputs that are committed come from one set of weights, the same on every machine.
 WHEEL := TOKENSCOPE_DEFAULT=wheel
 
-.PHONY: tour check test lab docs claims notebooks export clean-nbs bench sae toys
+.PHONY: tour check test lab docs claims notebooks export clean-nbs bench toys
 
 tour: .venv/.run                 ## read a sentence with a real model and write tour.html  (TEXT="…")
 	@$(BIN)/tokenscope tour $${TEXT:+"$$TEXT"}
@@ -44,33 +44,9 @@ clean-nbs: .venv/.dev
 	$(BIN)/nbdev-clean
 	$(BIN)/python -c "from tokenscope.show.explore import clean_notebooks; clean_notebooks('nbs')"
 
-sae: .venv/.dev                  ## fit the shipped sparse autoencoder again: three minutes on one core
-	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope import load; from tokenscope.measure.sae_texts import make_default_sae; make_default_sae(load(), 'tokenscope/shipped/sae_smollm2_layer14.safetensors')"
-
-TOYS := toy-binding toy-drift toy-threads toy-steps toy-adders toy-rewriter toy-spellers toy-lexinvariant toy-walkers toy-hat
-.PHONY: $(TOYS)
-toys: $(TOYS)                    ## train the shipped small models again: `make -j2 toys` takes an hour on two cores, no part more than half an hour
-$(TOYS): .venv/.dev
-toy-binding:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.learn.binding import train_binding_toy; train_binding_toy('tokenscope/shipped/binding_toy.safetensors')"
-toy-drift:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.learn.tuned_pairs import train_drift_pair; train_drift_pair('tokenscope/shipped')"
-toy-threads:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.lenses.needle_threading import train_thread_toy; train_thread_toy('tokenscope/shipped/thread_toy.safetensors')"
-toy-steps:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.lenses.step_sae import make_step_sae_toys; make_step_sae_toys('tokenscope/shipped')"
-toy-adders:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.learn.adders import train_adders; train_adders('tokenscope/shipped')"
-toy-rewriter:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.learn.adders import train_rewriter; train_rewriter('tokenscope/shipped/rewrite_adder.safetensors')"
-toy-spellers:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.charbench import train_spellers; train_spellers('tokenscope/shipped')"
-toy-lexinvariant:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.lexinvariant import make_lexinvariant_toys; make_lexinvariant_toys('tokenscope/shipped')"
-toy-walkers:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.lmtraj import train_walker_lms; train_walker_lms('tokenscope/shipped')"
-toy-hat:
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from tokenscope.tokenizers.hierarchical_ar import TOYS, train_toy; [train_toy(name, f'tokenscope/shipped/hat_{name.lower()}.safetensors') for name in TOYS]"
+JOBS ?= 1
+toys: .venv/.dev                 ## train the shipped small models again, JOBS=2 of them at once (an hour then); one alone: tokenscope toys NAME
+	$(BIN)/tokenscope toys --list | $(WHEEL) OMP_NUM_THREADS=1 xargs -P$(JOBS) -n1 $(BIN)/tokenscope toys
 
 bench: .venv/.dev .venv/peers_a/.ok .venv/peers_b/.ok   ## ratios to a plain forward, beside the peers in environments of their own
 	rm -f $(RESULTS)

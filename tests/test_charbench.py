@@ -16,8 +16,9 @@ from tokenscope.data.tokenizer_catalogue import tokenizer_catalogue
 from tokenscope.measure.intervals import partial_correlation
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
+from tokenscope.learn.shipped import shipped
 from tokenscope.tokenizers.charbench import (CHAR_TASKS, SPELLINGS, accuracy_curve, answer_by_scoring, answer_table, char_question, charbench, charbench_words, correlation_table, counting_bias,
-                                             make_charbench, question_picture, question_prompts, segmentation_features, shuffled_answers, spellable, speller, speller_batch, speller_cut, train_spellers)
+                                             make_charbench, question_picture, question_prompts, segmentation_features, shuffled_answers, spellable, speller, speller_batch, speller_cut, train_speller)
 
 WORDS = charbench_words(["Straw berries and Mississippi cheese, cinnamon balloons; the quick brown foxes jumped over lazy sleeping dogs while whales breathed beneath frozen oceans"])
 ODD = ["na\x00\x00", "Straße", "مرحبا", "xяz日本", "שלום", "👩\u200d🚀é", "\u0301e", "1234567890" * 4, "١٢٣", "a'b\"c", "{word}", "x"]
@@ -164,12 +165,12 @@ def test_the_shipped_spellers(spelling):
     real, _ = spellable(["barometer", "fastening", "gathering", "sharpened", "blubbering"], table)
     bench = pd.DataFrame([char_question(task, w, w[2]) for w in real for task in ("count", "first", "last")])
     made = answer_by_scoring(scope, bench, write=write)
-    assert real and made.logp.gt(-math.inf).all() and all(set(cut(w)) <= set(table) for w in real) and scope.provenance["spelling"] == spelling
+    assert real and made.logp.gt(-math.inf).all() and all(set(cut(w)) <= set(table) for w in real) and shipped(f"speller_{spelling.replace(' ', '_')}").made_by["spelling"] == spelling
 
 
 def test_training_is_seeded_and_learns_the_answer_alone(tmp_path):
-    first, second = (train_spellers(tmp_path / name, 3, ("letters",), d_model=16, intermediate_size=16)[0] for name in ("a", "b") if not (tmp_path / name).mkdir())
-    assert first.read_bytes() == second.read_bytes() and first.name == "speller_letters.safetensors"
+    first, second = (train_speller(tmp_path / name, spelling="letters", steps=3, d_model=16, intermediate_size=16) for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
     scope = speller("pieces")[0]
     pieces = sorted(p for p in scope.tokenizer.get_vocab() if p.isalpha())
     words = []

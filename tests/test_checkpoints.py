@@ -9,7 +9,8 @@ from architectures import tiny
 from tokenscope.corpus.checkpoints import layer_matrices, open_checkpoint, paired_matrices
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
-from tokenscope.learn.tuned_pairs import drift_demo, grpo_loss, pretrain_adder, tune_adder
+from tokenscope.learn.shipped import SHIPPED
+from tokenscope.learn.tuned_pairs import grpo_loss, pretrain_adder, tune_adder
 from tokenscope.lenses.rlvr_geometry import low_mask, weight_drift
 
 
@@ -68,12 +69,10 @@ def test_only_the_kept_weights_are_trained():
         assert not (changed[name] & ~mask).any() and not any(c.any() for n, c in changed.items() if n != name)
         assert changed[name].any() or method == "rl"  # before it has learned anything, no sample may be right
     assert all(torch.equal(p, p.bfloat16().float()) for p in base.state_dict().values())
-    with pytest.raises(ScopeError, match="No such checkpoint here"):
-        drift_demo("dpo")
 
 
 def test_the_shipped_checkpoints():
-    files = [drift_demo(w) for w in ("base", "rl", "sft")]
+    files = [SHIPPED[f"rlvr_{w}"].path for w in ("base", "rl", "sft")]
     assert sum(f.stat().st_size for f in files) < 2_000_000
     report = weight_drift(*files[:2])
     assert len(report.table) == 14 and report.table.visible.between(0.001, 0.999).all() and set(open_checkpoint(files[0]).homes.values()) == {files[0]}

@@ -110,15 +110,16 @@ def test_collect_reads_saved_outputs_only(tmp_path):
     save(tmp_path / "steering/zero.ipynb", claims_table()._repr_mimebundle_(), card=card)
     new_page()
     claim("Other", 1, control=2, holds=False)
+    claim("Between", 1, control=1, holds="undecided")
     save(tmp_path / "lenses/other.ipynb", claims_table()._repr_mimebundle_(), card="technique = {'family': 'lenses'}")
     save(tmp_path / "core/lesson.ipynb", claims_table()._repr_mimebundle_())
     save(tmp_path / ".ipynb_checkpoints/other.ipynb", claims_table()._repr_mimebundle_(), card="technique = {'family': 'lenses'}")
     save(tmp_path / "plain.ipynb", {"text/plain": "3"})
     records = collect_claims(tmp_path)
-    assert [r["notebook"] for r in records] == ["lenses/other.ipynb", "steering/zero.ipynb", "steering/zero.ipynb"]
-    assert records[0]["title"] == "other" and records[1]["title"] == "ZeroTuning" and records[1]["paper"] == "A paper"
+    assert [r["notebook"] for r in records] == ["lenses/other.ipynb"] * 2 + ["steering/zero.ipynb"] * 2
+    assert records[0]["title"] == "other" and records[2]["title"] == "ZeroTuning" and records[2]["paper"] == "A paper"
     page = claims_page(records)
-    assert "3 claims of 2 pages: 1 holds, 1 does not hold, 1 not testable here" in page
+    assert "4 claims of 2 pages: 1 holds, 1 does not hold, 1 undecided, 1 not testable here" in page and '<td><b class="o">≈ undecided</b></td>' in page
     assert "<b>helps" not in page
     assert '<a href="steering/zero.html">ZeroTuning</a>' in page
     assert collect_claims(tmp_path) == records

@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
 from architectures import VOCAB, tiny
-from tokenscope.change.directions import (Directions, Subspace, difference_of_means, discriminant, lda_direction, load_directions, logistic_weights,
-                                        principal_directions, probe_direction, state_means)
+from tokenscope.change.directions import Directions, difference_of_means, load_directions, state_means
+from tokenscope.change.direction_fits import Subspace, discriminant, lda_direction, logistic_weights, principal_directions, probe_direction
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.core.states import sample_states, state_batches, state_moments
@@ -47,7 +47,7 @@ def test_means_are_over_tokens_and_do_not_see_the_batch(family):
 def test_every_direction_has_its_shape_and_steers(family):
     scope = Scope(tiny(family))
     plain = scope.logits(ROWS[1])
-    for made in (difference_of_means(scope, ROWS, OTHERS), probe_direction(scope, ROWS, OTHERS, n=20), lda_direction(scope, ROWS, OTHERS, ridge=0.1)):
+    for made in (difference_of_means(scope, ROWS, OTHERS), probe_direction(scope, ROWS, OTHERS, n_tokens=20), lda_direction(scope, ROWS, OTHERS, ridge=0.1)):
         assert made.vectors.shape == (3, 32) and made.vectors.dtype == torch.float32 and made.vectors.isfinite().all()
         with scope.edit(made.edit(1, 2.0, "norm")):
             assert (scope.logits(ROWS[1]) - plain).abs().max() > 1e-4
@@ -63,10 +63,10 @@ def test_a_generator_a_window_and_the_data_hash(scope):
 
 
 def test_samples_do_not_see_the_batch(scope):
-    one, two = (sample_states(scope, ROWS, n=15, seed=1, batch_tokens=b) for b in (8, 2048))
+    one, two = (sample_states(scope, ROWS, n_tokens=15, seed=1, batch_tokens=b) for b in (8, 2048))
     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
-    assert len(sample_states(scope, ROWS, n=1000)) == sum(len(r) - 1 for r in ROWS)
-    assert not torch.allclose(one, sample_states(scope, ROWS, n=15, seed=2))
+    assert len(sample_states(scope, ROWS, n_tokens=1000)) == sum(len(r) - 1 for r in ROWS)
+    assert not torch.allclose(one, sample_states(scope, ROWS, n_tokens=15, seed=2))
 
 
 def test_signs_sums_and_cosines(scope, d):

@@ -13,7 +13,8 @@ from tokenscope.measure.byte_scores import (bits_per_byte, byte_boxes, byte_surp
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.text.words import RandomSplitter, continued, fixed_splitter, named_splitter, perturb, unicode_splitter, whitespace_splitter
-from tokenscope.tokenizers.hierarchical_ar import (END, PAD, STOP, TOYS, HATConfig, HATModel, flops_per_byte, hat_toy, load_hat, random_boundaries, spelling_robustness,
+from tokenscope.learn.shipped import shipped
+from tokenscope.tokenizers.hierarchical_ar import (END, PAD, STOP, HATConfig, HATModel, flops_per_byte, load_hat, random_boundaries, spelling_robustness,
                                                    technique, word_rows, word_tensor, word_targets)
 
 RULES = ("whitespace", "unicode", "fixed 8", "fixed 1", "random 5.6")
@@ -179,7 +180,7 @@ def test_mistakes(model, tmp_path):
     for call, words in ((lambda: whitespace_splitter("a\ud800b"), "Half a surrogate"), (lambda: fixed_splitter(0), "Not a length"),
                         (lambda: RandomSplitter(0.5), "Not a mean length"), (lambda: named_splitter("fixed x"), "Unknown rule"), (lambda: small(splitter="lines"), "Unknown rule"),
                         (lambda: perturb("a", "shuffle"), "Not a disturbance"), (lambda: perturb("a", p=2), "Not a disturbance"), (lambda: byte_surprisal(model, []), "No bytes"),
-                        (lambda: bits_per_byte(model, ["a", ""]), "No bytes"), (lambda: word_tensor([]), "No words"), (lambda: word_tensor([[]]), "No words"), (lambda: hat_toy("GPT"), "No such small model"),
+                        (lambda: bits_per_byte(model, ["a", ""]), "No bytes"), (lambda: word_tensor([]), "No words"), (lambda: word_tensor([[]]), "No words"),
                         (lambda: spelling_robustness(model, ["one word"]), "No word has eight"), (lambda: continued(["a"], True), "Not a length")):
         with pytest.raises(ScopeError, match=words):
             call()
@@ -193,8 +194,9 @@ def test_mistakes(model, tmp_path):
         load_hat(str(tmp_path / "x.safetensors"))
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("name", ("hat", "hat_blocks", "hat_bpe"))
 def test_shipped_models(name):
-    assert len((toy := hat_toy(name)).losses) >= 200 and np.mean(toy.losses[-20:]) < np.mean(toy.losses[:20]) and "train_toy" in toy.provenance["made"]
-    assert bits_per_byte(toy, ["The white whale swam round the ship, and the captain looked at the sea."]) < 3
-    assert 0 <= word_accuracy(toy, TEXTS) <= 1
+    assert len((toy := shipped(name)).losses) >= 200 and np.mean(toy.losses[-20:]) < np.mean(toy.losses[:20]) and "train_toy" in toy.made_by["made"]
+    net = toy.scope if name == "hat_bpe" else toy.model
+    assert bits_per_byte(net, ["The white whale swam round the ship, and the captain looked at the sea."]) < 3
+    assert 0 <= word_accuracy(net, TEXTS) <= 1

@@ -11,7 +11,9 @@ from torch import nn
 import tokenscope
 from architectures import tiny
 from tokenscope.text.names import ScopeError
-from tokenscope.tokenizers.lexinvariant import (LETTERS, LexinvariantLM, MarkovSource, bayes_lexinvariant, cipher_states, decipher, encode_letters, fit_decipher_probe, lexinvariant_toy,
+from tokenscope.learn.shipped import shipped
+from tokenscope.learn.small_models import load_header
+from tokenscope.tokenizers.lexinvariant import (LETTERS, LexinvariantLM, MarkovSource, bayes_lexinvariant, cipher_states, decipher, encode_letters, fit_decipher_probe,
                                                 load_lexinvariant, make_lookup, markov_source, plain_letters, position_loss, random_embeddings, save_lexinvariant, shuffled_key_decipher,
                                                 substitution_cipher, technique, train_lexinvariant, windows)
 
@@ -153,18 +155,18 @@ def test_files(tmp_path):
     model, losses = train_lexinvariant(lambda step: (IDS, IDS), 20, 0.2, steps=3, n_layers=1, d_model=16, n_heads=2)
     save_lexinvariant(model, tmp_path / "a.safetensors", losses, made_by="test")
     again = load_lexinvariant(tmp_path / "a.safetensors")
-    assert again.p == 0.2 and again.provenance == {"made_by": "test"} and len(again.losses) == 3
+    assert again.p == 0.2 and (header := load_header(tmp_path / "a.safetensors"))["provenance"] == {"made_by": "test"} and len(header["losses"]) == 3
     assert torch.allclose(again(IDS, E=again.learned).logits, model(IDS, E=model.learned).logits, atol=2e-2)
     for name in ("markov", "letters", "letters_standard", "letters_semi"):
-        assert (Path(tokenscope.__file__).parent / f"shipped/lexinvariant_{name}.safetensors").stat().st_size < 1.5e6 and lexinvariant_toy(name).losses
+        assert (Path(tokenscope.__file__).parent / f"shipped/lexinvariant_{name}.safetensors").stat().st_size < 1.5e6 and shipped(f"lexinvariant_{name}").losses
     with pytest.raises(ScopeError, match="No shipped model"):
-        lexinvariant_toy("french")
+        shipped("lexinvariant_french")
     with pytest.raises(ScopeError, match="Not such a file of weights"):
         load_lexinvariant(Path(tokenscope.__file__).parent / "shipped/thread_toy.safetensors")
 
 
 def test_front_and_control():
-    model, source, alphabet = lexinvariant_toy("markov"), markov_source(), "abcdef"
+    model, source, alphabet = shipped("lexinvariant_markov").model, markov_source(), "abcdef"
     probe = fit_decipher_probe(model, source.sample(20, 33, seed=1), layer=2)
     text = "".join(alphabet[i] for i in source.sample(1, 33, seed=2)[0])
     made, again, control = (f(model, probe, text, **technique["example"]) for f in (decipher, decipher, shuffled_key_decipher))
@@ -173,7 +175,7 @@ def test_front_and_control():
 
 
 def test_the_shipped_chain_model_learnt_something_and_does_not_leak():
-    source, model = markov_source(), lexinvariant_toy("markov")
+    source, model = markov_source(), shipped("lexinvariant_markov").model
     ids = source.sample(60, 65, seed=10**6)
     mine, best = position_loss(model, ids, 2), -bayes_lexinvariant(source.logprob, 6)(ids)[:, 1:]
     assert mine[:, 32:].mean() < 1.5 and mine.mean() > best.mean()

@@ -11,8 +11,9 @@ from tokenscope.data.tokenizer_catalogue import real_tokenizer, tokenizer_catalo
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
 from tokenscope.learn.walkers import ade_fde, cluster_paths, constant_velocity, direction_of, kalman_velocity, path_spread, read_eth_ucy, simulate_walkers, stand_still, walk_copies
+from tokenscope.learn.shipped import shipped
 from tokenscope.tokenizers.lmtraj import (TASKS, CoordinateGrammar, lmtraj, make_prompt, predict_trajectories, sample_walks, shuffled_history, text_to_traj, train_numeric_tokenizer,
-                                          traj_to_text, walk_texts, walker_model)
+                                          traj_to_text, walk_texts)
 
 paths = st.lists(st.tuples(*[st.floats(-99, 99)] * 2), min_size=12, max_size=12)
 
@@ -140,7 +141,7 @@ def test_numeric_tokenizers_lose_nothing(kind):
 
 
 def test_the_shipped_model_and_its_control():
-    scope, walk = walker_model(), sample_walks(1, seed=50, fork=True)[0][0]
+    scope, walk = shipped("walker_numeric").scope, sample_walks(1, seed=50, fork=True)[0][0]
     found = lmtraj(scope, walk[:8] + 100, scene="a fork ahead.", n=5)
     assert found.paths.shape == (5, 12, 2) and np.linalg.norm(found.paths[:, 0] - walk[7] - 100, axis=-1).max() < 5
     again = lmtraj(scope, walk[:8] + 100, scene="a fork ahead.", n=5)
@@ -158,13 +159,13 @@ def test_files(tmp_path):
 
 
 def test_what_users_get_wrong(tmp_path):
-    scope, walk = walker_model(), sample_walks(1)[0][0]
+    scope, walk = shipped("walker_numeric").scope, sample_walks(1)[0][0]
     (tmp_path / "a.txt").write_text("1 2 3\n")
     (tmp_path / "b.txt").write_text("1 2 3 nan\n")
     (tmp_path / "c.txt").write_text("1 2 3 4\n")
     for wrong in (lambda: lmtraj(scope, walk[:7]), lambda: lmtraj(scope, []), lambda: lmtraj(scope, "path"), lambda: lmtraj(scope, walk[:8] * np.nan), lambda: traj_to_text([[np.inf, 0]]), lambda: traj_to_text([]),
                   lambda: predict_trajectories(scope, []), lambda: predict_trajectories(scope, ["x"], n=0), lambda: predict_trajectories(scope, ["x"], temperature=-1), lambda: predict_trajectories(scope, ["pedestrian " * 600]),
-                  lambda: walker_model("t5"), lambda: make_prompt(walk[None], "poem"), lambda: make_prompt(walk), lambda: train_numeric_tokenizer([""]), lambda: train_numeric_tokenizer(["a"], kind="word"),
+                  lambda: shipped("walker_t5"), lambda: make_prompt(walk[None], "poem"), lambda: make_prompt(walk), lambda: train_numeric_tokenizer([""]), lambda: train_numeric_tokenizer(["a"], kind="word"),
                   lambda: simulate_walkers(0), lambda: ade_fde(walk[None], walk[:5]), lambda: constant_velocity(walk[:1]), lambda: sample_walks(0),
                   *(lambda f=f: read_eth_ucy(tmp_path / f) for f in ("a.txt", "b.txt", "c.txt", "d.txt"))):
         with pytest.raises(ScopeError):

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from architectures import VOCAB, tiny
-from tokenscope.learn.binding import QUESTIONS, binding_accuracy, binding_lesson, binding_task, binding_toy, candidate_logprobs
+from tokenscope.learn.shipped import shipped
+from tokenscope.learn.binding import QUESTIONS, binding_accuracy, binding_lesson, binding_task, candidate_logprobs
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
 from tokenscope.lenses.mixing_mechanisms import (ROLES, MixtureOfMechanisms, SeparatingPairs, fit_mixture, interchange, mixing_mechanisms, separating_pairs, share_bars, shuffled_mechanisms, similarity,
@@ -20,7 +21,7 @@ def scope(request):
 
 @pytest.fixture(scope="module")
 def toy():
-    return binding_toy()
+    return shipped("binding").scope
 
 
 def hooks_on(model):

@@ -17,8 +17,10 @@ from tokenscope.data.needle_answers import last_value_solver, oracle_solver
 from tokenscope.data.needles import multi_needle, multi_thread, single_needle, delete_from_task
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
+from tokenscope.learn.shipped import shipped
+from tokenscope.learn.small_models import load_header
 from tokenscope.lenses.needle_threading import (advertised_in_chars, effective_length, needle_sweep, pair_attention, random_haystack_sweep, score_tasks, task_ids, technique, teacher_forced,
-                                                thread_attention, thread_batch, thread_toy, tokens_per_char, train_thread_toy)
+                                                thread_attention, thread_batch, tokens_per_char, train_threads)
 
 TASKS = [single_needle(make_haystack(3, kind="short", seed=1), depth=0.5), multi_thread(make_haystack(6, kind="short", seed=2), n_threads=2, hops=2, write_hops=True), multi_needle(make_haystack(2, seed=3), n_needles=2),
          delete_from_task(single_needle(make_haystack(1, kind="short", seed=4)), part="haystack")]
@@ -31,7 +33,7 @@ def reader(scope, request):
 
 @pytest.fixture(scope="module")
 def toy():
-    return thread_toy()
+    return shipped("threads").scope
 
 
 def hooks_on(model):
@@ -122,8 +124,8 @@ def test_training_is_repeatable_and_labels_are_the_answer(tmp_path, toy):
     ids, labels = thread_batch(toy.tokenizer, 900, size=3)
     assert torch.equal(ids, thread_batch(toy.tokenizer, 900, size=3)[0]) and not torch.equal(ids[:, :9], thread_batch(toy.tokenizer, 901, size=3)[0][:, :9])
     assert ((labels == ids) | (labels == -100)).all() and (labels[:, 0] == -100).all() and (labels != -100).any(1).all()
-    one, two = (train_thread_toy(tmp_path / f"{n}.safetensors", steps=2, seed=1) for n in "ab")
-    assert all(torch.equal(p, q) for p, q in zip(one.model.parameters(), two.model.parameters())) and one.provenance["steps"] == 2
+    one, two = (train_threads(tmp_path / f"{n}.safetensors", steps=2, seed=1) for n in "ab")
+    assert all(torch.equal(p, q) for p, q in zip(one.model.parameters(), two.model.parameters())) and load_header(tmp_path / "a.safetensors")["provenance"]["steps"] == 2
 
 
 def test_nothing_is_cut_to_fit(scope):

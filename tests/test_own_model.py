@@ -19,7 +19,7 @@ STAND_INS = {
     'load_saelens("folder/of/one/autoencoder")': "default_sae(scope)",
 }
 BEFORE = {
-    "rlvr_geometry": "from tokenscope.learn.tuned_pairs import drift_demo\npair = drift_demo('base'), drift_demo('sft')\n",
+    "rlvr_geometry": "from tokenscope.learn.shipped import SHIPPED\npair = SHIPPED['rlvr_base'].path, SHIPPED['rlvr_sft'].path\n",
     "langfir": "from tokenscope.measure.sae import default_sae\n",
     "lmtraj": "tracks = [f'{10 * t}\\t{p}\\t{0.3 * t + p:.2f}\\t{0.1 * t:.2f}' for t in range(20) for p in range(2)]\n"
     "open('zara01.txt', 'w').write('\\n'.join(tracks))\n",

@@ -5,7 +5,8 @@ from hypothesis import given, settings, strategies as st
 
 from architectures import VOCAB, tiny
 from tokenscope.text.batch import choose_columns, make_batch, real_index
-from tokenscope.core.edit import Edit, position_mask
+from tokenscope.core.edit import Edit
+from tokenscope.core.running import position_mask
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
 

@@ -9,8 +9,9 @@ from architectures import tiny
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
 from tokenscope.learn.small_models import small_llama, word_tokenizer
+from tokenscope.learn.shipped import shipped
 from tokenscope.learn.steps import OPERATORS, STYLES, arithmetic_chains, chain_pairs, read_steps, split_steps, step_batch, step_pairs, text_pairs, train_chain_lm
-from tokenscope.lenses.step_sae import (FrozenStepSAE, L1Controller, ablate_code, conditional_gain, shipped_step_sae, shuffled_codes, shuffled_step_sae, sparse_code, start_step_sae,
+from tokenscope.lenses.step_sae import (FrozenStepSAE, L1Controller, ablate_code, conditional_gain, shuffled_codes, shuffled_step_sae, sparse_code, start_step_sae,
                                         step_codes, step_losses, step_sae, top_steps, weighted_vote, write_steps)
 
 TEXT = "Ann has 3 pies.\nShe buys 4 <xmp>more: 3 + 4 = 7.\nBob eats 2: 7 - 2 = 5.\nSo 5 are left."
@@ -117,7 +118,7 @@ def test_controller():
 
 
 def test_training_is_repeatable_and_leaves_the_random_state(pairs):
-    lm = train_chain_lm(3, n_chains=20)
+    lm, _ = train_chain_lm(3, n_chains=20)
     made = []
     for _ in range(2):
         torch.manual_seed(5)
@@ -128,7 +129,7 @@ def test_training_is_repeatable_and_leaves_the_random_state(pairs):
 
 
 def test_the_shipped_one_writes_steps():
-    sae, (pairs, labels) = shipped_step_sae(), chain_pairs(arithmetic_chains(10, seed=77))
+    sae, (pairs, labels) = shipped("step_sae").model, chain_pairs(arithmetic_chains(10, seed=77))
     z = step_codes(sae, pairs)
     written = write_steps(sae, [c for c, _ in pairs], z)
     assert written == write_steps(sae, [c for c, _ in pairs], z)

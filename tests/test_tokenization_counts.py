@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from architectures import tiny
 from corpus_fixtures import scope  # noqa: F401
-from tokenscope.learn.adders import REWRITES, adder_answers, draw_problems, rewrite_rows, rewriter, train_rewriter
+from tokenscope.learn.shipped import shipped
+from tokenscope.learn.adders import REWRITES, adder_answers, draw_problems, rewrite_rows, train_rewriter
 from tokenscope.change.contrasts import answer_logprobs
 from tokenscope.data.cuts import tokens_with_digits, number_pieces
 from tokenscope.data.tokenizer_catalogue import named_tokenizers
@@ -158,7 +159,7 @@ def test_rewriting(tmp_path):
     one, two = (train_rewriter(tmp_path / f"{n}.safetensors", steps=2) for n in "ab")
     assert all(torch.equal(p, q) for p, q in zip(one.model.parameters(), two.model.parameters()))
     problems = draw_problems(40, seed=5)
-    answers = adder_answers(rewriter(), problems, "r2l", rows=rewrite_rows(problems, ["r2l"] * 40, answers=False))
+    answers = adder_answers(shipped("rewriter").scope, problems, "r2l", rows=rewrite_rows(problems, ["r2l"] * 40, answers=False))
     assert all(a is None or set(a) <= set("0123") for a in answers) and not math.isnan(analyze_errors(problems, answers, 4, 2).right.mean())
 
 

@@ -25,7 +25,7 @@ def test_the_papers_examples(text, expected):
     assert suffix_text(text, PAPER) == expected and PAPER.encode_number(text.rstrip("%")) == expected.rstrip(" %").split()
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(numbers)
 def test_the_sum_rule_and_the_way_back_are_exact(text):
     for scheme in (PLAIN, TSTScheme(compact=False), TSTScheme(1, tuple("abcdefghijklmnoqrs"), max_frac_groups=15), TSTScheme(4)):
@@ -80,18 +80,21 @@ def test_schemes_that_cannot_be_meant(wrong):
 @pytest.mark.parametrize("name", [e.name for e in tokenizer_catalogue()])
 def test_every_tokenizer_gives_the_text_back(name):
     own = real_tokenizer(name)
-    for option in ("compound", "marker"):
-        made = triadic_suffix(name, option=option)
-        for text in AWKWARD:
+    changed = {text: own.decode(own(text, add_special_tokens=False)["input_ids"]) for text in AWKWARD}  # some tokenizers change a text themselves
+    full, bare = own("a")["input_ids"], own("a", add_special_tokens=False)["input_ids"]
+    first_id = triadic_suffix(own).first_id  # asked once: it reads the whole vocabulary
+    for option, texts in (("compound", AWKWARD), ("marker", AWKWARD[1::2])):  # what lies between the numbers goes the same way in both
+        made = triadic_suffix(own, option=option, first_id=first_id)
+        for text in texts:
             ids = made.encode(text, add_special_tokens=False)
-            assert made.decode(ids) in (text, own.decode(own(text, add_special_tokens=False)["input_ids"]))
+            assert made.decode(ids) in (text, changed[text])
             assert max(ids, default=0) < len(made)
-            full, bare = own("a")["input_ids"], own("a", add_special_tokens=False)["input_ids"]
-            assert len(made.encode(text)) - len(ids) == len(full) - len(bare)
+        for text in texts[2:5]:
+            assert len(made.encode(text)) - len(made.encode(text, add_special_tokens=False)) == len(full) - len(bare)
         assert made.decode(made.encode("half \ud800 a pair 12", add_special_tokens=False)) == "half \ufffd a pair 12"
         assert [made.names[i - made.first_id] for i in made.encode("It is 12345.6!", False) if i >= made.first_id] == made.scheme.encode_number("12345.6")
     plain = "No numbers: שלום,\0 x²!"
-    assert made.encode(plain) == own(plain)["input_ids"] and triadic_suffix(own, **technique["neutral"]).encode(AWKWARD[3]) == own(AWKWARD[3])["input_ids"]
+    assert made.encode(plain) == own(plain)["input_ids"] and triadic_suffix(name, **technique["neutral"]).encode(AWKWARD[3]) == own(AWKWARD[3])["input_ids"]
     assert own.decode(own("a", add_special_tokens=False)["input_ids"] + middle_encoding(own, "  b c")) == "a  b c"
 
 
@@ -122,14 +125,15 @@ def test_models_keep_their_logits_bit_for_bit(family):
     own = real_tokenizer("smollm2")
     scope = Scope(tiny(family, vocab_size=len(own) + 3), own)  # three rows that no token uses
     before, plain = {n: p.clone() for n, p in scope.model.state_dict().items()}, scope.logits("The cat sat, and no number.")
+    scheme = TSTScheme(2)  # a thousand rows: the page has all 12,211
     for init in ("mean", "additive"):
-        grown = triadic_suffix(scope, init=init)
+        grown = triadic_suffix(scope, init=init, scheme=scheme)
         made = grown.logits("The cat sat, and no number.")
         assert torch.equal(made[..., :len(own) + 3], plain) and made.shape[-1] == len(grown.tokenizer) == grown.vocab_size and made.isfinite().all()
         assert grown.logits("It is 12345.60.").isfinite().all() and isinstance(grown.generate("It is 12345.60.", max_new_tokens=3), str)
     assert all(torch.equal(before[n], p) for n, p in scope.model.state_dict().items()) and scope.model.config.vocab_size == len(own) + 3
     weight, names = grown.structure.embedding.weight, grown.tokenizer.ids
-    torch.testing.assert_close(weight[names["12k"]] - weight[names["12m"]], weight[names["345k"]] - weight[names["345m"]], atol=1e-5, rtol=0)  # additive
+    torch.testing.assert_close(weight[names["12k"]] - weight[names["12m"]], weight[names["34k"]] - weight[names["34m"]], atol=1e-5, rtol=0)  # additive
     with pytest.raises(ScopeError, match="Rows do not fit"):
         add_number_rows(scope.model, TriadicTokenizer(own))
     with pytest.raises(ScopeError, match="Unknown way to begin"):

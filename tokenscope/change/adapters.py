@@ -51,6 +51,7 @@ class RowEdit:
         "Write the new logits over the old ones for the time of the block."
 
         def hook(module, args, logits):
+            "The logits of the edit's tokens, from its own rows."
             bias = None if getattr(module, "bias", None) is None else module.bias[self.ids]
             logits[..., self.ids] = linear(args[0], self.rows.to(args[0]), bias)
 
@@ -60,18 +61,9 @@ class RowEdit:
         finally:
             handle.remove()
 
-# %% ../../nbs/change/adapters.ipynb #bcdb2650
-def fit_rows(
-    edit: RowEdit,  # changed in place
-    states: Float[Tensor, "example d_model"],  # after the last layer, before the final norm
-    targets: Int[Tensor, " example"],  # which of the edit's tokens is right: 0, 1, …
-    loss: str = "hinge",  # or "cross-entropy"
-    margin: int | float = 2.0,  # of the hinge, in logits
-    steps: int = 500,
-    lr: float = 0.1,
-    decay: float = 0.99,  # of the rate, a step
-) -> list[float]:  # the losses
-    "Fit the rows of an edit to cached states by Adam."
+# %% ../../nbs/change/adapters.ipynb #e92e2870
+def _check_fit(edit, states, targets, loss):
+    "Refuse states and targets that do not belong together."
     if loss not in ("hinge", "cross-entropy"):
         raise BadArgument(
             f"No loss for the rows is called {loss!r}; there are: hinge, cross-entropy"
@@ -86,31 +78,109 @@ def fit_rows(
             f"Rows need targets from 0 to {len(edit.rows) - 1}, the places of the edit's tokens; "
             f"given: {int(targets.min())} to {int(targets.max())}"
         )
-    with torch.no_grad():
-        hidden = states.to(edit.scope.device, edit.scope.dtype)[None]
-        for module in edit.scope.structure.after_layers:
-            hidden = module(hidden)
-        hidden, targets = hidden[0].float(), targets.to(hidden.device)
-        outside = linear(hidden, edit.head.weight.float()).index_fill(1, edit.ids, -torch.inf)
-        rest = outside.amax(1) if loss == "hinge" else outside.logsumexp(1)
+
+
+@torch.no_grad()
+def _before_head(edit, states, loss):
+    "The states as the head reads them, and what the rest of the head says of each."
+    hidden = states.to(edit.scope.device, edit.scope.dtype)[None]
+    for module in edit.scope.structure.after_layers:
+        hidden = module(hidden)
+    hidden = hidden[0].float()
+    outside = linear(hidden, edit.head.weight.float()).index_fill(1, edit.ids, -torch.inf)
+    return hidden, outside.amax(1) if loss == "hinge" else outside.logsumexp(1)
+
+# %% ../../nbs/change/adapters.ipynb #bcdb2650
+def fit_rows(
+    edit: RowEdit,  # changed in place
+    states: Float[Tensor, "example d_model"],  # after the last layer, before the final norm
+    targets: Int[Tensor, " example"],  # which of the edit's tokens is right: 0, 1, …
+    loss: str = "hinge",  # or "cross-entropy"
+    margin: int | float = 2.0,  # of the hinge, in logits
+    steps: int = 500,
+    lr: float = 0.1,
+    decay: float = 0.99,  # of the rate, a step
+) -> list[float]:  # the losses
+    "Fit the rows of an edit to cached states by Adam."
+    _check_fit(edit, states, targets, loss)
+    hidden, rest = _before_head(edit, states, loss)
+    targets = targets.to(hidden.device)
     rows = edit.rows.clone().requires_grad_()
     losses = []
     optimiser = torch.optim.Adam([rows], lr=lr)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, decay)
     for _ in range(steps):
-        own = hidden @ rows.T
-        right = own.gather(1, targets[:, None])[:, 0]
-        short = (
-            (rest + margin - right).clamp(min=0)
-            if loss == "hinge"
-            else torch.logaddexp(rest, own.logsumexp(1)) - right
-        ).mean()
+        logits = hidden @ rows.T
+        right = logits.gather(1, targets[:, None])[:, 0]
+        if loss == "hinge":
+            each = (rest + margin - right).clamp(min=0)
+        else:
+            each = torch.logaddexp(rest, logits.logsumexp(1)) - right
+        mean = each.mean()
         optimiser.zero_grad()
-        short.backward()
+        mean.backward()
         optimiser.step()
         schedule.step()
-        losses.append(short.item())
+        losses.append(mean.item())
     edit.rows = rows.detach()
+    return losses
+
+# %% ../../nbs/change/adapters.ipynb #bd5d5d05
+def _check_peft():
+    "Refuse to go on without the package that makes adapters."
+    try:
+        import peft  # noqa: F401
+    except ImportError as e:
+        raise Unavailable(
+            "The package `peft` is not installed: it makes low-rank adapters; pip install "
+            '"tokenscope-lab[tuning]"'
+        ) from e
+
+
+def _check_linear(scope, rows, targets, modules):
+    "Refuse targets that do not fit the rows, and names that no linear layer has."
+    if not len(rows) or len(rows) != len(targets):
+        raise BadArgument(
+            f"An adapter needs one target for each row, at least one; given: {len(rows)} rows, "
+            f"{len(targets)} targets"
+        )
+    named = {
+        name.rpartition(".")[2]
+        for name, m in scope.model.named_modules()
+        if getattr(m, "weight", None) is not None and m.weight.ndim == 2
+    }
+    if missing := set(modules) - named:
+        raise BadArgument(
+            f"No linear layer is called {min(missing)!r}; there are: {', '.join(sorted(named))}"
+        )
+
+
+def _with_adapter(model, r, alpha, modules, seed):
+    "The model with an untrained adapter; its own random state is left alone."
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+# %% ../../nbs/change/adapters.ipynb #5a5428c1
+def _train(scope, weights, rows, targets, steps, batch, lr, seed) -> list[float]:
+    "AdamW on the cross-entropy at the last token of each row."
+    optimiser = torch.optim.AdamW(weights, lr=lr)
+    draw = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in tqdm(range(steps), delay=2, desc="adapter"):
+        drawn = torch.randint(len(rows), (batch,), generator=draw).tolist()
+        inputs = scope.encode([rows[i] for i in drawn])
+        last = final_hidden(scope, inputs)[torch.arange(batch), inputs.attention_mask.sum(1) - 1]
+        logits = unembed(scope, last, normed=True).float()
+        loss = cross_entropy(logits, targets[drawn].to(last.device))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        losses.append(loss.item())
     return losses
 
 # %% ../../nbs/change/adapters.ipynb #05db999a
@@ -129,66 +199,14 @@ def lora_adapter(
 ):
     """A low-rank adapter trained on the next token of each row, in force while the block runs;
     gives the losses."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as e:
-        raise Unavailable(
-            "The package `peft` is not installed: it makes low-rank adapters; pip install "
-            '"tokenscope-lab[tuning]"'
-        ) from e
-    if not len(rows) or len(rows) != len(targets):
-        raise BadArgument(
-            f"An adapter needs one target for each row, at least one; given: {len(rows)} rows, "
-            f"{len(targets)} targets"
-        )
-    named = {
-        name.rpartition(".")[2]
-        for name, m in scope.model.named_modules()
-        if getattr(m, "weight", None) is not None and m.weight.ndim == 2
-    }
-    if missing := set(modules) - named:
-        raise BadArgument(
-            f"No linear layer is called {min(missing)!r}; there are: {', '.join(sorted(named))}"
-        )
+    _check_peft()
+    _check_linear(scope, rows, targets, modules)
     flags = [(p, p.requires_grad) for p in scope.model.parameters()]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = get_peft_model(
-            scope.model,
-            LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules)),
-        )
+    adapted = _with_adapter(scope.model, r, alpha, modules, seed)
+    weights = [p for p in adapted.parameters() if p.requires_grad]
     try:
-        yield _train(
-            scope,
-            [p for p in adapted.parameters() if p.requires_grad],
-            rows,
-            targets,
-            steps,
-            batch,
-            lr,
-            seed,
-        )
+        yield _train(scope, weights, rows, targets, steps, batch, lr, seed)
     finally:
         adapted.unload()
         for p, flag in flags:
             p.requires_grad_(flag)
-
-# %% ../../nbs/change/adapters.ipynb #5a5428c1
-def _train(scope, weights, rows, targets, steps, batch, lr, seed) -> list[float]:
-    "AdamW on the cross-entropy at the last token of each row."
-    optimiser = torch.optim.AdamW(weights, lr=lr)
-    draw = torch.Generator().manual_seed(seed)
-    losses = []
-    for _ in tqdm(range(steps), delay=2, desc="adapter"):
-        some = torch.randint(len(rows), (batch,), generator=draw).tolist()
-        given = scope.encode([rows[i] for i in some])
-        last = final_hidden(scope, given)[torch.arange(batch), given.attention_mask.sum(1) - 1]
-        loss = cross_entropy(
-            unembed(scope, last, normed=True).float(), targets[some].to(last.device)
-        )
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        losses.append(loss.item())
-    return losses

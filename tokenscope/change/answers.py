@@ -29,38 +29,39 @@ def ask(
     questions: list[str],
     edits: Iterable[Edit] | str = (),  # edits in force, or a sentence added to each question
     max_new_tokens: int = 16,
-    batch_size: int = 24,
+    n_at_once: int = 24,  # questions of a batch
 ) -> list[str]:  # greedy
     "The answers of a model to questions, as a chat if it has a template for one."
-    said = [f"{q} {edits}" if isinstance(edits, str) else q for q in questions]
+    if isinstance(edits, str):
+        questions = [f"{q} {edits}" for q in questions]
+        edits = ()
     chat = getattr(scope.tokenizer, "chat_template", None)
-    made = [[{"role": "user", "content": q}] if chat else f"{q}\n" for q in said]
-    with scope.edit(*(() if isinstance(edits, str) else edits)):
-        return [
-            a
-            for i in range(0, len(made), batch_size)
-            for a in scope.generate(made[i : i + batch_size], max_new_tokens=max_new_tokens)
-        ]
+    prompts = [[{"role": "user", "content": q}] if chat else f"{q}\n" for q in questions]
+    answers = []
+    with scope.edit(*edits):
+        for i in range(0, len(prompts), n_at_once):
+            answers += scope.generate(prompts[i : i + n_at_once], max_new_tokens=max_new_tokens)
+    return answers
 
 # %% ../../nbs/change/answers.ipynb #9dd6bd48
 def continuation_nll(
     scope,  # a `Scope`
     before: list[str],
     after: list[str],  # what is scored
-    most: int = 48,  # tokens of each that are used
+    max_tokens: int = 48,  # of each text
 ) -> Float[Tensor, " pair"]:  # nats a token; NaN for an empty text
     "Mean negative log-likelihood of texts, each given the one before it."
 
     def ids(text):
-        return scope.tokenizer(text, add_special_tokens=False)["input_ids"][:most]
+        "The tokens that are used."
+        return scope.tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
 
     pairs = [(ids(a + "\n"), ids(b)) for a, b in zip(before, after, strict=True)]
     out = torch.full((len(pairs),), math.nan)
-    some = [i for i, (_, b) in enumerate(pairs) if b]
-    if some:
-        out[some] = -answer_logprobs(
-            scope, [pairs[i][0] for i in some], [pairs[i][1] for i in some], mean=True
-        )
+    scored = [i for i, (_, b) in enumerate(pairs) if b]
+    if scored:
+        contexts, answers = zip(*[pairs[i] for i in scored])
+        out[scored] = -answer_logprobs(scope, list(contexts), list(answers), mean=True)
     return out
 
 # %% ../../nbs/change/answers.ipynb #192be8ed
@@ -112,12 +113,40 @@ def option_margins(
         raise BadArgument(
             f"No wrong answer to set against the right one: prompt {short}; give at least one"
         )
-    where = [i for i, o in enumerate(options) for _ in o]
-    found = answer_logprobs(
-        scope, [prompts[i] for i in where], [a for o in options for a in o], mean=True
-    )
-    each = found.split([len(o) for o in options])
-    return torch.stack([f[0] - f[1:].max() for f in each])
+    repeated = [prompts[i] for i, answers in enumerate(options) for _ in answers]
+    logprobs = answer_logprobs(scope, repeated, sum(options, []), mean=True)
+    each = logprobs.split([len(answers) for answers in options])
+    return torch.stack([of_prompt[0] - of_prompt[1:].max() for of_prompt in each])
+
+# %% ../../nbs/change/answers.ipynb #7f9617c3
+def _begins(option, head):
+    "Does an option begin with these tokens, and go on?"
+    return len(option) > len(head) and option[: len(head)] == head
+
+
+def _logp_after_heads(scope, before, cut, wanted, batch_tokens):
+    "Each prompt, each way in which an option begins, and the log-probabilities that follow."
+    heads = list(dict.fromkeys(option[:k] for option in cut for k in range(len(option))))
+    rows = [(p, head) for p in range(len(before)) for head in heads]
+    lengths = [len(before[p]) + len(head) for p, head in rows]
+    for group in batches_by_length(lengths, batch_tokens):
+        batch = scope.encode([[*before[rows[i][0]], *rows[i][1]] for i in group])
+        ends = batch.attention_mask.sum(1) - 1
+        with torch.no_grad():
+            last = final_hidden(scope, batch)[torch.arange(len(group)), ends]
+            logp = over_logits(scope, last, lambda logp, at: logp[:, wanted]).cpu()
+        for i, row in zip(group, logp):
+            yield *rows[i], row
+
+
+def _without_longer(scores, cut):
+    "Take from each option what belongs to longer ones that begin with it."
+    for k in sorted(range(len(cut)), key=lambda k: -len(cut[k])):
+        longer = [j for j, option in enumerate(cut) if _begins(option, cut[k])]
+        if longer:
+            share = (scores[:, longer].logsumexp(1) - scores[:, k]).exp().clamp(max=1 - 1e-6)
+            scores[:, k] += torch.log1p(-share)
+    return scores
 
 # %% ../../nbs/change/answers.ipynb #8e558b57
 def option_scores(
@@ -135,35 +164,18 @@ def option_scores(
             f"No options to score: {len(cut)} options, {len(before)} prompts; give at least one "
             "option, and nothing empty"
         )
-    heads = list(dict.fromkeys(o[:k] for o in cut for k in range(len(o))))
-    wanted = sorted({t for o in cut for t in o})
-    rows = [(p, head) for p in range(len(before)) for head in heads]
+    wanted = sorted({token for option in cut for token in option})
     out = torch.zeros(len(before), len(cut))
-    for some in batches_by_length([len(before[p]) + len(head) for p, head in rows], batch_tokens):
-        batch = scope.encode([[*before[rows[i][0]], *rows[i][1]] for i in some])
-        with torch.no_grad():
-            last = final_hidden(scope, batch)[
-                torch.arange(len(some)), batch.attention_mask.sum(1) - 1
-            ]
-            logp = over_logits(scope, last, lambda logp, at: logp[:, wanted]).cpu()
-        for i, row in zip(some, logp):
-            p, head = rows[i]
-            for k, o in enumerate(cut):
-                if len(o) > len(head) and o[: len(head)] == head:
-                    out[p, k] += row[wanted.index(o[len(head)])]
-    for k in sorted(range(len(cut)), key=lambda k: -len(cut[k])):
-        if longer := [
-            j for j, o in enumerate(cut) if len(o) > len(cut[k]) and o[: len(cut[k])] == cut[k]
-        ]:
-            out[:, k] += torch.log1p(
-                -(out[:, longer].logsumexp(1) - out[:, k]).exp().clamp(max=1 - 1e-6)
-            )
-    return out
+    for p, head, logp in _logp_after_heads(scope, before, cut, wanted, batch_tokens):
+        for k, option in enumerate(cut):
+            if _begins(option, head):
+                out[p, k] += logp[wanted.index(option[len(head)])]
+    return _without_longer(out, cut)
 
 # %% ../../nbs/change/answers.ipynb #e7ff074b
 def error_overlap(
     correct: dict,  # model -> right or wrong for each question, in the same order
-):  # a pandas DataFrame, model by model; NaN for two models without errors
+) -> "pandas.DataFrame":  # model by model; NaN for two models without errors
     "Intersection over union of the questions that two models get wrong."
     import pandas as pd
 
@@ -173,14 +185,10 @@ def error_overlap(
             f"Not the same questions: {len(correct)} models with {sorted(sizes)} answers; give at "
             "least one model, and the same questions to each"
         )
-    return pd.DataFrame(
-        {
-            a: {
-                b: len(wrong[a] & wrong[b]) / len(wrong[a] | wrong[b])
-                if wrong[a] | wrong[b]
-                else math.nan
-                for b in wrong
-            }
-            for a in wrong
-        }
-    )
+
+    def overlap(a, b):
+        "Of one pair of models."
+        either = wrong[a] | wrong[b]
+        return len(wrong[a] & wrong[b]) / len(either) if either else math.nan
+
+    return pd.DataFrame({a: {b: overlap(a, b) for b in wrong} for a in wrong})

@@ -46,11 +46,32 @@ def save_control_vector(
 def _word(reader, key):
     "A text field of a GGUF file, or None."
     field = reader.get_field(key)
-    return (
-        bytes(field.parts[field.data[0]]).decode("utf-8", "replace")
-        if field is not None and len(field.data)
-        else None
-    )
+    if field is None or not len(field.data):
+        return None
+    return bytes(field.parts[field.data[0]]).decode("utf-8", "replace")
+
+
+def _read_control_vector(path):
+    "{layer: vector} and the hint of a GGUF file, or the reason why it holds no control vector."
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(str(path))
+        kind = _word(reader, "general.architecture")
+        by_layer = {
+            int(t.name.removeprefix("direction.")): torch.from_numpy(t.data.copy()).float()
+            for t in reader.tensors
+            if t.name.startswith("direction.")
+        }
+        alike = len({v.shape for v in by_layer.values()}) == 1
+        if kind != "controlvector" or not alike or any(v.ndim != 1 for v in by_layer.values()):
+            raise ValueError(f"architecture {kind!r}, {len(by_layer)} directions")
+        return by_layer, _word(reader, "controlvector.model_hint")
+    except (OSError, ValueError, IndexError, KeyError) as e:
+        raise BadFile(
+            f"Not a control vector: {path.name} ({type(e).__name__}: {e}); give a GGUF file "
+            "with one direction a layer"
+        ) from e
 
 # %% ../../nbs/change/control_vectors.ipynb #cea09a6f
 def load_control_vector(
@@ -58,31 +79,9 @@ def load_control_vector(
     scope=None,  # the `Scope` it is meant for; it is checked against it
 ) -> Directions:
     "Read a GGUF control vector as directions."
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(str(path))
-        kind = _word(reader, "general.architecture")
-        hint = _word(reader, "controlvector.model_hint")
-        found = {
-            int(t.name.removeprefix("direction.")): torch.from_numpy(t.data.copy()).float()
-            for t in reader.tensors
-            if t.name.startswith("direction.")
-        }
-        if (
-            kind != "controlvector"
-            or not found
-            or any(v.ndim != 1 for v in found.values())
-            or len({len(v) for v in found.values()}) > 1
-        ):
-            raise ValueError(f"architecture {kind!r}, {len(found)} directions")
-    except (OSError, ValueError, IndexError, KeyError) as e:
-        raise BadFile(
-            f"Not a control vector: {Path(path).name} ({type(e).__name__}: {e}); give a GGUF file "
-            "with one direction a layer"
-        ) from e
-    layers = sorted(found)
-    vectors = torch.stack([found[i] for i in layers])
+    by_layer, hint = _read_control_vector(Path(path))
+    layers = sorted(by_layer)
+    vectors = torch.stack([by_layer[i] for i in layers])
     if not vectors.isfinite().all():
         raise BadFile(f"A damaged control vector: {Path(path).name} holds NaN or infinity")
     if scope is not None and (
@@ -93,10 +92,6 @@ def load_control_vector(
             f"{vectors.shape[1]} and layers up to {layers[-1]}; "
             f"this one has width {scope.d_model} and layers up to {scope.n_layers - 1}"
         )
-    return Directions(
-        vectors,
-        layers,
-        torch.full((len(layers),), float("nan")),
-        name=f"control vector for {hint}",
-        meta=dict(model=hint or ""),
-    )
+    norms = torch.full((len(layers),), float("nan"))
+    name = f"control vector for {hint}"
+    return Directions(vectors, layers, norms, name=name, meta=dict(model=hint or ""))

@@ -41,11 +41,9 @@ def model_sizes(
 def data_hash(data: str | Iterable) -> str:
     """A checksum of texts (or of lists of token ids); a string is taken for a checksum or a name
     already."""
-    return (
-        data
-        if isinstance(data, str)
-        else hashlib.sha256(json.dumps(list(data), ensure_ascii=True).encode()).hexdigest()[:16]
-    )
+    if isinstance(data, str):
+        return data
+    return hashlib.sha256(json.dumps(list(data), ensure_ascii=True).encode()).hexdigest()[:16]
 
 # %% ../../nbs/change/edit_files.ipynb #729fa78f
 def _plain(where):
@@ -57,17 +55,16 @@ def _plain(where):
     return int(where) if hasattr(where, "__index__") else [int(i) for i in where]
 
 
-def _unplain(said):
+def _unplain(described):
     "The reverse of `_plain`."
-    return slice(*said["slice"]) if isinstance(said, dict) else said
+    return slice(*described["slice"]) if isinstance(described, dict) else described
 
 # %% ../../nbs/change/edit_files.ipynb #a1785c2a
 def _parts_of(value, tensors):
     "A value as JSON; tensors go aside and leave their number."
     if torch.is_tensor(value):
-        tensors.append(
-            value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        )  # safetensors refuses tensors that share memory
+        # safetensors refuses tensors that share memory
+        tensors.append(value.detach().cpu().clone(memory_format=torch.contiguous_format))
         return {"tensor": len(tensors) - 1}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -85,34 +82,58 @@ def _parts_of(value, tensors):
 
 def _move_class(name, moves):
     "The class of a move, from the package or among those handed in."
-    if own := [m for m in moves if m.__name__ == name.split(":")[-1]]:
-        return own[0]
-    found = None
+    if handed := [m for m in moves if m.__name__ == name.split(":")[-1]]:
+        return handed[0]
+    move = None
     if re.fullmatch(r"[a-z]+\.[a-z0-9_]+:[A-Z]\w*", name):
         module, cls = name.split(":")
         try:
-            found = getattr(import_module(f"tokenscope.{module}"), cls, None)
+            move = getattr(import_module(f"tokenscope.{module}"), cls, None)
         except ModuleNotFoundError:
             pass
-    if not (isinstance(found, type) and issubclass(found, Move)):
+    if not (isinstance(move, type) and issubclass(move, Move)):
         raise BadArgument(
             f"No such move in this package: {name!r}; if it is yours, hand in its class: "
             f"load_edits(…, moves=[{name.split(':')[-1]}])"
         )
-    return found
+    return move
 
 
-def _value_of(said, tensors, moves):
+def _value_of(described, tensors, moves):
     "The reverse of `_parts_of`."
-    if not isinstance(said, dict):
-        return said
-    if "tensor" in said:
-        return tensors[
-            f"t{said['tensor']}"
-        ].clone()  # where a tensor lies in a file decides how a product with it is rounded
-    return _move_class(said["move"], moves)(
-        **{k: _value_of(v, tensors, moves) for k, v in said["parts"].items()}
+    if not isinstance(described, dict):
+        return described
+    if "tensor" in described:
+        # where a tensor lies in a file decides how a product with it is rounded
+        return tensors[f"t{described['tensor']}"].clone()
+    values = {k: _value_of(v, tensors, moves) for k, v in described["parts"].items()}
+    return _move_class(described["move"], moves)(**values)
+
+# %% ../../nbs/change/edit_files.ipynb #44735d03
+def _described(edit, scope, tensors):
+    "An edit as JSON; its tensors go aside."
+    kind = next(k for k in ("fn", "add", "scale", "set") if getattr(edit, k) is not None)
+    layers = None
+    if edit.site not in LAYERLESS_SITES:
+        layers = resolve_layers(edit.layers, scope.n_layers)
+    return dict(
+        site=edit.site,
+        layers=layers,
+        kind=kind,
+        value=_parts_of(getattr(edit, kind), tensors),
+        positions=_plain(edit.positions),
+        heads=_plain(edit.heads),
+        keys=_plain(edit.keys),
+        when=edit.when,
     )
+
+
+def _edit_from(described, tensors, moves):
+    "The reverse of `_described`."
+    places = {k: _unplain(described[k]) for k in ("layers", "positions", "heads", "keys")}
+    where = {k: v for k, v in places.items() if v is not None}  # None is the default
+    value = {described["kind"]: _value_of(described["value"], tensors, moves)}
+    return Edit(described["site"], **where, when=described["when"], **value)
 
 # %% ../../nbs/change/edit_files.ipynb #a24df3ad
 def save_edits(
@@ -127,36 +148,18 @@ def save_edits(
     from tokenscope import __version__
 
     tensors = []
-    said = []
-    for e in edits:
-        kind = next(k for k in ("fn", "add", "scale", "set") if getattr(e, k) is not None)
-        layers = None if e.site in LAYERLESS_SITES else resolve_layers(e.layers, scope.n_layers)
-        said.append(
-            dict(
-                site=e.site,
-                layers=layers,
-                kind=kind,
-                value=_parts_of(getattr(e, kind), tensors),
-                positions=_plain(e.positions),
-                heads=_plain(e.heads),
-                keys=_plain(e.keys),
-                when=e.when,
-            )
-        )
+    described = [_described(e, scope, tensors) for e in edits]
     head = dict(
         format=1,
         version=__version__,
         **model_sizes(scope),
         technique=technique,
         data=data_hash(data),
-        edits=said,
+        edits=described,
     )
+    numbered = {f"t{i}": t for i, t in enumerate(tensors)} or {"none": torch.zeros(0)}
     with written_whole(Path(path)) as draft:
-        save_file(
-            {f"t{i}": t for i, t in enumerate(tensors)} or {"none": torch.zeros(0)},
-            str(draft),
-            metadata={"tokenscope_edits": json.dumps(head)},
-        )
+        save_file(numbered, str(draft), metadata={"tokenscope_edits": json.dumps(head)})
     return Path(path)
 
 # %% ../../nbs/change/edit_files.ipynb #dd64b49e
@@ -200,22 +203,10 @@ def load_edits(
             stacklevel=2,
         )
     tensors = load_file(str(path))
-    made = []
     try:
-        for e in head["edits"]:
-            places = {k: _unplain(e[k]) for k in ("layers", "positions", "heads", "keys")}
-            where = {k: v for k, v in places.items() if v is not None}  # None is the default
-            made.append(
-                Edit(
-                    e["site"],
-                    **where,
-                    when=e["when"],
-                    **{e["kind"]: _value_of(e["value"], tensors, moves)},
-                )
-            )
+        return [_edit_from(described, tensors, moves) for described in head["edits"]]
     except (KeyError, TypeError) as e:
         raise BadFile(
             f"A damaged file of edits: {Path(path).name} ({type(e).__name__}: {e}); write it again "
             "with save_edits"
         ) from e
-    return made

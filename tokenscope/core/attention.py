@@ -98,36 +98,26 @@ def _run(taps, site, tensor):
     return tensor, changed
 
 # %% ../../nbs/core/attention.ipynb #4267a6dc
+def _shared_bias(biases, query, key, mask, causal):
+    """The additive mask with biases that know nothing of the scores: layers with the same edits
+    share it."""
+
+    def add():
+        "The sum; the mask is kept beside it, so that no other gets its id."
+        start = additive_mask(mask, query, key, causal)
+        return sum((tap(query, key) for tap in biases), start), mask
+
+    about = (id(mask), query.shape, key.shape, query.dtype, query.device, causal)
+    once = getattr(biases[0], "once", lambda key, make: make())
+    return once((*map(id, biases), *about), add)[0]
+
+
 def _biased_mask(taps, module, query, key, mask, kw):
     "The additive mask after every tap on the scores."
     causal = kw.get("is_causal") is not False and getattr(module, "is_causal", True)
     on_scores = [(name, tap) for name, tap in taps if name in ("attn_bias", "attn_scores")]
-    if all(
-        name == "attn_bias" for name, _ in on_scores
-    ):  # it knows nothing of the scores, so layers with the same edits share it
-
-        def add():
-            return (
-                sum(
-                    (tap(query, key) for _, tap in on_scores),
-                    additive_mask(mask, query, key, causal),
-                ),
-                mask,
-            )  # the mask is kept, so that no other gets its id
-
-        once = getattr(on_scores[0][1], "once", lambda key, make: make())
-        return once(
-            (
-                *(id(tap) for _, tap in on_scores),
-                id(mask),
-                query.shape,
-                key.shape,
-                query.dtype,
-                query.device,
-                causal,
-            ),
-            add,
-        )[0]
+    if all(name == "attn_bias" for name, _ in on_scores):
+        return _shared_bias([tap for _, tap in on_scores], query, key, mask, causal)
     plain = mask
     mask = additive_mask(mask, query, key, causal)
     biased = False
@@ -136,12 +126,12 @@ def _biased_mask(taps, module, query, key, mask, kw):
         if name == "attn_bias":
             mask = mask + tap(query, key)
             biased = True
-        else:
-            scores = attention_scores(module, query, key, mask, **kw)
-            new = tap(scores)
-            if new is not None and not torch.equal(new, scores):
-                mask = mask + torch.where(hidden.expand_as(scores), 0, new - scores).to(mask.dtype)
-                biased = True
+            continue
+        scores = attention_scores(module, query, key, mask, **kw)
+        new = tap(scores)
+        if new is not None and not torch.equal(new, scores):
+            mask = mask + torch.where(hidden.expand_as(scores), 0, new - scores).to(mask.dtype)
+            biased = True
     return mask if biased else plain  # the same mask takes the same kernel: bit-equal
 
 # %% ../../nbs/core/attention.ipynb #4c6226e9
@@ -173,9 +163,8 @@ def tapped_attention(
     if weights is None:
         z, weights = plain(module, query, key, value, attention_mask, **kw)
     else:
-        z = (weights @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)).transpose(
-            1, 2
-        )
+        per_group = query.shape[1] // value.shape[1]
+        z = (weights @ value.repeat_interleave(per_group, dim=1)).transpose(1, 2)
     return _run(taps, "z", z)[0], weights
 
 # %% ../../nbs/core/attention.ipynb #d7c7297a
@@ -189,11 +178,11 @@ def _register(plain_name):
     if name not in ALL_ATTENTION_FUNCTIONS:
 
         def wrapper(module, *args, **kw):
-            plain = (
-                eager_attention(module)
-                if plain_name == "eager"
-                else ALL_ATTENTION_FUNCTIONS[plain_name]
-            )
+            "The plain function, with the layer's taps."
+            if plain_name == "eager":
+                plain = eager_attention(module)
+            else:
+                plain = ALL_ATTENTION_FUNCTIONS[plain_name]
             return tapped_attention(plain, module, *args, **kw)
 
         AttentionInterface.register(name, wrapper)

@@ -75,18 +75,16 @@ class CorpusTask:
     # tokens of each text that are kept; a list of lists has one entry a text
     positions: Positions | list = "all"
     dtype: str = "float32"  # of stored states; whole numbers from a reader keep their own
-    reader: Callable | None = (
-        None  # (scope, batch) -> {name: (batch, token, …)}, in place of all the above but positions
-    )
+    # (scope, batch) -> {name: (batch, token, …)}, in place of all the above but positions
+    reader: Callable | None = None
 
     def __post_init__(self):
         def as_tuple(v):
+            "One name is a tuple of one."
             return (v,) if isinstance(v, str) else tuple(v)
 
-        self.scores, self.sites = (
-            as_tuple(self.scores),
-            tuple(check_site(s) for s in as_tuple(self.sites)),
-        )
+        self.scores = as_tuple(self.scores)
+        self.sites = tuple(check_site(s) for s in as_tuple(self.sites))
         if wrong := [s for s in self.scores if s not in SCORES]:
             raise BadArgument(f"Unknown score {wrong[0]!r}; accepted: {', '.join(SCORES)}")
         if wrong := [s for s in self.sites if s in SQUARE_SITES or s == "logits"]:
@@ -127,13 +125,13 @@ def _score_batch(scope, batch, names, hidden):
     ids = batch.input_ids
     mask = batch.attention_mask.bool()
     following = ids.roll(-1, 1)[mask]
-    made = over_logits(
-        scope,
-        hidden[mask],
-        lambda logp, at: torch.stack([SCORES[n][0](logp, following[at]) for n in names], 1),
-    )
+
+    def scores_at(logp, at):
+        "(token, score) of the tokens at hand."
+        return torch.stack([SCORES[n][0](logp, following[at]) for n in names], 1)
+
     out = {}
-    for name, column in zip(names, made.T):
+    for name, column in zip(names, over_logits(scope, hidden[mask], scores_at).T):
         full = torch.full(ids.shape, float("nan"), device=ids.device)
         full[mask] = column
         if SCORES[name][1]:
@@ -150,27 +148,22 @@ def read_batch(
     "Everything a reading asks of one batch, from one forward."
     with torch.no_grad():
         if task.reader is not None:
-            made = task.reader(scope, batch)
-            if not isinstance(made, dict) or any(
+            columns = task.reader(scope, batch)
+            if not isinstance(columns, dict) or any(
                 not torch.is_tensor(t) or t.shape[:2] != batch.input_ids.shape
-                for t in made.values()
+                for t in columns.values()
             ):
                 raise BadArgument(
                     "The reader must return a dict of tensors that begin with (batch, token) = "
                     f"{tuple(batch.input_ids.shape)}"
                 )
-            return made
-        states, hidden = _read_sites(
-            scope, batch, task, resolve_layers(task.layers, scope.n_layers)
-        )
-        return {
-            **(
-                {}
-                if hidden is None or not task.scores
-                else _score_batch(scope, batch, task.scores, hidden)
-            ),
-            **states,
-        }
+            return columns
+        layers = resolve_layers(task.layers, scope.n_layers)
+        states, hidden = _read_sites(scope, batch, task, layers)
+        scores = {}
+        if hidden is not None and task.scores:
+            scores = _score_batch(scope, batch, task.scores, hidden)
+        return {**scores, **states}
 
 # %% ../../nbs/core/reader.ipynb #8c0b9367
 def _tokenise_all(scope, texts):
@@ -230,6 +223,51 @@ def _pad(windows, scope):
     return Batch(ids.to(scope.device), mask.to(scope.device), [])
 
 # %% ../../nbs/core/reader.ipynb #bc38b7a7
+def _all_windows(rows, context, overlap):
+    "The windows of all texts; they share at most half of the context."
+    overlap = min(overlap, context // 2) if context else 0
+    return [w for i, ids in enumerate(rows) for w in windows_of(i, ids, context, overlap)]
+
+
+def _row_of_each_token(rows, positions, first):
+    """How many tokens come before each text, the row of each token in the table (-1 if it is not
+    kept), and which tokens are kept, counted over all texts."""
+    kept = [torch.tensor(k, dtype=torch.long) for k in _kept_positions(rows, positions, first)]
+    offset = torch.tensor([0, *map(len, rows)]).cumsum(0)
+    chosen = torch.empty(0, dtype=torch.long)
+    if kept:
+        chosen = torch.cat([offset[i] + k for i, k in enumerate(kept)])
+    place = torch.full((int(offset[-1]),), -1)
+    place[chosen] = torch.arange(len(chosen))
+    text = torch.repeat_interleave(torch.tensor([len(k) for k in kept]))
+    columns = {
+        "text": text,
+        "position": torch.cat(kept) if kept else chosen,
+        "id": torch.tensor([i for r in rows for i in r])[chosen],
+    }
+    return offset, place, columns
+
+
+def _rows_of_batch(windows, offset, place, width):
+    "(window, token): the row of each token in the table, -1 for padding and what is not kept."
+    at = torch.full((len(windows), width), -1)
+    for i, w in enumerate(windows):
+        begin = int(offset[w.row]) + w.start
+        at[i, w.keep_from : len(w.ids)] = place[begin + w.keep_from : begin + len(w.ids)]
+    return at
+
+
+def _count(rows, windows, columns, context):
+    "What a shard held."
+    return {
+        "texts": len(rows),
+        "tokens": sum(map(len, rows)),
+        "rows": len(columns["text"]),
+        "without tokens": len(rows) - len({w.row for w in windows}),
+        "in several windows": sum(len(r) > (context or len(r)) for r in rows),
+    }
+
+# %% ../../nbs/core/reader.ipynb #8ef0f136
 def read_shard(
     scope,  # a `Scope`
     texts: list,  # strings, or lists of ids
@@ -242,67 +280,39 @@ def read_shard(
     "Score and read all tokens of some texts."
     rows = _tokenise_all(scope, texts)
     context = scope.structure.max_tokens
-    overlap = min(overlap, context // 2) if context else 0
-    windows = [w for i, ids in enumerate(rows) for w in windows_of(i, ids, context, overlap)]
-    kept = [torch.tensor(k, dtype=torch.long) for k in _kept_positions(rows, task.positions, first)]
-    offset = torch.tensor([0, *map(len, rows)]).cumsum(0)  # of each text among all tokens
-    place = torch.full((int(offset[-1]),), -1)  # of each token among the kept ones
-    chosen = (
-        torch.cat([offset[i] + k for i, k in enumerate(kept)])
-        if kept
-        else torch.empty(0, dtype=torch.long)
-    )
-    place[chosen] = torch.arange(len(chosen))
+    windows = _all_windows(rows, context, overlap)
+    offset, place, columns = _row_of_each_token(rows, task.positions, first)
     out = {}
-    last = {w.row: n for n, w in enumerate(windows)}
+    last = {w.row: n for n, w in enumerate(windows)}  # a text's last window
     for group in batches_by_length([len(w.ids) for w in windows], batch_tokens):
         part = [windows[i] for i in group]
         batch = _pad(part, scope)
-        at = torch.full(batch.input_ids.shape, -1)
-        for i, w in enumerate(part):
-            begin = int(offset[w.row]) + w.start
-            at[i, w.keep_from : len(w.ids)] = place[begin + w.keep_from : begin + len(w.ids)]
-        _put(out, read_batch(scope, batch, task), at, len(chosen), task.dtype)
+        at = _rows_of_batch(part, offset, place, batch.input_ids.shape[1])
+        _put(out, read_batch(scope, batch, task), at, len(columns["text"]), task.dtype)
         progress(sum(last[w.row] == i for i, w in zip(group, part)))
     progress(len(texts) - len(last))  # texts without tokens
     _check_finite(out, task.dtype)
-    table = {
-        "text": torch.repeat_interleave(torch.tensor([len(k) for k in kept])),
-        "position": torch.cat(kept) if kept else chosen,
-        "id": torch.tensor([i for r in rows for i in r])[chosen],
-    }
-    scores = {k: v for k, v in out.items() if v.ndim == 1}
-    about = {
-        "texts": len(texts),
-        "tokens": int(offset[-1]),
-        "rows": len(chosen),
-        "without tokens": len(texts) - len(last),
-        "in several windows": sum(len(r) > (context or len(r)) for r in rows),
-    }
-    return (
-        {k: v.numpy() for k, v in {**table, **scores}.items()},
-        {k: v for k, v in out.items() if v.ndim > 1},
-        about,
-    )
+    columns.update({name: tensor for name, tensor in out.items() if tensor.ndim == 1})
+    table = {name: tensor.numpy() for name, tensor in columns.items()}
+    tensors = {name: tensor for name, tensor in out.items() if tensor.ndim > 1}
+    return table, tensors, _count(rows, windows, columns, context)
 
 # %% ../../nbs/core/reader.ipynb #e9ba309c
-def _put(out, made, at, n, dtype):
+def _put(out, columns, at, n_rows, dtype):
     "Put the kept tokens of a batch into their rows."
     kept = at >= 0
-    for name, tensor in made.items():
-        whole = (
-            tensor.ndim > 2 and not tensor.is_floating_point()
-        )  # packed bits and counts stay what they are
-        values = tensor.to(
-            "cpu",
-            tensor.dtype if whole else torch.float32 if tensor.ndim == 2 else getattr(torch, dtype),
-        )
+    for name, tensor in columns.items():
+        kind = torch.float32 if tensor.ndim == 2 else getattr(torch, dtype)
+        if tensor.ndim > 2 and not tensor.is_floating_point():
+            kind = tensor.dtype  # packed bits and counts stay what they are
+        values = tensor.to("cpu", kind)
         if name not in out:
-            out[name] = torch.zeros(n, *values.shape[2:], dtype=values.dtype)
+            out[name] = torch.zeros(n_rows, *values.shape[2:], dtype=values.dtype)
         out[name][at[kept]] = values[kept]
 
 # %% ../../nbs/core/reader.ipynb #32709b59
 def _check_finite(out, dtype):
+    "Refuse tensors that do not fit into the number type."
     for name, tensor in out.items():
         if tensor.ndim > 1 and not tensor.isfinite().all():
             raise BadArgument(

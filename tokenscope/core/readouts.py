@@ -42,37 +42,33 @@ class LensReading:
             limits=(0, 1),
         )
 
-    def to_df(self):
+    def to_df(self) -> "pandas.DataFrame":
         "One row for each layer and position."
         import pandas as pd
 
-        return pd.DataFrame(
-            [
-                {
-                    "layer": layer,
-                    "position": j,
-                    "token": str(self.tokens[j]),
-                    "says": self.words[i][j],
-                    "probability": float(self.probs[i, j, 0]),
-                }
-                for i, layer in enumerate(self.layers)
-                for j in range(len(self.tokens))
-            ]
-        )
+        def row(i, j):
+            "One cell of the reading."
+            return {
+                "layer": self.layers[i],
+                "position": j,
+                "token": str(self.tokens[j]),
+                "says": self.words[i][j],
+                "probability": float(self.probs[i, j, 0]),
+            }
+
+        cells = [(i, j) for i in range(len(self.layers)) for j in range(len(self.tokens))]
+        return pd.DataFrame([row(i, j) for i, j in cells])
 
     def _repr_html_(self):
+        best = self.probs[..., 0]
         hints = [
-            [f"{w} {float(p):.3f}" for w, p in zip(row, at)]
-            for row, at in zip(self.words, self.probs[..., 0])
+            [f"{word} {float(p):.3f}" for word, p in zip(words, probs)]
+            for words, probs in zip(self.words, best)
         ]
-        return layer_table(
-            self.tokens,
-            self.layers,
-            self.words,
-            self.probs[..., 0],
-            hints,
-            "What each layer would say next: best word, shaded by its probability (white 0, blue 1)",
+        caption = (
+            "What each layer would say next: best word, shaded by its probability (white 0, blue 1)"
         )
+        return layer_table(self.tokens, self.layers, self.words, best, hints, caption)
 
     def __repr__(self):
         return "\n".join(
@@ -82,12 +78,15 @@ class LensReading:
 
 # %% ../../nbs/core/readouts.ipynb #b9dd8369
 _lens_style = (
-    "<style>.ts-lens{border-collapse:separate;border-spacing:2px;font:13px/1.3 "
-    "ui-monospace,Menlo,Consolas,monospace}"
-    ".ts-lens td,.ts-lens th{padding:2px "
-    "5px;text-align:center;white-space:pre;max-width:9em;overflow:hidden;text-overflow:ellipsis}"
-    ".ts-lens th{font-weight:600}.ts-lens caption{caption-side:bottom;text-align:left;font:12px "
-    "system-ui,sans-serif;opacity:.8;padding-top:4px}</style>"
+    "<style>"
+    ".ts-lens{border-collapse:separate;border-spacing:2px;"
+    "font:13px/1.3 ui-monospace,Menlo,Consolas,monospace}"
+    ".ts-lens td,.ts-lens th{padding:2px 5px;text-align:center;white-space:pre;max-width:9em;"
+    "overflow:hidden;text-overflow:ellipsis}"
+    ".ts-lens th{font-weight:600}"
+    ".ts-lens caption{caption-side:bottom;text-align:left;font:12px system-ui,sans-serif;"
+    "opacity:.8;padding-top:4px}"
+    "</style>"
 )
 
 # %% ../../nbs/core/readouts.ipynb #c11726d2
@@ -109,22 +108,24 @@ def _lens_cell(word, shade, hint):
 # %% ../../nbs/core/readouts.ipynb #60b08bfd
 def layer_table(
     tokens: Iterable[str],  # the columns
-    layers: Iterable[int],  # the rows, lowest first; they are drawn from the bottom up
+    layers: list[int],  # the rows, lowest first; they are drawn from the bottom up
     words,  # (layer, token): what stands in a cell
     shades,  # (layer, token): 0 is white, 1 is blue
     hints,  # (layer, token): shown on hover
     caption: str,  # how to read it
 ) -> str:  # HTML
     "A word for each layer and token."
+
+    def row(i, layer):
+        "One layer's cells, behind its number."
+        cells = [_lens_cell(w, float(s), h) for w, s, h in zip(words[i], shades[i], hints[i])]
+        return f"<tr><th>{layer}</th>{''.join(cells)}</tr>"
+
     head = "".join(f"<th>{_visible(t)}</th>" for t in tokens)
-    rows = [
-        f"<tr><th>{layer}</th>"
-        + "".join(_lens_cell(w, float(s), h) for w, s, h in zip(words[i], shades[i], hints[i]))
-        + "</tr>"
-        for i, layer in enumerate(layers)
-    ]
+    rows = [row(i, layer) for i, layer in enumerate(layers)]
     return (
-        f'{_lens_style}<table class="ts-lens"><caption>{escape(caption)}</caption><thead><tr><th>layer</th>{head}</tr></thead>'
+        f'{_lens_style}<table class="ts-lens"><caption>{escape(caption)}</caption>'
+        f"<thead><tr><th>layer</th>{head}</tr></thead>"
         f"<tbody>{''.join(reversed(rows))}</tbody></table>"
     )
 
@@ -168,13 +169,8 @@ def lens_rank(
         return 1 + (logp > logp.gather(1, target[at, None])).sum(1)
 
     with torch.no_grad():
-        return (
-            over_logits(
-                scope, states.flatten(0, 1).to(scope.device, scope.dtype), rank, normed=False
-            )
-            .view(len(states), -1)
-            .cpu()
-        )
+        rows = states.flatten(0, 1).to(scope.device, scope.dtype)
+        return over_logits(scope, rows, rank, normed=False).view(len(states), -1).cpu()
 
 # %% ../../nbs/core/readouts.ipynb #b483aec3
 def readout_rows(

@@ -50,10 +50,9 @@ def state_batches(
     positions: Positions = "not first",
     batch_tokens: int = 2048,  # tokens in a batch, padding included
     digest=None,  # a hash to be told the token ids
-) -> Iterator[
-    tuple[list[int], Float[Tensor, "batch token layer width"], Tensor]
-]:  # numbers of the texts, states, which tokens are meant
-    "The states of a set of texts, one batch at a time."
+) -> Iterator[tuple[list[int], Float[Tensor, "batch token layer width"], Tensor]]:
+    """The states of a set of texts, one batch at a time: numbers of the texts, states, which tokens
+    are meant."""
     site = check_site(site)
     if site in LAYERLESS_SITES or SITES[site].axes not in ("token d_model", "token d_mlp"):
         raise BadArgument(
@@ -71,9 +70,9 @@ def state_batches(
         rows = _rows(scope, window, before)
         if digest is not None:
             digest.update(json.dumps(rows).encode())
-        for some in batches_by_length([len(r) for r in rows], batch_tokens):
-            trace = scope.read([rows[i] for i in some], site, layers=layers, positions=positions)
-            yield [before + i for i in some], trace[site].transpose(1, 2).float(), trace.mask
+        for group in batches_by_length([len(r) for r in rows], batch_tokens):
+            trace = scope.read([rows[i] for i in group], site, layers=layers, positions=positions)
+            yield [before + i for i in group], trace[site].transpose(1, 2).float(), trace.mask
         before += len(window)
 
 # %% ../../nbs/core/states.ipynb #2840369d
@@ -93,14 +92,40 @@ class StateMoments:
 def _merge(total, x, second):
     "Take a batch of states (token, layer, width) into (n, mean, norms, scatter)."
     n, mean, norms, scatter = total
-    x, m = x.double(), len(x)
-    own = x.mean(0)
-    moved = own - mean
+    x = x.double()
+    m = len(x)
+    batch_mean = x.mean(0)
+    moved = batch_mean - mean
     share = m / (n + m)
     if second:
-        y = (x - own).transpose(0, 1)
+        y = (x - batch_mean).transpose(0, 1)
         scatter = scatter + y.mT @ y + moved[:, :, None] * moved[:, None, :] * (n * share)
     return n + m, mean + moved * share, norms + (x.norm(dim=-1).mean(0) - norms) * share, scatter
+
+# %% ../../nbs/core/states.ipynb #335b7050
+def _nothing_yet(x, second):
+    "Moments of no token, for states like these (token, layer, width)."
+    _, n_layers, width = x.shape
+    about = dict(dtype=torch.double, device=x.device)
+    scatter = torch.zeros(n_layers, width, width, **about) if second else None
+    return 0, torch.zeros(n_layers, width, **about), torch.zeros(n_layers, **about), scatter
+
+
+def _check_moments(total):
+    "Refuse to average no states, and states that are no numbers."
+    if total is None or not total[0]:
+        reason = "no text has a token at the chosen positions"
+        if total is None:
+            reason = "the set of texts is empty"
+        raise BadArgument(
+            f"No states to average: {reason}; give at least one text of two tokens (the first "
+            "token of a text is left out)"
+        )
+    if not total[1].isfinite().all():
+        raise BadArgument(
+            "The states are not finite: the model gives NaN or infinity on these texts; try a "
+            "wider number type"
+        )
 
 # %% ../../nbs/core/states.ipynb #d80f98f7
 def state_moments(
@@ -117,72 +142,48 @@ def state_moments(
     layers = list(dict.fromkeys(resolve_layers(layers, scope.n_layers)))
     digest = hashlib.sha256()
     total = None
-    for _, states, meant in state_batches(
-        scope, texts, site, layers, positions, batch_tokens, digest
-    ):
+    batches = state_batches(scope, texts, site, layers, positions, batch_tokens, digest)
+    for _, states, meant in batches:
         x = states[meant]
         if total is None:
-
-            def zeros(*shape):
-                return torch.zeros(len(layers), *shape, dtype=torch.double, device=x.device)
-
-            total = (
-                0,
-                zeros(x.shape[-1]),
-                zeros(),
-                zeros(x.shape[-1], x.shape[-1]) if second else None,
-            )
+            total = _nothing_yet(x, second)
         if len(x):
             total = _merge(total, x, second)
-    if total is None or not total[0]:
-        raise BadArgument(
-            "No states to average: "
-            + (
-                "the set of texts is empty"
-                if total is None
-                else "no text has a token at the chosen positions"
-            )
-            + "; give at least one text of two tokens (the first token of a text is left out)"
-        )
-    if not total[1].isfinite().all():
-        raise BadArgument(
-            "The states are not finite: the model gives NaN or infinity on these texts; try a "
-            "wider number type"
-        )
+    _check_moments(total)
     meta = dict(model=scope.name, data=digest.hexdigest()[:16])
     return StateMoments(layers, check_site(site), total[1], total[2], total[0], total[3], meta)
 
 # %% ../../nbs/core/states.ipynb #b43c85b6
+def _random_keys(seed, number, n_tokens):
+    "A random number for each token of a text, whatever the text is batched with."
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    return torch.rand(n_tokens, generator=generator, dtype=torch.double)
+
+# %% ../../nbs/core/states.ipynb #cde14ded
 def sample_states(
     scope,  # a `Scope`
     texts: Iterable,
-    n: int = 1000,  # tokens to keep
+    n_tokens: int = 1000,  # tokens to keep
     seed: int = 0,
     **where,  # site, layers, positions, batch_tokens
 ) -> Float[Tensor, "token layer width"]:  # on the processor; fewer if there are fewer tokens
     "A random sample of the states of a set of texts."
-    kept = []
+    sample = None
     keys = torch.empty(0, dtype=torch.double)
     for numbers, states, meant in state_batches(scope, texts, **where):
-        own = [
-            torch.rand(
-                int(m.sum()),
-                generator=torch.Generator().manual_seed(seed * 1_000_003 + i),
-                dtype=torch.double,
-            )
-            for i, m in zip(numbers, meant)
-        ]
-        kept = torch.cat([*kept, states[meant].cpu()])[None]
-        keys = torch.cat([keys, *own])
-        best = keys.argsort()[:n]
-        kept = [kept[0][best]]
+        new_keys = [_random_keys(seed, i, int(m.sum())) for i, m in zip(numbers, meant)]
+        new = states[meant].cpu()
+        sample = new if sample is None else torch.cat([sample, new])
+        keys = torch.cat([keys, *new_keys])
+        best = keys.argsort()[:n_tokens]
+        sample = sample[best]
         keys = keys[best]
     if not len(keys):
         raise BadArgument(
             "No states to sample: the set of texts is empty, or no text has a token at the chosen "
             "positions; give at least one text of two tokens"
         )
-    return kept[0]
+    return sample
 
 # %% ../../nbs/core/states.ipynb #laststate1
 def last_states(
@@ -203,15 +204,11 @@ def last_states(
     out = None
     if not rows:
         raise BadArgument("No states to read: the set of texts is empty; give at least one text")
-    for some in batches_by_length([len(r) for r in rows], batch_tokens):
-        states = (
-            scope.read([rows[i] for i in some], site, layers=layers, positions=-1)[site][:, :, 0]
-            .flatten(2)
-            .float()
-            .cpu()
-        )
+    for group in batches_by_length([len(r) for r in rows], batch_tokens):
+        trace = scope.read([rows[i] for i in group], site, layers=layers, positions=-1)
+        states = trace[site][:, :, 0].flatten(2).float().cpu()
         out = states.new_empty(len(rows), *states.shape[1:]) if out is None else out
-        out[some] = states
+        out[group] = states
     return out
 
 # %% ../../nbs/core/states.ipynb #f4046a20
@@ -240,6 +237,20 @@ def _outputs(model, rows, layers):
     ).hidden_states[1:]
     return torch.stack([hidden[i] for i in layers], dim=1)
 
+# %% ../../nbs/core/states.ipynb #f1b4e420
+def _encoded(model, texts):
+    "The texts as the model takes them, and its number of layers."
+    if hasattr(model, "read"):
+        return model.encode(texts), model.n_layers
+    if not (isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config")):
+        raise BadArgument(
+            f"No model to take states from: {type(model).__name__}; give a Scope, or a pair "
+            "(encoder, tokenizer)"
+        )
+    config = model[0].config
+    limits = dict(vocab_size=config.vocab_size, max_tokens=config.max_position_embeddings)
+    return make_batch(texts, model[1], **limits), config.num_hidden_layers
+
 # %% ../../nbs/core/states.ipynb #5bbbec32
 def token_states(
     model,  # a `Scope`, or a pair (encoder, tokenizer)
@@ -248,33 +259,19 @@ def token_states(
     batch_tokens: int = 2048,  # tokens in a batch, padding included
 ) -> TokenStates:
     "What a frozen model makes of every token of some texts."
-    if hasattr(model, "read"):
-        batch = model.encode(texts)
-        n_layers = model.n_layers
-    elif isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config"):
-        config = model[0].config
-        batch = make_batch(
-            texts, model[1], vocab_size=config.vocab_size, max_tokens=config.max_position_embeddings
-        )
-        n_layers = config.num_hidden_layers
-    else:
-        raise BadArgument(
-            f"No model to take states from: {type(model).__name__}; give a Scope, or a pair "
-            "(encoder, tokenizer)"
-        )
+    batch, n_layers = _encoded(model, texts)
     layers = list(dict.fromkeys(resolve_layers(layers, n_layers)))
     lengths = batch.lengths
+    real = batch.attention_mask.bool()
+    rows = [ids[mask].tolist() for ids, mask in zip(batch.input_ids, real)]
+    groups = batches_by_length(lengths, batch_tokens)
     out = None
-    rows = [ids[kept].tolist() for ids, kept in zip(batch.input_ids, batch.attention_mask.bool())]
-    for some in tqdm(batches_by_length(lengths, batch_tokens), delay=2, desc="states", leave=False):
-        states = _outputs(model, [rows[i] for i in some], layers).float().cpu()
-        out = (
-            states.new_zeros(len(rows), len(layers), max(lengths), states.shape[-1])
-            if out is None
-            else out
-        )
-        for i, own in zip(some, states):
-            out[i, :, : lengths[i]] = own[:, : lengths[i]]
-    return TokenStates(
-        out, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None], batch.tokens, layers
-    )
+    for group in tqdm(groups, delay=2, desc="states", leave=False):
+        states = _outputs(model, [rows[i] for i in group], layers).float().cpu()
+        if out is None:
+            shape = len(rows), len(layers), max(lengths), states.shape[-1]
+            out = states.new_zeros(shape)
+        for i, of_text in zip(group, states):
+            out[i, :, : lengths[i]] = of_text[:, : lengths[i]]
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return TokenStates(out, mask, batch.tokens, layers)

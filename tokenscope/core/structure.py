@@ -62,9 +62,7 @@ def find_decoder(
     for start in starts:
         for module in start.modules():
             layers = stated_classes(module, "hidden_states")
-            # the deepest holder: OPTModel and OPTDecoder both state the class, the second one runs
-            # the
-            # layers
+            # the deepest holder: OPTModel and OPTDecoder both state the class, the second runs them
             if layers and any(
                 isinstance(c, nn.ModuleList) and len(c) and _is_one(c[0], layers)
                 for c in module.children()
@@ -291,7 +289,8 @@ class Structure:
 
     @cached_property
     def probe(self) -> Probe:
-        "What two tokens going through have shown; they go through once, when it is first asked for."
+        """What two tokens going through have shown; they go through once, when it is first asked
+        for."""
         return _probe(self)
 
     @property
@@ -326,6 +325,21 @@ def _two_tokens(structure, modules):
         structure.model.train(was_training)
 
 
+def _call_of(module, calls):
+    "The number of a module's last call."
+    return max(i for i, call in enumerate(calls) if call.module is module)
+
+
+def _places_in(structure, layer, attention, calls, matrices):
+    "The sites of one layer, from the calls of its children and of its matrices."
+    blocks = list(layer.children())
+    block = next((b for b in blocks if attention in set(b.modules())), None)
+    of_blocks = [c for c in calls if c.module in set(blocks)]
+    inner = [c for c in calls if c.module in set(matrices)]
+    entering = calls[_call_of(layer, calls)].input
+    return layer_places(of_blocks, entering, block, inner, structure.router(layer) is not None)
+
+
 def _probe(structure):
     "Let two tokens through once, and see where the sites of each layer are."
     layers = structure.layers
@@ -334,18 +348,12 @@ def _probe(structure):
     matrices = {layer: _matrices(layer) for layer in layers}
     leaves = [m for layer in layers for m in matrices[layer]]
     calls = _two_tokens(structure, list(dict.fromkeys([*layers, *children, *leaves, *around])))
-    order = {call.module: i for i, call in enumerate(calls)}
-    places = []
-    for layer, attention in zip(layers, structure.attentions):
-        blocks = list(layer.children())
-        block = next((b for b in blocks if attention in set(b.modules())), None)
-        of_blocks = [c for c in calls if c.module in set(blocks)]
-        inner = [c for c in calls if c.module in set(matrices[layer])]
-        entering = calls[order[layer]].input
-        routed = structure.router(layer) is not None
-        places.append(layer_places(of_blocks, entering, block, inner, routed))
-    after = calls[order[layers[-1]] + 1 :]
-    return Probe(places, [c.module for c in after if c.module in set(around)])
+    places = [
+        _places_in(structure, layer, attention, calls, matrices[layer])
+        for layer, attention in zip(layers, structure.attentions)
+    ]
+    last = _call_of(layers[-1], calls)
+    return Probe(places, [c.module for c in calls[last + 1 :] if c.module in set(around)])
 
 # %% ../../nbs/core/structure.ipynb #930b30de
 def place_of(

@@ -6,13 +6,12 @@ Docs: https://tokenscope.github.io/tokenscope/learn/adders.html.md"""
 
 # %% auto #0
 __all__ = ['NUMBER_SCHEMES', 'REWRITES', 'number_tokens', 'number_words', 'addition_rows', 'draw_problems', 'addition_batch',
-           'train_adder', 'adder_answers', 'aligned_problems', 'trained_adder', 'train_adders', 'rewrite_rows',
-           'train_rewriter', 'rewriter']
+           'train_adder', 'adder_answers', 'aligned_problems', 'make_adder', 'trained_adder', 'rewrite_rows',
+           'train_rewriter']
 
 # %% ../../nbs/learn/adders.ipynb #8eea8d07
 import random
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -23,11 +22,13 @@ from ..text.fetch import cache_dir
 from ..text.names import BadArgument
 from ..text.numbers import digit_groups, to_base
 from ..core.scope import Scope
+from .shipped import SHIPPED, SmallModel, shipped
 from tokenscope.learn.small_models import (
     load_small,
     save_small,
     small_llama,
     train_lm,
+    train_once,
     word_tokenizer,
 )
 
@@ -152,7 +153,7 @@ def train_adder(
         model,
         lambda step: addition_batch(tokenizer, addition_rows(draw(step), scheme, base, size, step)),
         steps,
-        lr,
+        lr=lr,
     )
     return Scope(model.requires_grad_(False), tokenizer), losses
 
@@ -220,57 +221,58 @@ def aligned_problems(
     return found[:n]
 
 
+def make_adder(
+    path: str | Path,
+    scheme: str,  # one of `NUMBER_SCHEMES`
+    *,
+    aligned: bool = False,  # trained on `aligned_problems` alone
+    steps: int = 3000,
+    seed: int = 0,
+) -> Path:
+    "Train an adder and keep it: two minutes on one core."
+
+    def aligned_draw(step):
+        "The problems of one step."
+        return aligned_problems(256, seed=seed * 1_000_003 + step)
+
+    scope, losses = train_adder(scheme, steps, seed, problems=aligned_draw if aligned else None)
+    return save_small(
+        scope.model,
+        scope.tokenizer,
+        path,
+        losses,
+        scheme=scheme,
+        seed=seed,
+        aligned=aligned,
+        steps=steps,
+        made_with="tokenscope.learn.adders.make_adder",
+    )
+
+
 def trained_adder(
     scheme: str,  # one of `NUMBER_SCHEMES`
-    seed: int = 0,
+    *,
     aligned: bool = False,  # trained on `aligned_problems` alone
     steps: int = 3000,
     folder: str | Path | None = None,  # where it is kept; None for the shipped ones, then the cache
-    again: bool = False,  # train even if it is at hand
-) -> Scope:  # `scope.losses` is its training curve
+    seed: int = 0,
+) -> SmallModel:
     "An adder that is at hand, or is trained now and kept: two minutes on one core."
     if scheme not in NUMBER_SCHEMES:
         raise BadArgument(
             f"No way to write numbers is called {scheme!r}; accepted: {', '.join(NUMBER_SCHEMES)}"
         )
-    name = f"adder_{scheme.replace(' ', '_')}{'_aligned' * aligned}_{seed}{'' if steps == 3000 else f'_{steps}'}.safetensors"
-    shipped = Path(str(files("tokenscope.shipped") / name))
-    kept = Path(folder or cache_dir("adders")) / name
-    if folder is None and shipped.is_file() and not again:
-        return load_small(shipped)
-    if again or not kept.is_file():
-        draw = (
-            (lambda step: aligned_problems(256, seed=seed * 1_000_003 + step)) if aligned else None
-        )
-        scope, losses = train_adder(scheme, steps, seed, problems=draw)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = save_small(
-            scope.model,
-            scope.tokenizer,
-            kept.with_suffix(".part"),
-            losses,
-            scheme=scheme,
-            seed=seed,
-            aligned=aligned,
-            steps=steps,
-            made_with="tokenscope.learn.adders.trained_adder",
-        )
-        part.replace(kept)
-    return load_small(kept)
+    name = f"adder_{scheme.replace(' ', '_')}{'_aligned' * aligned}"
+    if folder is None and seed == 0 and steps == 3000 and name in SHIPPED:
+        return shipped(name)
+    file = f"{name}_{seed}{'' if steps == 3000 else f'_{steps}'}.safetensors"
 
+    def make(draft):
+        "Train it now."
+        return make_adder(draft, scheme, aligned=aligned, steps=steps, seed=seed)
 
-def train_adders(
-    folder: str | Path,
-    schemes: Iterable[str] = NUMBER_SCHEMES,
-    seeds: Iterable[int] = (0,),
-) -> list[Scope]:
-    """The adders that are shipped, and those of more seeds: one of each way, and one that saw
-    aligned problems alone."""
-    return [
-        trained_adder(scheme, seed, aligned, folder=folder, again=True)
-        for seed in seeds
-        for scheme, aligned in [*((s, False) for s in schemes), ("l2r", True)]
-    ]
+    path = train_once(Path(folder or cache_dir("adders")) / file, make)
+    return SmallModel.read(path, load_small(path))
 
 # %% ../../nbs/learn/adders.ipynb #rewrite1
 REWRITES = {
@@ -304,7 +306,8 @@ def rewrite_rows(
 
 
 def train_rewriter(
-    file: str | Path,
+    path: str | Path,
+    *,
     steps: int = 4000,
     seed: int = 0,
 ) -> Scope:
@@ -323,15 +326,10 @@ def train_rewriter(
         save_small(
             model,
             tokenizer,
-            file,
+            path,
             losses,
             made_with="tokenscope.learn.adders.train_rewriter",
             steps=steps,
             seed=seed,
         )
     )
-
-
-def rewriter() -> Scope:
-    "The shipped model that writes problems again."
-    return load_small(files("tokenscope.shipped") / "rewrite_adder.safetensors")

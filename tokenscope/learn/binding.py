@@ -6,12 +6,12 @@ Docs: https://tokenscope.github.io/tokenscope/learn/binding.html.md"""
 
 # %% auto #0
 __all__ = ['NAMES', 'OBJECTS', 'ORDINALS', 'QUESTIONS', 'BindingTask', 'binding_task', 'checked_rows', 'candidate_logprobs',
-           'binding_accuracy', 'binding_lesson', 'train_binding_toy', 'binding_toy']
+           'binding_accuracy', 'binding_lesson', 'train_binding', 'load_binding']
 
 # %% ../../nbs/learn/binding.ipynb #4b40c385
 import re
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -270,12 +270,13 @@ def binding_lesson(
     return torch.cat(ids, 1), torch.cat(labels, 1)
 
 # %% ../../nbs/learn/binding.ipynb #44c29a09
-def train_binding_toy(
-    file,  # where to keep it
+def train_binding(
+    path: str | Path,  # where to keep it
+    *,
     steps: int = 1200,
     lr: float = 1e-3,
     seed: int = 0,
-):
+) -> Path:
     "Train the small model of this page: about five minutes on one core."
     words = [*NAMES, *OBJECTS, *ORDINALS, *"loves . Who What does love is and ?".split()]
     tokenizer = word_tokenizer(words)
@@ -298,9 +299,9 @@ def train_binding_toy(
     return save_small(
         model,
         tokenizer,
-        file,
+        path,
         losses,
-        script="train_binding_toy",
+        script="train_binding",
         steps=steps,
         lr=lr,
         seed=seed,
@@ -308,13 +309,13 @@ def train_binding_toy(
     )
 
 
-def binding_toy(
-    file=None,  # None: the shipped one
+def load_binding(
+    path: str | Path,  # of `train_binding`; `shipped("binding")` loads the shipped one
 ) -> Scope:
-    "The small model that was trained to bind."
+    "The small model that was trained to bind; its tokenizer writes the begin of text."
     from tokenizers.processors import TemplateProcessing
 
-    scope = load_small(file or str(files("tokenscope") / "shipped" / "binding_toy.safetensors"))
+    scope = load_small(path)
     begin = scope.tokenizer.bos_token  # its lessons began with it
     scope.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, scope.tokenizer.bos_token_id)]

@@ -172,7 +172,7 @@ def train_chain_lm(
     steps: int = 1200,
     seed: int = 0,
     n_chains: int = 8000,
-) -> Scope:  # its `losses` are the training curve
+) -> tuple[Scope, list[float]]:  # the model, and its training curve
     "A small Llama that goes on with arithmetic chains."
     tokenizer = word_tokenizer(
         ["<sep>", *STYLES, "careful", "careless", *OPERATORS, "=", *map(str, range(10))]
@@ -193,9 +193,7 @@ def train_chain_lm(
         len(tokenizer), seed=seed, tie_word_embeddings=True
     )  # else words that are never told apart as output stay alike
     losses = train_lm(model, batch, steps, lr=3e-3)
-    scope = Scope(model.requires_grad_(False), tokenizer)
-    scope.losses = losses
-    return scope
+    return Scope(model.requires_grad_(False), tokenizer), losses
 
 # %% ../../nbs/learn/steps.ipynb #f4b10cb5
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/learn/tuned_pairs.html.md"""
 
 # %% auto #0
 __all__ = ['answer_logp', 'sample_answers', 'grpo_loss', 'grpo_step', 'addition_problems', 'adder_tokenizer', 'adder_accuracy',
-           'pretrain_adder', 'tune_adder', 'update_norm', 'matched_sft', 'train_drift_pair', 'drift_demo']
+           'pretrain_adder', 'tune_adder', 'update_norm', 'matched_sft', 'train_drift_pair']
 
 # %% ../../nbs/learn/tuned_pairs.ipynb #ebef3171
 from copy import deepcopy
@@ -17,8 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-import tokenscope
-from ..text.names import BadArgument
 from .small_models import save_small, small_llama, word_tokenizer
 
 # %% ../../nbs/learn/tuned_pairs.ipynb #85d96ec8
@@ -209,7 +207,8 @@ def matched_sft(base, rl, lr: float = 1e-4, tries: int = 3, **hyperparameters): 
 
 
 def train_drift_pair(
-    folder: str | Path = "tokenscope/shipped",
+    folder: str | Path,
+    *,
     seed: int = 0,
 ) -> list[Path]:
     "Train and keep the three checkpoints of this page: base, rl and sft, in bfloat16."
@@ -229,10 +228,3 @@ def train_drift_pair(
         )
         for name, m in models.items()
     ]
-
-
-def drift_demo(which: str = "base") -> Path:  # a file of `small_models`
-    "One of the three shipped checkpoints: base, rl or sft."
-    if which not in ("base", "rl", "sft"):
-        raise BadArgument(f"No such checkpoint here: {which!r}; accepted: 'base', 'rl' and 'sft'")
-    return Path(tokenscope.__file__).parent / "shipped" / f"rlvr_{which}.safetensors"

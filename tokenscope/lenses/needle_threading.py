@@ -7,13 +7,13 @@ Docs: https://tokenscope.github.io/tokenscope/lenses/needle_threading.html.md"""
 # %% auto #0
 __all__ = ['task_ids', 'teacher_forced', 'score_tasks', 'needle_sweep', 'random_haystack_sweep', 'effective_length',
            'tokens_per_char', 'advertised_in_chars', 'thread_attention', 'pair_attention', 'thread_batch',
-           'train_thread_toy', 'thread_toy']
+           'train_threads']
 
 # %% ../../nbs/lenses/needle_threading.ipynb #49f110b0
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -392,8 +392,9 @@ def thread_batch(
     )
 
 
-def train_thread_toy(
-    file,  # the safetensors file to write
+def train_threads(
+    path: str | Path,  # the safetensors file to write
+    *,
     steps: int = 2000,
     direction: str = "random",
     seed: int = 0,
@@ -422,16 +423,11 @@ def train_thread_toy(
         save_small(
             model,
             tokenizer,
-            file,
+            path,
             losses,
-            made_by="train_thread_toy",
+            made_by="train_threads",
             steps=steps,
             direction=direction,
             seed=seed,
         )
     )
-
-
-def thread_toy() -> Scope:
-    "The shipped small model."
-    return load_small(files("tokenscope") / "shipped" / "thread_toy.safetensors")

@@ -7,28 +7,25 @@ Docs: https://tokenscope.github.io/tokenscope/lenses/step_sae.html.md"""
 # %% auto #0
 __all__ = ['sparse_code', 'ablate_code', 'L1Controller', 'StepCode', 'fit_steps', 'StepSAE', 'step_codes', 'step_losses',
            'shuffled_codes', 'conditional_gain', 'write_steps', 'top_steps', 'weighted_vote', 'start_step_sae',
-           'toy_recipe', 'make_step_sae_toys', 'shipped_step_sae', 'FrozenStepSAE', 'StepReading', 'step_sae',
+           'toy_recipe', 'make_step_sae_toys', 'load_step_sae', 'FrozenStepSAE', 'StepReading', 'step_sae',
            'shuffled_step_sae']
 
 # %% ../../nbs/lenses/step_sae.ipynb #fdf08a0f
-import json
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib.resources import files
-from types import SimpleNamespace
+from pathlib import Path
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..app.contract import control_of
 from ..show.display import TokenScores
 from ..text.names import BadArgument, resolve_layers
 from ..core.scope import Scope
-from ..learn.small_models import save_small, train_lm, word_tokenizer
+from ..learn.small_models import load_weights, save_small, train, word_tokenizer
 from tokenscope.learn.steps import (
     arithmetic_chains,
     chain_pairs,
@@ -165,21 +162,18 @@ def fit_steps(
         self.l1_target, every=2, up=1.05, down=1 / 1.05, hi=1.0, weight=1e-5
     )
 
-    def forward(input_ids, **_):
-        rec, l1 = self.loss(input_ids, **noise)
+    def loss_at(step):
+        "The loss of a batch; the controller sees its L1."
+        rec, l1 = self.loss(data[torch.randint(len(data), (batch_size,))], **noise)
         curve.append(dict(rec=rec.item(), l1=l1.item(), weight=controller.weight))
         controller.see(l1.item())
-        return SimpleNamespace(loss=rec + curve[-1]["weight"] * l1)
+        return rec + curve[-1]["weight"] * l1
 
-    self.forward = forward  # what core's training loop calls
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(seed)
-            train_lm(
-                self, lambda step: (data[torch.randint(len(data), (batch_size,))], None), steps, lr
-            )
-    finally:
-        del self.forward
+    self.train()
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        train(self.parameters(), loss_at, steps, lr=lr)
+    self.eval()
     return pd.DataFrame(curve)
 
 
@@ -413,12 +407,12 @@ def toy_recipe(target: float = 3.0) -> dict:  # mean L1 of the codes -> more for
 
 def make_step_sae_toys(folder):  # gets step_sae_lm.safetensors and step_sae_toy.safetensors
     "Train the shipped small models again: some three minutes on one thread."
-    lm = train_chain_lm()
+    lm, losses = train_chain_lm()
     save_small(
         lm.model,
         lm.tokenizer,
         f"{folder}/step_sae_lm.safetensors",
-        lm.losses,
+        losses,
         made_by="train_chain_lm",
         seed=0,
     )
@@ -433,19 +427,17 @@ def make_step_sae_toys(folder):  # gets step_sae_lm.safetensors and step_sae_toy
     )
 
 
-def shipped_step_sae() -> StepSAE:
-    "The shipped StepSAE of arithmetic chains: 64 features, L1 about 3."
+def load_step_sae(
+    path: str | Path,  # `shipped("step_sae")` loads the shipped one: 64 features, L1 about 3
+) -> StepSAE:
+    "A StepSAE of arithmetic chains from its file."
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    with safe_open(files("tokenscope") / "shipped" / "step_sae_toy.safetensors", "pt") as kept:
-        header = json.loads(kept.metadata()["small_model"])
-        weights = {name: kept.get_tensor(name).float() for name in kept.keys()}
-    made = StepSAE(
-        *(LlamaForCausalLM(LlamaConfig(**header["config"])) for _ in range(2)),
-        word_tokenizer(header["words"]),
-    )
-    made.load_state_dict(weights)
-    return made.eval().requires_grad_(False)
+    header, weights = load_weights(path, "small_model")
+    twins = [LlamaForCausalLM(LlamaConfig(**header["config"])) for _ in range(2)]
+    sae = StepSAE(*twins, word_tokenizer(header["words"]))
+    sae.load_state_dict(weights)
+    return sae.eval().requires_grad_(False)
 
 # %% ../../nbs/lenses/step_sae.ipynb #100906f0
 class FrozenStepSAE(StepCode):

@@ -87,8 +87,18 @@ CLAIMS_STYLE = (
 )
 
 # %% ../../nbs/measure/claims.ipynb #a533c8c0
-VERDICTS = {True: "holds", False: "does not hold", None: "not testable here"}
-SIGNS = {True: ("y", "✓"), False: ("x", "✗"), None: ("u", "?")}  # letter of the style, sign
+VERDICTS = {
+    True: "holds",
+    False: "does not hold",
+    "undecided": "undecided",
+    None: "not testable here",
+}
+SIGNS = {
+    True: ("y", "✓"),
+    False: ("x", "✗"),
+    "undecided": ("o", "≈"),
+    None: ("u", "?"),
+}  # letter of the style, sign
 
 
 def _counted(record) -> str:
@@ -137,7 +147,7 @@ class Claim:
     text: str  # what the paper says
     measured: int | float | str  # the number found here, or words
     control: int | float | str | None = None  # the same number under the control
-    holds: bool | None = True  # None where it cannot be tested here
+    holds: bool | str | None = True  # "undecided"; None where it cannot be tested here
     n: int | None = None  # examples measured
     seeds: int | None = None  # runs with different random seeds
     source: str = ""  # where the paper says it: section, table, figure
@@ -171,14 +181,16 @@ def _count_of(
     return int(count)
 
 # %% ../../nbs/measure/claims.ipynb #7a367074
-def _verdict_of(holds) -> bool | None:
-    "True, False or None, and nothing that only looks like it."
-    if holds is not None and type(holds).__name__ not in ("bool", "bool_"):
+def _verdict_of(holds) -> bool | str | None:
+    "True, False, `undecided` or None, and nothing that only looks like it."
+    if holds is None or isinstance(holds, str) and holds == "undecided":
+        return holds
+    if type(holds).__name__ not in ("bool", "bool_"):
         raise BadArgument(
-            f"Not a verdict: holds={holds!r}; give True, False, or None where it cannot be "
-            "tested here"
+            f"Not a verdict: holds={holds!r}; give True, False, 'undecided', or None where it "
+            "cannot be tested here"
         )
-    return None if holds is None else bool(holds)
+    return bool(holds)
 
 
 def _control_of(control) -> int | float | str | None:
@@ -219,7 +231,7 @@ def claim(
     text,  # what the paper says, one sentence
     measured,  # the number found here (finite), or words
     control=None,  # the same under the control, or "none needed: …" with the reason
-    holds=True,  # True, False, or None where it cannot be tested here
+    holds=True,  # True, False, "undecided", or None where it cannot be tested here
     n=None,  # examples measured
     seeds=None,  # how many random seeds, or the seeds themselves
     source: str = "",  # where the paper says it: section, table, figure

@@ -93,9 +93,12 @@ class ClaimsPage(str):
 # %% ../../nbs/measure/collected_claims.ipynb #688cff49
 def _totals(records) -> str:
     "How many claims have which verdict: 2 hold, 1 does not hold, …"
-    hold, fail, open_ = (sum(r["holds"] is kind for r in records) for kind in VERDICTS)
+    hold, fail, undecided, untested = (
+        sum(record["holds"] == kind for record in records) for kind in VERDICTS
+    )
     words = ("holds" if hold == 1 else "hold", "does not hold" if fail == 1 else "do not hold")
-    return f"{hold} {words[0]}, {fail} {words[1]}, {open_} not testable here"
+    between = f", {undecided} undecided" if undecided else ""
+    return f"{hold} {words[0]}, {fail} {words[1]}{between}, {untested} not testable here"
 
 
 def _kinds(records) -> str:
@@ -134,6 +137,7 @@ _STYLE = (
     ".ts-mark.y{border-radius:50%;background:#0072b2;color:#fff!important;border:2px "
     "solid #0072b2;line-height:1.3}\n"
     ".ts-mark.x{border:2px solid #d55e00;color:inherit!important;line-height:1.3}\n"
+    ".ts-mark.o{border:2px dashed #8a6d00;color:inherit!important;line-height:1.3}\n"
     ".ts-mark.u{border:2px dotted #888;border-radius:.6em;color:inherit!important;"
     "line-height:1.3}\n"
     ".ts-all tr:target{background:#e6b80033}\n"
@@ -169,7 +173,7 @@ def _filters(records, questions) -> str:
     by_question += [_button("q", name, escape(text)) for name, text in questions.items() if name]
     by_verdict = [_button("v", "all", "all", checked=True)]
     for holds, (kind, sign) in SIGNS.items():
-        count = sum(r["holds"] is holds for r in records)
+        count = sum(r["holds"] == holds for r in records)
         mark = f'<span class="ts-mark {kind}">{sign}</span>'
         by_verdict.append(_button("v", kind, f"{mark}{VERDICTS[holds]} ({count})"))
     return (

@@ -21,11 +21,9 @@ from tokenscope.change.answers import (
     own_question,
 )
 from ..data.declaration import udhr
-from tokenscope.change.directions import (
-    Directions,
+from ..change.directions import Directions, checked_length, difference_of_means
+from tokenscope.change.direction_fits import (
     Subspace,
-    checked_length,
-    difference_of_means,
     lda_direction,
     principal_directions,
     probe_direction,

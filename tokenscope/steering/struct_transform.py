@@ -21,7 +21,8 @@ from ..app.contract import control_of
 from ..change.answers import option_margins
 from ..text.batch import rows_of
 from ..text.containers import STRUCTURES, Request, filler, padded, render
-from ..change.directions import checked_length, difference_of_means, logistic_weights
+from ..change.directions import checked_length, difference_of_means
+from ..change.direction_fits import logistic_weights
 from ..core.edit import Edit
 from ..text.names import BadArgument, Layers, Positions, resolve_layers
 from ..core.scope import Scope

@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/charbench.html.md"""
 __all__ = ['CHAR_TASKS', 'ANSWER_ONLY', 'SPELLINGS', 'char_question', 'charbench_words', 'make_charbench',
            'segmentation_features', 'question_prompts', 'prompt_around', 'number_logprobs', 'answer_by_scoring',
            'answer_table', 'correlation_table', 'accuracy_curve', 'counting_bias', 'charbench', 'shuffled_answers',
-           'question_picture', 'speller_cut', 'spellable', 'speller_prompt', 'speller_batch', 'train_spellers',
+           'question_picture', 'speller_cut', 'spellable', 'speller_prompt', 'speller_batch', 'train_speller',
            'speller']
 
 # %% ../../nbs/tokenizers/charbench.ipynb #c24b0419
@@ -18,7 +18,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -32,13 +31,8 @@ from ..data.tokenizer_catalogue import tokenizer_of
 from ..measure.intervals import partial_correlation, wilson_interval
 from ..show.marks import visible_text
 from ..text.names import BadArgument
-from tokenscope.learn.small_models import (
-    load_small,
-    save_small,
-    small_llama,
-    train_lm,
-    word_tokenizer,
-)
+from ..learn.shipped import shipped
+from ..learn.small_models import save_small, small_llama, train_lm, word_tokenizer
 
 # %% ../../nbs/tokenizers/charbench.ipynb #d7474463
 technique = {
@@ -562,65 +556,47 @@ def speller_batch(
     )
 
 
-def train_spellers(
-    folder: str | Path,
+def train_speller(
+    path: str | Path,
+    *,
+    spelling: str = "pieces",
     steps: int = 1500,
-    spellings: Iterable[str] = SPELLINGS,
     seed: int = 0,  # of the weights
     **config,  # of `small_llama`
-) -> list[Path]:
-    "The three small models that are shipped: some two minutes each on one core."
+) -> Path:
+    "One of the small models that are shipped: some two minutes on one core."
     words = {w.lower() for w in charbench_words(moby_dick()) if 4 <= len(w) <= 10}
-    made = []
     pieces = spellable(sorted(words))[1]
-    tokenizer = word_tokenizer(
-        [
-            *map(str, range(11)),
-            "<count>",
-            "<first>",
-            "<last>",
-            "=",
-            *"abcdefghijklmnopqrstuvwxyz",
-            *pieces,
-        ]
+    signs = [*map(str, range(11)), "<count>", "<first>", "<last>", "="]
+    tokenizer = word_tokenizer([*signs, *"abcdefghijklmnopqrstuvwxyz", *pieces])
+    size = {"d_model": 96, "intermediate_size": 192, "max_position_embeddings": 64}
+    model = small_llama(len(tokenizer), seed=seed, **{**size, **config})
+
+    def batch(step):
+        "The questions of one step."
+        return speller_batch(step, spelling, tokenizer, pieces, words)
+
+    losses = train_lm(model, batch, steps, lr=3e-3)
+    return save_small(
+        model,
+        tokenizer,
+        path,
+        losses,
+        spelling=spelling,
+        steps=steps,
+        seed=seed,
+        cut_by="smollm2",
+        pieces=len(pieces),
+        words="moby_dick",
+        made_with="tokenscope.tokenizers.charbench.train_speller",
     )
-    for spelling in spellings:
-        model = small_llama(
-            len(tokenizer),
-            seed=seed,
-            **{"d_model": 96, "intermediate_size": 192, "max_position_embeddings": 64, **config},
-        )
-        losses = train_lm(
-            model,
-            lambda step: speller_batch(step, spelling, tokenizer, pieces, words),
-            steps,
-            lr=3e-3,
-        )
-        made.append(
-            save_small(
-                model,
-                tokenizer,
-                Path(folder) / f"speller_{spelling.replace(' ', '_')}.safetensors",
-                losses,
-                spelling=spelling,
-                steps=steps,
-                seed=seed,
-                cut_by="smollm2",
-                pieces=len(pieces),
-                words="moby_dick",
-                made_with="tokenscope.tokenizers.charbench.train_spellers",
-            )
-        )
-    return made
 
 
 def speller(
     spelling: str = "pieces",
 ) -> tuple:  # a `Scope`, its `speller_cut`, and the function from a row to its prompt
-    "A small model that is shipped."
+    "A shipped model with what asks it."
     speller_cut(spelling)  # refuses an unknown one
-    scope = load_small(
-        str(files("tokenscope.shipped") / f"speller_{spelling.replace(' ', '_')}.safetensors")
-    )
+    scope = shipped(f"speller_{spelling.replace(' ', '_')}").scope
     cut = speller_cut(spelling, scope.tokenizer.get_vocab())
     return scope, cut, lambda row: speller_prompt(row._asdict(), cut)

@@ -6,13 +6,13 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/hierarchical_ar.html.md
 
 # %% auto #0
 __all__ = ['BEGIN', 'STOP', 'END', 'PAD', 'TOYS', 'HATConfig', 'HATOutput', 'HATModel', 'length_groups', 'word_targets',
-           'word_tensor', 'flops_per_byte', 'new_toy', 'word_rows', 'train_toy', 'save_hat', 'load_hat', 'hat_toy',
+           'word_tensor', 'flops_per_byte', 'new_toy', 'word_rows', 'train_toy', 'save_hat', 'load_hat',
            'spelling_robustness', 'random_boundaries']
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #99e60440
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,10 +44,9 @@ from tokenscope.measure.byte_scores import (
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from tokenscope.learn.small_models import (
-    keep_weights,
-    kept_weights,
-    load_small,
+    load_weights,
     save_small,
+    save_weights,
     small_llama,
     train_lm,
 )
@@ -443,15 +442,16 @@ def word_rows(split: Callable) -> Callable:
 
 
 def train_toy(
-    name: str,  # one of `TOYS`
-    file: str,
+    path: str | Path,
+    *,
+    name: str = "HAT",  # one of `TOYS`
     steps: int = 1800,  # three and a half times through the book
     lr: float
     # None for what was used: 1e-3, and 2.4e-3 for BPE (the paper: 3e-4 times 32 over the number of
     # heads)
     | None = None,
     seed: int = 0,
-):
+) -> Path:
     "Train a small model on Moby-Dick and keep it in half precision: some five minutes on one core."
     model = new_toy(name, seed)
     lr = lr or (2.4e-3 if name == "BPE" else 1e-3)
@@ -472,34 +472,24 @@ def train_toy(
         text="Moby-Dick, without every twentieth paragraph",
     )
     if isinstance(model, Scope):
-        return save_small(model.model, model.tokenizer, file, losses, **about)
-    return save_hat(model, file, losses, **about)
+        return save_small(model.model, model.tokenizer, path, losses, **about)
+    return save_hat(model, path, losses, **about)
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #9961afa4
-def save_hat(model: HATModel, file: str, losses: list[float] = (), **provenance):
+def save_hat(model: HATModel, path: str | Path, losses: Iterable[float] = (), **provenance) -> Path:
     """Keep a model in one safetensors file, in half precision, with its config, its training curve
     and what made it."""
-    return keep_weights(
-        model, file, "hat", losses, config=model.config.to_diff_dict(), provenance=provenance
+    return save_weights(
+        model, path, "hat", losses, config=model.config.to_diff_dict(), provenance=provenance
     )
 
 
-def load_hat(file: str) -> HATModel:
-    "A model from its file; `losses` and `provenance` say where it comes from."
-    header, weights = kept_weights(file, "hat")
+def load_hat(path: str | Path) -> HATModel:
+    "A model from its file; `load_header` says where it comes from."
+    header, weights = load_weights(path, "hat")
     model = HATModel(HATConfig(**header["config"])).eval()
     model.load_state_dict(weights)
-    model.losses = header["losses"]
-    model.provenance = header["provenance"]
     return model.requires_grad_(False)
-
-
-def hat_toy(name: str = "HAT") -> HATModel | Scope:
-    "A small model that comes with the package, one of `TOYS`."
-    if name not in TOYS:
-        raise BadArgument(f"No such small model: {name!r}; accepted: {', '.join(TOYS)}")
-    file = str(files("tokenscope") / "shipped" / f"hat_{name.lower()}.safetensors")
-    return load_small(file) if name == "BPE" else load_hat(file)
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #83d55178
 def spelling_robustness(
@@ -551,5 +541,6 @@ def random_boundaries(model: HATModel, texts: Iterable[str], **hyperparameters):
 def _robustness_inputs() -> tuple:
     "A shipped model and texts, for the contract."
     from tokenscope.data.books import moby_dick
+    from tokenscope.learn.shipped import shipped
 
-    return hat_toy("HAT"), moby_dick()[100:140]
+    return shipped("hat").model, moby_dick()[100:140]

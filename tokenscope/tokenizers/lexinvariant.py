@@ -7,15 +7,14 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/lexinvariant.html.md"""
 # %% auto #0
 __all__ = ['LETTERS', 'plain_letters', 'encode_letters', 'substitution_cipher', 'random_embeddings', 'LexinvariantLM',
            'position_loss', 'bayes_lexinvariant', 'MarkovSource', 'markov_source', 'windows', 'train_lexinvariant',
-           'save_lexinvariant', 'load_lexinvariant', 'book_letters', 'make_lexinvariant_toys', 'lexinvariant_toy',
-           'cipher_states', 'fit_decipher_probe', 'decipher', 'shuffled_key_decipher', 'make_lookup']
+           'save_lexinvariant', 'load_lexinvariant', 'book_letters', 'train_lexinvariant_toy', 'cipher_states',
+           'fit_decipher_probe', 'decipher', 'shuffled_key_decipher', 'make_lookup']
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #59cb2328
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from itertools import permutations
 from pathlib import Path
 
@@ -25,9 +24,9 @@ from torch import Tensor, nn
 
 from ..app.contract import control_of
 from ..data.books import moby_dick
-from ..text.names import BadArgument
+from ..text.names import BadArgument, check_choice
 from ..measure.probes import ClassProbe
-from ..learn.small_models import keep_weights, kept_weights, small_llama, train_lm
+from ..learn.small_models import load_weights, save_weights, small_llama, train_lm
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #7e0a029f
 technique = {
@@ -350,12 +349,14 @@ def train_lexinvariant(
     return model, losses
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #6f62258f
-def save_lexinvariant(model: LexinvariantLM, file, losses=(), **provenance):
+def save_lexinvariant(
+    model: LexinvariantLM, path: str | Path, losses: Iterable[float] = (), **provenance
+) -> Path:
     """Keep a model of `train_lexinvariant` in one safetensors file, in half precision, with about
     200 of its losses and with what made it."""
-    return keep_weights(
+    return save_weights(
         model,
-        file,
+        path,
         "lexinvariant",
         losses,
         config=model.body.config.to_diff_dict(),
@@ -366,11 +367,11 @@ def save_lexinvariant(model: LexinvariantLM, file, losses=(), **provenance):
     )
 
 
-def load_lexinvariant(file) -> LexinvariantLM:
-    "A model from its file, in float32; `losses` and `provenance` say where it comes from."
+def load_lexinvariant(path: str | Path) -> LexinvariantLM:
+    "A model from its file, in float32; `load_header` says where it comes from."
     from transformers import LlamaConfig, LlamaModel
 
-    header, weights = kept_weights(file, "lexinvariant")
+    header, weights = load_weights(path, "lexinvariant")
     model = LexinvariantLM(
         LlamaModel(LlamaConfig(**header["config"])),
         header["vocab_size"],
@@ -378,8 +379,6 @@ def load_lexinvariant(file) -> LexinvariantLM:
         shift=header["shift"],
     )
     model.load_state_dict(weights)
-    model.losses = header["losses"]
-    model.provenance = header["provenance"]
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #ceaa4c76
@@ -391,42 +390,34 @@ def book_letters() -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
     return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
 
 
-def make_lexinvariant_toys(folder):
-    "Train the shipped models again: some half an hour on one core."
-    source = markov_source()
-    seen = book_letters()[0]
+def train_lexinvariant_toy(
+    path: str | Path,
+    *,
+    # or "markov", "letters_standard" (learnt vectors), "letters_semi" (a fifth of them drawn)
+    name: str = "letters",
+) -> Path:
+    "Train a shipped model again: six to eight minutes on one core."
+    if name == "markov":
+        source = markov_source()
 
-    def chain(step):
-        return (source.sample(32, 64, seed=step),) * 2
+        def batch(step):
+            "Chains, each its own label."
+            return (source.sample(32, 64, seed=step),) * 2
 
-    text = windows(seen, length=256, size=8)
-    for name, p, batch, vocab, more in (
-        ("markov", 1.0, chain, 6, dict(steps=20_000, d_model=64, n_heads=2)),
-        ("letters", 1.0, text, 27, dict(rise=0.5, rope_theta=1e8)),
-        ("letters_standard", 0.0, text, 27, dict(rope_theta=1e8)),
-        ("letters_semi", 0.2, text, 27, dict(rope_theta=1e8)),
-    ):
-        model, losses = train_lexinvariant(batch, vocab, p, **more)
-        save_lexinvariant(
-            model,
-            Path(folder) / f"lexinvariant_{name}.safetensors",
-            losses,
-            made_by="make_lexinvariant_toys",
-            p=p,
-            steps=len(losses),
-            seed=0,
-        )
-
-
-@cache
-def lexinvariant_toy(name: str = "letters") -> LexinvariantLM:
-    "A shipped model: letters, letters_standard, letters_semi or markov."
-    if name not in ("letters", "letters_standard", "letters_semi", "markov"):
-        raise BadArgument(
-            f"No shipped model is called {name!r}; there are: letters, letters_standard, "
-            "letters_semi, markov"
-        )
-    return load_lexinvariant(files("tokenscope") / "shipped" / f"lexinvariant_{name}.safetensors")
+        p = 1.0
+        model, losses = train_lexinvariant(batch, 6, p, steps=20_000, d_model=64, n_heads=2)
+    else:
+        settings = {
+            "letters": (1.0, 0.5),
+            "letters_standard": (0.0, 0.0),
+            "letters_semi": (0.2, 0.0),
+        }
+        p, rise = settings[check_choice("name", name, settings)]
+        batch = windows(book_letters()[0], length=256, size=8)
+        model, losses = train_lexinvariant(batch, 27, p, rise=rise, rope_theta=1e8)
+    return save_lexinvariant(
+        model, path, losses, made_by="train_lexinvariant_toy", p=p, steps=len(losses), seed=0
+    )
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #39fb47c8
 def cipher_states(
@@ -458,9 +449,7 @@ def fit_decipher_probe(
 ) -> ClassProbe:  # its `layer` is kept with it
     "Fit a linear probe for the real symbol to states at its cipher."
     X = cipher_states(model, ids, layer, seed, scrambled)[:, first:]
-    probe = ClassProbe()
-    probe.layer = layer
-    return probe.fit(X.flatten(0, 1), ids[:, first:].flatten())
+    return ClassProbe(layer=layer).fit(X.flatten(0, 1), ids[:, first:].flatten())
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #df7ee7ee
 def decipher(
@@ -505,8 +494,10 @@ def shuffled_key_decipher(
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #e51c88af
 def _decipher_inputs() -> tuple:
     "A shipped model, a probe and a cipher, for the contract."
+    from tokenscope.learn.shipped import shipped
+
     source = markov_source()
-    model = lexinvariant_toy("markov")
+    model = shipped("lexinvariant_markov").model
     probe = fit_decipher_probe(model, source.sample(20, 33, seed=1), layer=2)
     cipher = "".join("abcdef"[i] for i in source.sample(1, 33, seed=2)[0])
     return model, probe, cipher

@@ -7,14 +7,12 @@ Docs: https://tokenscope.github.io/tokenscope/tokenizers/lmtraj.html.md"""
 # %% auto #0
 __all__ = ['NUMBER', 'PAIR', 'TASKS', 'SCENES', 'traj_to_text', 'text_to_traj', 'make_prompt', 'walk_answers',
            'train_numeric_tokenizer', 'sample_walks', 'walk_texts', 'walker_tokenizer', 'walker_batch',
-           'train_walker_lm', 'train_walker_lms', 'CoordinateGrammar', 'predict_trajectories', 'Forecast', 'lmtraj',
-           'shuffled_history', 'walker_model']
+           'train_walker_lm', 'CoordinateGrammar', 'predict_trajectories', 'Forecast', 'lmtraj', 'shuffled_history']
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #396bc7da
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -294,7 +292,8 @@ def walker_batch(
 
 
 def train_walker_lm(
-    file,  # the safetensors file to write
+    path: str | Path,  # the safetensors file to write
+    *,
     numbers: str = "numeric",  # as in `walker_tokenizer`
     steps: int = 2000,
     size: int = 32,  # walks in a batch
@@ -311,7 +310,7 @@ def train_walker_lm(
         save_small(
             model,
             tokenizer,
-            file,
+            path,
             losses,
             made_by="train_walker_lm",
             numbers=numbers,
@@ -321,20 +320,6 @@ def train_walker_lm(
             seed=seed,
         )
     )
-
-
-def train_walker_lms(folder: str | Path) -> list:
-    "The shipped models: 2,700 steps of 32 walks, and three tokenizers at 700 steps of 16."
-    plan = {
-        "numeric": (2700, 32),
-        "numeric_short": (700, 16),
-        "digits": (700, 16),
-        "generic": (700, 16),
-    }
-    return [
-        train_walker_lm(Path(folder) / f"walker_{name}.safetensors", name.split("_")[0], *how)
-        for name, how in plan.items()
-    ]
 
 # %% ../../nbs/tokenizers/lmtraj.ipynb #578e6d95
 class CoordinateGrammar(LogitsProcessor):
@@ -589,16 +574,3 @@ def shuffled_history(
     track = np.array(checked_track(observed))
     track = track[..., [*np.random.default_rng(seed).permutation(track.shape[-2] - 1), -1], :]
     return lmtraj(scope, track, seed=seed, **how)
-
-# %% ../../nbs/tokenizers/lmtraj.ipynb #e6aa939e
-def walker_model(
-    name: str = "numeric",  # or "numeric_short", "digits", "generic": the same for fewer steps
-) -> Scope:
-    "A shipped model that was trained on walks."
-    file = Path(str(files("tokenscope") / "shipped" / f"walker_{name}.safetensors"))
-    if not file.is_file():
-        raise BadArgument(
-            f"No walker model is called {name!r}; shipped are numeric, numeric_short, digits, "
-            "generic"
-        )
-    return load_small(file)

@@ -318,6 +318,12 @@ class RandomBan(PhantomMask):
             }
         )
 
+# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #cc8e5d52
+_instruction = (
+    "Replace every word in {0}brackets{1} by a different word. Leave everything else unchanged. "
+    "Write the whole text and nothing else.\n\n"
+)
+
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #3921ed9b
 class ReplacementProbe:
     "The tokenization-consistency probe (Ayoobi et al. 2026)."
@@ -330,6 +336,7 @@ class ReplacementProbe:
         fraction: float = 0.05,  # of the words that are no stop words; at least one a text
         seed: int = 0,
         mask: str | None = None,  # None, "noncanonical", "all" or "random"
+        instruction: str = _instruction,  # before the text; {0} and {1} are the marks
     ):
         if mask not in (None, "noncanonical", "all", "random"):
             raise BadArgument(
@@ -342,6 +349,7 @@ class ReplacementProbe:
         self.fraction = fraction
         self.seed = seed
         self.mask = mask
+        self.instruction = instruction
 
     def marked(
         self, text: str, row: int = 0
@@ -389,7 +397,7 @@ class ReplacementProbe:
             jobs = [self.marked(t, k + j) for j, t in enumerate(texts[k : k + batch_size])]
             batch = self.scope.encode(
                 [
-                    [{"role": "user", "content": _instruction.format(*self.mark) + marked}]
+                    [{"role": "user", "content": self.instruction.format(*self.mark) + marked}]
                     for marked, _ in jobs
                 ],
                 padding_side="left",
@@ -420,14 +428,8 @@ class ReplacementProbe:
         if self.mask is None:
             return []
         kind = RandomBan if self.mask == "random" else PhantomMask
-        return [
-            kind(
-                self.scope.tokenizer,
-                words,
-                prompt_length,
-                mode="all" if self.mask == "all" else "noncanonical",
-            )
-        ]
+        mode = "all" if self.mask == "all" else "noncanonical"
+        return [kind(self.scope.tokenizer, words, prompt_length, mode=mode)]
 
     def sources(
         self, marked: str, targets: list[int], prompt_ids: list[int]
@@ -456,12 +458,6 @@ class ReplacementProbe:
                 dict(word=word, outcome=outcome, type=kind, source_ids=source_ids, output_ids=got)
             )
         return cases
-
-# %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #cc8e5d52
-_instruction = (
-    "Replace every word in {0}brackets{1} by a different word. Leave everything else unchanged. "
-    "Write the whole text and nothing else.\n\n"
-)
 
 # %% ../../nbs/tokenizers/tokenizer_betrayal.ipynb #f64532e2
 def _bare(word):

@@ -282,6 +282,12 @@ class TriadicTokenizer:
         self.names = [*number_names(self.scheme), "."] if option else []
         self.ids = {name: self.first_id + i for i, name in enumerate(self.names)}
 
+    @cached_property
+    def _digits_and_suffixes(self):
+        "Every number token as (digits, suffix), and the tokenizer's own ids for each of these."
+        pairs = [re.fullmatch(r"(\d*)(\D*)", name).groups() for name in self.names]
+        return pairs, {part: middle_encoding(self.own, part) for part in set().union(*pairs) - {""}}
+
     def __len__(self):
         return self.first_id + len(self.names)
 
@@ -445,17 +451,14 @@ def number_rows(
     "Rows for number tokens, made from those of the pieces they are written with."
     if init not in ("mean", "additive"):
         raise BadArgument(f"Unknown way to begin new rows: {init!r}; accepted: 'mean', 'additive'")
-    parts = [re.fullmatch(r"(\d*)(\D*)", name).groups() for name in tokenizer.names]
-    pieces = {
-        part: weight[middle_encoding(tokenizer.own, part)].float()
-        for part in {p for pair in parts for p in pair if p}
-    }
+    pairs, encoded = tokenizer._digits_and_suffixes
+    pieces = {part: weight[ids].float() for part, ids in encoded.items()}
     centre = weight.float().mean(0)
     if init == "additive":
-        pieces = {part: rows.mean(0, keepdim=True) for part, rows in pieces.items()}
-        rows = [sum(pieces[p][0] - centre for p in pair if p) + centre for pair in parts]
+        shifts = {part: rows.mean(0) - centre for part, rows in pieces.items()}
+        rows = [sum(shifts[p] for p in pair if p) + centre for pair in pairs]
     else:
-        rows = [torch.cat([pieces[p] for p in pair if p]).mean(0) for pair in parts]
+        rows = [torch.cat([pieces[p] for p in pair if p]).mean(0) for pair in pairs]
     return torch.stack(rows).to(weight.dtype)
 
 
@@ -466,11 +469,7 @@ def add_number_rows(
     init: str = "mean",  # as in `number_rows`
 ):  # a model that shares all weights with it but embedding and output head
     "A model with rows for number tokens in its embedding and output head."
-    ends = [
-        layer
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-        if layer is not None
-    ]
+    ends = [*filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))]
     if len(ends[0].weight) != tokenizer.first_id:
         raise BadArgument(
             f"Rows do not fit: the model has {len(ends[0].weight)}, and the number tokens begin at "

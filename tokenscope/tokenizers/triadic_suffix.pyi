@@ -79,6 +79,10 @@ class TriadicTokenizer:
     def __init__(self, own, scheme: TSTScheme=..., option: str | None=..., exact: bool=..., first_id: int | None=..., deal: int | None=...):
         ...
 
+    @cached_property
+    def _digits_and_suffixes(self):
+        ...
+
     def __len__(self):
         ...
 
