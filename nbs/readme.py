@@ -19,15 +19,19 @@ def part(cell) -> str:
     if source.startswith("#| hide"):
         return ""
     shown = [] if source.startswith("#| echo: false") else [f"```python\n{source}\n```"]
+    said = ""  # what a cell printed, perhaps in several outputs
     for output in cell["outputs"]:
         data = output.get("data", {})
-        text = "".join(
-            output.get("text", "") or ("" if "text/html" in data else data.get("text/plain", ""))
-        )
+        said += "".join(output.get("text", ""))
+        text = "".join(data.get("text/plain", ""))
+        if "text/html" in data and "█" not in text:  # of what is drawn, a strip has its bars
+            text = ""
         if "text/markdown" in data:
             shown.append("".join(data["text/markdown"]))
         elif text:
             shown.append(f"```\n{text.strip()}\n```")
+    if said:
+        shown.append(f"```\n{said.strip()}\n```")
     return "\n\n".join(shown)
 
 

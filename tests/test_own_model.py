@@ -43,7 +43,7 @@ def whole_snippet(card) -> str:
     code = BEFORE.get(card["slug"], "") + "\n".join(blocks)
     for placeholder, stand_in in STAND_INS.items():
         code = code.replace(placeholder, stand_in)
-    assert "your/" not in code
+    assert "your/" not in code and '"…"' not in code, "a reader pastes it as it stands"
     return code
 
 
