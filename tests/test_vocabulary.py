@@ -50,7 +50,6 @@ def faults() -> Counter:
 
 # What is left, as room/page, what is wrong, how often.
 LEFT = {
-    ("change/steering_bench", "n: write n_… of what"): 3,
     ("learn/adders", "batch_size: write batch_tokens"): 2,
     ("learn/adders", "n: write n_… of what"): 2,
     ("learn/binding", "n: write n_… of what"): 2,
