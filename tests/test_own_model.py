@@ -70,6 +70,6 @@ def test_snippet_runs_as_written(card, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     if card["slug"] == "clas_bench":
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
-        judge = LanguageIdentifier.from_pickled_model(MODEL_FILE)
+        judge = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         judge.set_languages(["en", "es", "fr", "de", "it", "pt"])
         assert judge.classify(done.stdout)[0] == "es", done.stdout
