@@ -53,11 +53,16 @@ def whitespace_splitter(
 
 
 def fixed_splitter(
-    n: int = 8,  # bytes of a word
+    n_bytes: int = 8,  # of a word
 ) -> Callable[..., list]:  # text -> words
-    "The rule that cuts after every n bytes."
-    continued((), n)
-    return lambda text, max_bytes=n: continued([_text(text)], min(n, max_bytes))
+    "The rule that cuts after every so many bytes."
+    continued((), n_bytes)
+
+    def cut(text, max_bytes=n_bytes):
+        "The words of a text."
+        return continued([_text(text)], min(n_bytes, max_bytes))
+
+    return cut
 
 # %% ../../nbs/text/words.ipynb #c899a311
 def character_class(
