@@ -20,7 +20,7 @@ from tokenscope.lenses.function_tokens import feature_graph
 def paragraphs():
     "What the jobs read."
     found = [p for p in moby_dick()[:400:10] if p]
-    return [" ".join(p.split()[:20]) for p in found[:6]] if SMOKE else found[:32]
+    return [" ".join(p.split()[:50]) for p in found[:8]] if SMOKE else found[:32]
 
 
 @pytest.fixture(scope="module")
