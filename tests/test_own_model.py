@@ -68,3 +68,8 @@ def test_snippet_runs_as_written(card, tmp_path):
     command = [sys.executable, "-c", whole_snippet(card)]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    if card["slug"] == "clas_bench":
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        judge = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        judge.set_languages(["en", "es", "fr", "de", "it", "pt"])
+        assert judge.classify(done.stdout)[0] == "es", done.stdout
