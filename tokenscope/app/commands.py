@@ -200,9 +200,9 @@ def main(
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (command_tour, command_corpus, command_gallery, command_panel, command_toys):
         add(commands)
-    asked = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
-        print(asked.run(asked))
+        print(options.run(options))
     except (ScopeError, OSError) as e:
         print(f"tokenscope: {_as_options(str(e))}", file=sys.stderr)
         return 2

@@ -100,8 +100,8 @@ def gallery(
     "One card for each technique, with its picture, grouped by question."
     parts = [_GALLERY_STYLE]
     for name, question in FAMILIES.items():
-        some = [c for c in cards() if c["family"] == name]
-        if family not in (None, name) or not some:
+        of_family = [c for c in cards() if c["family"] == name]
+        if family not in (None, name) or not of_family:
             continue
         tiles = "".join(
             '<div class="ts-card"><h3><a '
@@ -109,7 +109,7 @@ def gallery(
             f'class="pic">{card_picture(c, nbs)}</div>'
             f"<p>{escape(c['paper'])}</p><p>returns {escape(c['returns'])}; "
             f"{escape(c['cost'])}</p></div>"
-            for c in some
+            for c in of_family
         )
         parts.append(
             ("" if family else f"<h2>{question}</h2>") + f'<div class="ts-gallery">{tiles}</div>'

@@ -25,19 +25,19 @@ def parallel_text(
         raise BadArgument(
             f"Unknown half {half!r}; accepted: 'odd' (for directions), 'even' (for scores), 'all'"
         )
-    found = {lang: [] for lang in langs}
-    if not found or isinstance(langs, str):
+    by_language = {lang: [] for lang in langs}
+    if not by_language or isinstance(langs, str):
         raise BadArgument(
             f"No list of languages: {langs!r}; give a list of codes, such as ['eng', 'spa']"
         )
-    for articles in list(zip(*map(udhr, found)))[
+    for articles in list(zip(*map(udhr, by_language)))[
         {"even": 1}.get(half, 0) :: 1 if half == "all" else 2
     ]:
         parts = [a.split("\n") for a in articles]
         aligned = len({len(p) for p in parts}) == 1
-        for lang, article, own in zip(found, articles, parts):
-            found[lang] += own if aligned else [article]
-    return found
+        for lang, article, own in zip(by_language, articles, parts):
+            by_language[lang] += own if aligned else [article]
+    return by_language
 
 # %% ../../nbs/data/languages.ipynb #839af727
 _short = dict(
@@ -61,9 +61,9 @@ def _identifier(langs):
         ) from e
     if unknown := [lang for lang in langs if lang not in _short]:
         raise BadArgument(f"No language to identify: {unknown[0]!r}; accepted: {', '.join(_short)}")
-    made = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    made.set_languages([_short[lang] for lang in langs])
-    return made
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages([_short[lang] for lang in langs])
+    return identifier
 
 # %% ../../nbs/data/languages.ipynb #0839dbb7
 def identify_language(

@@ -196,8 +196,8 @@ def parse(
     if structure not in _readers:
         raise BadArgument(f"Unknown container {structure!r}; accepted: {', '.join(STRUCTURES)}")
     try:
-        found = dict(_readers[structure](text.removeprefix(INSTRUCTION)))
-        return Request(found, found.pop("question"))
+        fields = dict(_readers[structure](text.removeprefix(INSTRUCTION)))
+        return Request(fields, fields.pop("question"))
     except (
         ScopeError,
         ValueError,

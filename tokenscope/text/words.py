@@ -141,13 +141,13 @@ def named_splitter(
     "The rule with this name."
     kind, _, number = str(name).partition(" ")
     try:
-        made = {
+        make = {
             "whitespace": lambda: whitespace_splitter,
             "unicode": lambda: unicode_splitter,
             "fixed": lambda: fixed_splitter(int(number)),
             "random": lambda: RandomSplitter(float(number)),
         }[kind]
-        return made()
+        return make()
     except (KeyError, ValueError) as error:
         raise BadArgument(
             f"Unknown rule for words: {name!r}; accepted: 'whitespace', 'unicode', 'fixed 8' or "
