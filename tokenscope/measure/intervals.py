@@ -86,7 +86,7 @@ def _fisher_interval(r: float, degrees: int, z: float) -> tuple[float, float]:
     half = z / math.sqrt(degrees)
     return math.tanh(centre - half), math.tanh(centre + half)
 
-
+# %% ../../nbs/measure/intervals.ipynb #614cf1da
 def partial_correlation(
     x: Iterable,
     y: Iterable,
