@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import tokenscope
-from .tour import DEFAULT_TEXT, page_path, tour
+from .tour import DEFAULT_TEXT, tour
+from .tour_page import page_path
 from ..text.names import ScopeError, check_site
 
 # %% ../../nbs/app/commands.ipynb #683992d9
@@ -40,7 +41,27 @@ def _scope(model):
 
     return load(model)
 
-# %% ../../nbs/app/commands.ipynb #514864d4
+# %% ../../nbs/app/commands.ipynb #1f19e4a1
+def _state_arguments(command):
+    "What of the states is kept."
+    command.add_argument(
+        "--site",
+        action="append",
+        dest="sites",
+        default=[],
+        help="a site whose states are kept, such as resid_post; may be repeated",
+    )
+    command.add_argument(
+        "--layers", type=_layer_list, help="layers of the sites, such as 8,16,-1 (default: all)"
+    )
+    command.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float16", "bfloat16"),
+        help="how states are stored: float32, float16 or bfloat16",
+    )
+
+# %% ../../nbs/app/commands.ipynb #dc162bcc
 def command_corpus(commands):
     """`tokenscope corpus DATA FOLDER`: score or read every token of a data set; run it again to
     resume."""
@@ -58,22 +79,7 @@ def command_corpus(commands):
         help="surprisal, entropy or rank; may be repeated (default: surprisal, unless sites are "
         "given)",
     )
-    c.add_argument(
-        "--site",
-        action="append",
-        dest="sites",
-        default=[],
-        help="a site whose states are kept, such as resid_post; may be repeated",
-    )
-    c.add_argument(
-        "--layers", type=_layer_list, help="layers of the sites, such as 8,16,-1 (default: all)"
-    )
-    c.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("float32", "float16", "bfloat16"),
-        help="how states are stored: float32, float16 or bfloat16",
-    )
+    _state_arguments(c)
     c.add_argument(
         "--batch-tokens", type=_token_count, default=2048, help="tokens computed at once"
     )

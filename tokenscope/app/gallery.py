@@ -86,11 +86,14 @@ def gallery(
 ) -> Gallery:
     "One card for each technique, with its picture, grouped by question."
     style = (
-        "<style>.ts-gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:1.2rem;margin:1rem "
+        "<style>.ts-gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));"
+        "gap:1.2rem;margin:1rem "
         "0 2rem}"
         ".ts-card{border:1px solid #8884;border-radius:10px;padding:1rem "
         "1.1rem;overflow:hidden}.ts-card h3{margin:0 0 .3rem!important;font-size:1.1rem!important}"
-        ".ts-card .pic{max-height:24rem;overflow:auto;margin:.5rem 0;font-size:.85em}.ts-card .pic img,.ts-card .pic svg{max-width:100%;max-height:22rem;height:auto;object-fit:contain}.ts-card "
+        ".ts-card .pic{max-height:24rem;overflow:auto;margin:.5rem 0;font-size:.85em}.ts-card .pic "
+        "img,.ts-card .pic "
+        "svg{max-width:100%;max-height:22rem;height:auto;object-fit:contain}.ts-card "
         "p{margin:.3rem 0;font-size:.86rem;opacity:.85}</style>"
     )
     parts = [style]

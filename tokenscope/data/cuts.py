@@ -127,7 +127,7 @@ class Cuts:
     def _repr_html_(self):
         return cuts_html(self)
 
-
+# %% ../../nbs/data/cuts.ipynb #774987ad
 def cuts(
     text: str,
     tokenizers: Iterable | Mapping | None = (
@@ -175,7 +175,7 @@ def word_spans(
         if max(a, start) < min(b, end)
     ]
 
-
+# %% ../../nbs/data/cuts.ipynb #f53f8d92
 def random_cut(
     word: str,
     pieces,  # a set of pieces; single characters need not be in it
@@ -262,31 +262,41 @@ def _cut_row(name, spans, start, end):
             )
     return f"<tr>{''.join(cells)}</tr>"
 
-# %% ../../nbs/data/cuts.ipynb #33503dbd
+# %% ../../nbs/data/cuts.ipynb #8f918808
+def _cell_rows(made: Cuts, width: int) -> dict[str, list]:
+    "The cells of each tokenizer, line by line; one that goes over a break is in both lines."
+    n_lines = -(-len(made.text) // width)
+    rows = {name: [[] for _ in range(n_lines)] for name in made.tokens}
+    for name, tokens in made.tokens.items():
+        for k, (start, end, piece, n) in enumerate(_spans(tokens)):
+            hint = escape(piece, quote=True) + (f" ({n} tokens)" if n > 1 else "")
+            for line in range(start // width, (end - 1) // width + 1):
+                rows[name][line].append((k, start, end, hint, n))
+    return rows
+
+
+def _cut_block(part: str, start: int, rows: dict[str, list]) -> str:
+    "One line of the text with the cells of each tokenizer."
+    end = start + len(part)
+    head = "".join(f"<td><bdi>{_shown(character)}</bdi></td>" for character in part)
+    body = "".join(_cut_row(name, cells, start, end) for name, cells in rows.items())
+    return (
+        '<table class="ts-cuts" dir="ltr"><colgroup><col '
+        f'style="width:90px">{"".join(map(_column, part))}</colgroup><tr '
+        f'class="c"><th></th>{head}</tr>{body}</table>'
+    )
+
+# %% ../../nbs/data/cuts.ipynb #ad7ac2dc
 def cuts_html(
     made: Cuts,
     width: int = 64,  # characters in a line
 ) -> Markup:
     "Several cuts of one text, aligned by character."
-    lines = range(0, len(made.text), width)
-    rows = {name: [[] for _ in lines] for name in made.tokens}
-    for name, tokens in made.tokens.items():
-        for k, (a, b, piece, n) in enumerate(_spans(tokens)):
-            cell = (k, a, b, escape(piece, quote=True) + (f" ({n} tokens)" if n > 1 else ""), n)
-            for line in range(a // width, (b - 1) // width + 1):
-                rows[name][line].append(cell)
+    rows = _cell_rows(made, width)
     blocks = []
-    for i, start in enumerate(lines):
-        part = made.text[start : start + width]
-        head = "".join(f"<td><bdi>{_shown(c)}</bdi></td>" for c in part)
-        body = "".join(
-            _cut_row(name, row[i], start, start + len(part)) for name, row in rows.items()
-        )
-        blocks.append(
-            '<table class="ts-cuts" dir="ltr"><colgroup><col '
-            f'style="width:90px">{"".join(map(_column, part))}</colgroup><tr '
-            f'class="c"><th></th>{head}</tr>{body}</table>'
-        )
+    for line, start in enumerate(range(0, len(made.text), width)):
+        cells = {name: lines[line] for name, lines in rows.items()}
+        blocks.append(_cut_block(made.text[start : start + width], start, cells))
     counts = ", ".join(f"{escape(name)} {len(t):,}" for name, t in made.tokens.items())
     note = (
         f'<div style="font:12px system-ui,sans-serif;opacity:.8">Tokens: {counts}. Each box is a '
@@ -308,7 +318,7 @@ def tokens_with_digits(
         if any(c.isdecimal() for c in tokens.text[start:end])
     ]
 
-
+# %% ../../nbs/data/cuts.ipynb #3bc76e8d
 def number_pieces(
     number: int | str,  # separators may stand in it
     tokenizer,

@@ -96,17 +96,49 @@ def language_strip(
     )
 
 # %% ../../nbs/data/languages.ipynb #e4f44d37
-_questions = """What should I eat for breakfast?|How do birds fly?|Tell me about the sea.|Why is sleep important?|What is a good book to read?|How do I cook rice?
-Why do leaves fall in autumn?|What makes a good friend?|How can I learn to swim?|Describe a rainy day.|What do cats like?|How does a bicycle work?
-Why do people travel?|What is music for?|How do I write a letter?|Tell me about the moon.|What grows in a garden?|How do I stay healthy?
-Why is the sky blue?|What does a doctor do?|Describe your favourite city.|How is bread made?|Why do children play?|What is the use of money?
-How do trains work?|Tell me about horses.|What happens in winter?|How do I save water?|Why do we laugh?|What is in a kitchen?
-Describe an old house.|How do fish breathe?|What can I give my mother?|Why are forests important?|How do I clean a window?|Tell me about the stars."""
+_QUESTIONS = """\
+What should I eat for breakfast?
+How do birds fly?
+Tell me about the sea.
+Why is sleep important?
+What is a good book to read?
+How do I cook rice?
+Why do leaves fall in autumn?
+What makes a good friend?
+How can I learn to swim?
+Describe a rainy day.
+What do cats like?
+How does a bicycle work?
+Why do people travel?
+What is music for?
+How do I write a letter?
+Tell me about the moon.
+What grows in a garden?
+How do I stay healthy?
+Why is the sky blue?
+What does a doctor do?
+Describe your favourite city.
+How is bread made?
+Why do children play?
+What is the use of money?
+How do trains work?
+Tell me about horses.
+What happens in winter?
+How do I save water?
+Why do we laugh?
+What is in a kitchen?
+Describe an old house.
+How do fish breathe?
+What can I give my mother?
+Why are forests important?
+How do I clean a window?
+Tell me about the stars.
+"""
 
 # %% ../../nbs/data/languages.ipynb #6595c9b7
 def open_questions(n: int = 36) -> list[str]:
     "Short open questions in English, to be answered in some other language."
-    every = _questions.replace("\n", "|").split("|")
+    every = _QUESTIONS.splitlines()
     if not 1 <= n <= len(every):
         raise BadArgument(f"There are {len(every)} open questions; given: n={n}")
     return every[:n]
