@@ -11,6 +11,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 
 ROUNDS = int(os.environ.get("TOKENSCOPE_ROUNDS", 1))
+SMOKE = ROUNDS == 1  # the shortest input that still shows that everything runs
 PEERS = {"TransformerLens": "transformer-lens", "nnsight": "nnsight", "pyvene": "pyvene", "Inseq": "inseq", "Captum": "captum", "faiss": "faiss-cpu", "transformers": "transformers"}
 
 

@@ -2,14 +2,14 @@
 import pytest
 import torch
 
-from measure import ratio_table, show
+from measure import SMOKE, ratio_table, show
 from peers import Inseq
 from tokenscope.measure.attribution import integrated_gradients
 from tokenscope.change.contrasts import Contrasts
 from tokenscope.core.scope import load
 from tokenscope.steering.grains import contrast_attribution
 
-TEXT, CONTINUATION, STEPS = "The Eiffel Tower stands in Paris, and the Colosseum stands in", " Rome, the capital", 16
+TEXT, CONTINUATION, STEPS = "The Eiffel Tower stands in Paris, and the Colosseum stands in", " Rome, the capital", 3 if SMOKE else 16
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def test_equal_steps(scope):
             torch.testing.assert_close(mine[:len(row)].float(), row, rtol=5e-3, atol=5e-3 * row.abs().max().item())
     for piece, n in zip(pieces, ("one target", "four targets")):
         who = "Inseq" if inseq else "Captum"
-        variants = {"tokenscope": {f"16 points, {n}": lambda: ours(piece)}}
+        variants = {"tokenscope": {f"{STEPS} points, {n}": lambda: ours(piece)}}
         if inseq:
-            variants["Captum"] = {f"16 points, {n}": lambda: with_captum(scope, piece, STEPS, baseline)}
+            variants["Captum"] = {f"{STEPS} points, {n}": lambda: with_captum(scope, piece, STEPS, baseline)}
         plain = (lambda: inseq.integrated_gradients(TEXT, piece, STEPS)) if inseq else (lambda: with_captum(scope, piece, STEPS, baseline))
-        ratio_table("Integrated gradients of 16 tokens", plain, variants, {"16 points, four targets": 0.75}, f"ratio to {who}")
+        ratio_table("Integrated gradients of 16 tokens", plain, variants, {f"{STEPS} points, four targets": 0.75}, f"ratio to {who}")
 
 
 def test_equal_error(scope):
@@ -89,7 +89,7 @@ def test_contrast(scope):
     theirs = lambda: [target_by_target(scope, a, STEPS) for a in answers]
     for mine, row in zip((ours()[0].right, -ours()[0].wrong), theirs()):
         torch.testing.assert_close(mine, row, rtol=1e-2, atol=1e-2 * row.abs().max().item())
-    work, what = "Integrated gradients of two answers of four tokens, GrAInS", "16 points, both answers"
+    work, what = "Integrated gradients of two answers of four tokens, GrAInS", f"{STEPS} points, both answers"
     ratio_table(work, theirs, {"tokenscope": {what: ours}}, {what: 0.75}, "ratio to a plain loop")
     try:
         inseq = Inseq(scope)

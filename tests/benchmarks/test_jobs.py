@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from measure import ROUNDS, ratio_table
+from measure import SMOKE, ratio_table
 from tokenscope.data.books import moby_dick
 from tokenscope.corpus.corpus import run_corpus
 from tokenscope.data.cuts import cuts, token_counts
@@ -17,6 +17,12 @@ from tokenscope.measure.units import mlp_switches
 from tokenscope.lenses.function_tokens import feature_graph
 
 
+def paragraphs():
+    "What the jobs read."
+    found = [p for p in moby_dick()[:400:10] if p]
+    return [" ".join(p.split()[:50]) for p in found[:8]] if SMOKE else found[:32]
+
+
 @pytest.fixture(scope="module")
 def scope():
     torch.set_num_threads(1)
@@ -25,7 +31,7 @@ def scope():
 
 @torch.no_grad()
 def test_corpus(scope):
-    texts = [p for p in moby_dick()[:400:10] if p][:32 if ROUNDS > 1 else 12]
+    texts = paragraphs()
     tokenizer = scope.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
@@ -51,7 +57,7 @@ def test_corpus(scope):
 @torch.no_grad()
 def test_function_tokens(scope):
     "Which hidden units of three layers each token switches on, and its surprisal."
-    texts = [p for p in moby_dick()[:400:10] if p][:32 if ROUNDS > 1 else 12]
+    texts = paragraphs()
     tokenizer, layers = scope.tokenizer, [5, 15, 25]
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     switches, units = mlp_switches(scope, texts[:8], layers=layers), []
@@ -86,30 +92,30 @@ def test_function_tokens(scope):
 @torch.no_grad()
 def test_search():
     faiss = pytest.importorskip("faiss")
-    g = torch.Generator().manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(25_000, 8, 192, generator=g), dim=-1)
-    bank = VectorBank(list(range(8)), [rows.half()], torch.zeros(25_000, 3, dtype=torch.long), [""])
+    g, n = torch.Generator().manual_seed(0), 250 if SMOKE else 25_000
+    rows = torch.nn.functional.normalize(torch.randn(n, 8, 192, generator=g), dim=-1)
+    bank = VectorBank(list(range(8)), [rows.half()], torch.zeros(n, 3, dtype=torch.long), [""])
     queries = torch.nn.functional.normalize(torch.randn(32, 192, generator=g), dim=-1)
     index = faiss.IndexFlatIP(192)
     index.add(rows.flatten(0, 1).numpy())
     torch.testing.assert_close(bank.search(queries).cosine, torch.tensor(index.search(queries.numpy(), 5)[0]), atol=1e-3, rtol=0)
     faiss.omp_set_num_threads(1)
-    ratio_table("32 exact searches among 200,000 vectors", lambda: index.search(queries.numpy(), 5), {"tokenscope": {"half precision, can stay on disk": lambda: bank.search(queries)}},
+    ratio_table(f"32 exact searches among {8 * n:,} vectors", lambda: index.search(queries.numpy(), 5), {"tokenscope": {"half precision, can stay on disk": lambda: bank.search(queries)}},
                 unit="ratio to faiss, float32 in memory")
 
 
 def test_cutting():
     "Counting the tokens of a corpus, and the own time of the aligned view, beside what the tokenizers themselves take."
-    names = ["smollm2", "gpt4o"] if ROUNDS > 1 else ["smollm2"]
+    names = ["smollm2", "gpt4o"] if not SMOKE else ["smollm2"]
     tokenizers = named_tokenizers(names)
-    texts = (moby_dick() * 20)[: (200_000 if ROUNDS > 1 else 2_000)]
+    texts = (moby_dick() * 20)[: (1_000 if SMOKE else 200_000)]
     texts = texts[: next((i for i, n in enumerate(np.cumsum([len(t) for t in texts])) if n > 10_000_000), len(texts))]
     size = sum(map(len, texts)) / 1e6
     plain = lambda: [len(e) for t in tokenizers.values() for e in t.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     assert sum(plain()) == token_counts(texts, tokenizers).tokens.sum()
     ratio_table(f"Count the tokens of {size:.1f} MB of text with {len(names)} tokenizers", plain, {"tokenscope": {"token_counts": lambda: token_counts(texts, tokenizers)}},
                 {"token_counts": 1.1}, "ratio to the Rust tokenizers")
-    page = "\n".join(udhr("eng") * 2)[:10_000]
-    shown = named_tokenizers(["smollm2", "gpt2", "gpt4o", "llama3"])
+    page = "\n".join(udhr("eng") * 2)[: 1_000 if SMOKE else 10_000]
+    shown = named_tokenizers(["smollm2", "gpt2"] if SMOKE else ["smollm2", "gpt2", "gpt4o", "llama3"])
     encode = lambda: [t.backend_tokenizer.encode(page, add_special_tokens=False) for t in shown.values()]
-    ratio_table("Aligned view of 10,000 characters, 4 tokenizers", encode, {"tokenscope": {"cut, align and draw": lambda: cuts(page, shown)._repr_html_()}}, unit="ratio to encoding")
+    ratio_table(f"Aligned view of {len(page):,} characters, {len(shown)} tokenizers", encode, {"tokenscope": {"cut, align and draw": lambda: cuts(page, shown)._repr_html_()}}, unit="ratio to encoding")

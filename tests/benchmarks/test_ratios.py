@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from measure import ROUNDS, memory_table, ratio_table, show
+from measure import ROUNDS, SMOKE, memory_table, ratio_table, show
 from peers import PLAIN, peers
 from tokenscope.core.edit import Edit
 from tokenscope.core.scope import load
@@ -29,7 +29,7 @@ def others(scope):
 
 @pytest.fixture
 def ids():
-    return torch.randint(100, 40_000, (4, 128), generator=torch.Generator().manual_seed(0))
+    return torch.randint(100, 40_000, (2, 16) if SMOKE else (4, 128), generator=torch.Generator().manual_seed(0))
 
 
 def can(others, name):
@@ -52,7 +52,7 @@ def test_reading(scope, others, ids):
     for who, read in can(others, "one_layer").items():
         torch.testing.assert_close(read(ids, 9), every[:, 9:10], atol=5e-3, rtol=1e-3)
         variants[who]["resid_post, layer 9 of 30"] = lambda read=read: read(ids, 9)
-    ratio_table("Reading 4 x 128 tokens", lambda: scope.model(ids, use_cache=False), variants, {"resid_post, all layers": 0.85, "resid_post, layer 9 of 30": 0.35})
+    ratio_table(f"Reading {len(ids)} x {len(ids[0])} tokens", lambda: scope.model(ids, use_cache=False), variants, {"resid_post, all layers": 0.85, "resid_post, layer 9 of 30": 0.35})
 
 
 @torch.no_grad()
@@ -65,8 +65,8 @@ def test_reading_everything(scope, others, ids):
         for site in ("resid_post", "pattern", "attn_out"):
             torch.testing.assert_close(theirs[site, 9], ours[site][:, 9], atol=5e-3, rtol=1e-3)
         variants["TransformerLens"] = {"12 sites, all layers": lambda: peer.sites(ids, SITES), "everything it has": lambda: peer.everything(ids)}
-    ratio_table("Reading everything of 4 x 128 tokens", lambda: scope.model(ids, use_cache=False), variants)
-    memory_table("Reading everything of 4 x 128 tokens", variants)
+    ratio_table(f"Reading everything of {len(ids)} x {len(ids[0])} tokens", lambda: scope.model(ids, use_cache=False), variants)
+    memory_table(f"Reading everything of {len(ids)} x {len(ids[0])} tokens", variants)
 
 
 @torch.no_grad()
@@ -107,8 +107,8 @@ def test_logit_lens(scope, others, ids):
             same = (lens(ids, positions).reshape(scope.n_layers, -1, 3)[..., 0] == (best if positions is None else best[:, -1:])).float().mean()
             assert same > 0.98, (who, positions, same)  # eager attention moves a near tie now and then
             variants.setdefault(who, {})[f"30 layers, {named}"] = lambda lens=lens, positions=positions: lens(ids, positions)
-    ratio_table("Logit lens of 64 tokens", lambda: scope.model(ids, use_cache=False), variants)
-    memory_table("Logit lens of 64 tokens", variants)
+    ratio_table(f"Logit lens of {ids.numel()} tokens", lambda: scope.model(ids, use_cache=False), variants)
+    memory_table(f"Logit lens of {ids.numel()} tokens", variants)
 
 
 def test_import():

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from measure import ROUNDS, ratio_table
+from measure import ROUNDS, SMOKE, ratio_table
 from tokenscope.text.batch import batches_by_length
 from tokenscope.change.contrasts import Contrasts, answer_rows
 from tokenscope.change.directions import difference_of_means
@@ -49,14 +49,15 @@ def test_collecting_two_hundred_pairs(scope):
 
 def test_generating_with_every_technique(scope):
     few = dict(contrasts=(["The sea is", "The day was"], [" wonderful", " lovely"], [" terrible", " awful"]))
-    spanish, english = (texts[:16] for texts in parallel_text(["spa", "eng"]).values())
-    found = find_language_features(scope, spanish, n_random=16)
+    spanish, english = (texts[: 4 if SMOKE else 16] for texts in parallel_text(["spa", "eng"]).values())
+    found = find_language_features(scope, spanish, n_random=4 if SMOKE else 16)
     ways = {
-        "CLaS-Bench": steer_language(scope, layers=8), "ZeroTuning": zerotuning(scope, gamma=2.0), "AUSteer": austeer(scope, k=100), "GrAInS": grains(scope, **few, k=1, n_steps=2, angle=15.0),
+        "CLaS-Bench": steer_language(scope, source=english, target=spanish, layers=8), "ZeroTuning": zerotuning(scope, gamma=2.0), "AUSteer": austeer(scope, **(few if SMOKE else {}), k=100), "GrAInS": grains(scope, **few, k=1, n_steps=2, angle=15.0),
         "LangFIR, steer": found.steer(), "LangFIR, ablate": found.ablate(), "structure audit": undo_container(scope),
         "Neural FOXP2": neural_foxp2(scope, target=spanish, english=english, prompts=["Say: "], layers=10, n_features=64, epochs=2, top=8, positions="not first"),
     }
-    speak = lambda: scope.generate("The sea is", max_new_tokens=24, min_new_tokens=24)
+    n = 4 if SMOKE else 24
+    speak = lambda: scope.generate("The sea is", max_new_tokens=n, min_new_tokens=n)
 
     def steered(edits):
         with scope.edit(*edits):
@@ -64,4 +65,4 @@ def test_generating_with_every_technique(scope):
 
     made = {name: lambda edits=edits: steered(edits) for name, edits in ways.items() if edits}
     assert set(made) >= set(ways) - {"Neural FOXP2"}  # random features may all be without effect
-    ratio_table("Generating 24 tokens with each technique", speak, {"tokenscope": made}, dict.fromkeys(made, 1.05), "ratio to a plain generate", 3 * ROUNDS if ROUNDS > 1 else 1)
+    ratio_table(f"Generating {n} tokens with each technique", speak, {"tokenscope": made}, dict.fromkeys(made, 1.05), "ratio to a plain generate", 3 * ROUNDS if ROUNDS > 1 else 1)

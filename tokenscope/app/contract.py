@@ -122,8 +122,7 @@ def control_of(
     if unknown:
         raise BadArgument(
             f"A control cannot fix what its front does not take: {unknown[0]}; {front.__name__} "
-            "takes "
-            f"{', '.join(signature(front).parameters)}"
+            f"takes {', '.join(signature(front).parameters)}"
         )
 
     def mark(control):

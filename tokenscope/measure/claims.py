@@ -107,7 +107,7 @@ def _counted(record) -> str:
     notes = [f"{name} = {count:,}" for name, count in counts.items() if count]
     return " · ".join([*notes, record["source"]] if record.get("source") else notes)
 
-
+# %% ../../nbs/measure/claims.ipynb #5b82d3f8
 def claim_row(
     record: dict,  # from `Claim.record`
     anchor: str = "",  # an id to link to
