@@ -22,11 +22,11 @@ from ..text.names import BadArgument
 # %% ../../nbs/change/composition.ipynb #94689f1d
 def _four(scope, measure, a, b):
     "A measurement without edits, with each, and with both."
-    found = []
-    for some in ((), a, b, (*a, *b)):
-        with scope.edit(*some):
-            found.append(measure())
-    return found
+    results = []
+    for edits in ((), a, b, (*a, *b)):
+        with scope.edit(*edits):
+            results.append(measure())
+    return results
 
 
 def interaction(

@@ -147,11 +147,12 @@ def answer_logprobs(
     "Log-probability of each answer after its prompt."
     rows, starts = answer_rows(scope, prompts, answers)
     out = torch.empty(len(rows))
-    for some in batches_by_length([len(r) for r in rows], batch_tokens):
-        begin, end = ([x[i] for i in some] for x in (starts, list(map(len, rows))))
+    for group in batches_by_length([len(r) for r in rows], batch_tokens):
+        begin = [starts[i] for i in group]
+        end = [len(rows[i]) for i in group]
         with torch.no_grad():
-            sums = answer_sums(scope, scope.encode([rows[i] for i in some]), begin, end).cpu()
-        out[some] = sums / (torch.tensor(end) - torch.tensor(begin)) if mean else sums
+            sums = answer_sums(scope, scope.encode([rows[i] for i in group]), begin, end).cpu()
+        out[group] = sums / (torch.tensor(end) - torch.tensor(begin)) if mean else sums
     return out
 
 
@@ -251,25 +252,22 @@ def logprobs(
 def measure(
     self: AnswerInputs,
     what: Callable,  # (numbers of the rows, their batch) -> tensor (row, …)
-    absent: list[Tensor]
-    | None = None,  # for each row: which tokens of its prompt are replaced meanwhile
+    # for each row: which tokens of its prompt are replaced meanwhile
+    absent: list[Tensor] | None = None,
     other: Tensor | None = None,  # (d_model,): what takes their place
     batch_tokens: int = 2048,
 ) -> Tensor:  # (row, …), in the order of the rows, float32, on the processor
     "Measure something of every row, a batch at a time."
     out = None
-    for some in batches_by_length(self.lengths, batch_tokens):
-        batch = self.batch(some)
-        with (
-            torch.no_grad(),
-            site_taps(
-                self.scope.structure,
-                [] if absent is None else [self.without(batch, [absent[i] for i in some], other)],
-            ),
-        ):
-            found = what(some, batch).float().cpu()
-        out = found.new_empty(len(self.ids), *found.shape[1:]) if out is None else out
-        out[some] = found
+    for group in batches_by_length(self.lengths, batch_tokens):
+        batch = self.batch(group)
+        taps = []
+        if absent is not None:
+            taps = [self.without(batch, [absent[i] for i in group], other)]
+        with torch.no_grad(), site_taps(self.scope.structure, taps):
+            measured = what(group, batch).float().cpu()
+        out = measured.new_empty(len(self.ids), *measured.shape[1:]) if out is None else out
+        out[group] = measured
     return out
 
 

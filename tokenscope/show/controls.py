@@ -101,10 +101,10 @@ class Choice:
     @property
     def values(self) -> list:
         "The things."
-        found = list(self.options.values() if isinstance(self.options, dict) else self.options)
-        if not found:
+        things = list(self.options.values() if isinstance(self.options, dict) else self.options)
+        if not things:
             raise BadArgument("An empty choice: give at least one option")
-        return found
+        return things
 
     @property
     def labels(self) -> list:
@@ -212,6 +212,13 @@ class Pick:
 CONTROL_KINDS = (Slider, Choice, Switch, Text, Pick)
 
 
+def _is_triple(given) -> bool:
+    "Is it (low, high), with a step and an opening value perhaps?"
+    if not isinstance(given, tuple) or not 2 <= len(given) <= 4:
+        return False
+    return all(isinstance(x, Real) for x in given)
+
+
 def as_control(
     given,  # (low, high, step), range, list, dict, bool, str, or a control
     name: str = "",  # the parameter's name
@@ -219,33 +226,26 @@ def as_control(
 ):  # a control
     "The control that a short form stands for."
     if isinstance(given, CONTROL_KINDS):
-        made = given
+        control = given
     elif isinstance(given, (bool, str)):
-        made = Switch(given) if isinstance(given, bool) else Text(given)
+        control = Switch(given) if isinstance(given, bool) else Text(given)
     elif isinstance(given, range) and len(given) > 1:
-        made = Slider(min(given), max(given), abs(given.step))
-    elif (
-        isinstance(given, tuple)
-        and 2 <= len(given) <= 4
-        and all(isinstance(x, Real) for x in given)
-    ):
-        made = Slider(*given)
+        control = Slider(min(given), max(given), abs(given.step))
+    elif _is_triple(given):
+        control = Slider(*given)
     elif isinstance(given, (list, tuple, dict)):
-        made = Choice(given if isinstance(given, dict) else list(given))
+        control = Choice(given if isinstance(given, dict) else list(given))
     else:
         raise BadArgument(
             f"Not a control: {name}={given!r}; give (low, high, step), a list, True or False, a "
             "text, Slider, Choice, Switch, Text or Pick"
         )
-    if (
-        not isinstance(given, CONTROL_KINDS)
-        and made.kind in ("slider", "choice")
-        and made.value is None
-        and default is not None
-    ):
-        made = opened_at(made, default)
-    made.start  # an opening value that does not exist is refused here
-    return made if made.label else replace(made, label=name.replace("_", " "))
+    short = not isinstance(given, CONTROL_KINDS)
+    opens = control.kind in ("slider", "choice") and control.value is None
+    if short and opens and default is not None:
+        control = opened_at(control, default)
+    control.start  # an opening value that does not exist is refused here
+    return control if control.label else replace(control, label=name.replace("_", " "))
 
 # %% ../../nbs/show/controls.ipynb #57a07578
 def opened_at(

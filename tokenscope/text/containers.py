@@ -143,8 +143,8 @@ def render(
 # %% ../../nbs/text/containers.ipynb #18505ec4
 def _from_plain(text):
     *fields, question = text.split("\n")
-    found = [re.fullmatch(r"The ([a-z_]+) is (.*)\.", line) for line in fields]
-    return {**{m[1]: _whole(m[2]) for m in found}, "question": _whole(question)}
+    sentences = [re.fullmatch(r"The ([a-z_]+) is (.*)\.", line) for line in fields]
+    return {**{m[1]: _whole(m[2]) for m in sentences}, "question": _whole(question)}
 
 
 def _from_markdown(text):
@@ -301,11 +301,12 @@ _tasks = {
 # %% ../../nbs/text/containers.ipynb #ccb435a6
 def small_tasks() -> list[Request]:
     "Forty-eight requests with a right answer and three wrong ones."
-    made = []
-    for task, (question, names, given) in _tasks.items():
-        pairs = [pair.split(":") for pair in given.split("|")]
+    requests = []
+    for task, (question, names, listed) in _tasks.items():
+        pairs = [pair.split(":") for pair in listed.split("|")]
         for i, (values, answer) in enumerate(pairs):
-            wrong = list(dict.fromkeys(a for _, a in pairs[i + 1 :] + pairs[:i] if a != answer))[:3]
+            others = [a for _, a in pairs[i + 1 :] + pairs[:i] if a != answer]
+            wrong = list(dict.fromkeys(others))[:3]
             fields = dict(zip(names.split(), [values] if " " not in names else values.split(",")))
-            made.append(Request(fields, question, task, answer, tuple(wrong)))
-    return made
+            requests.append(Request(fields, question, task, answer, tuple(wrong)))
+    return requests
