@@ -1,5 +1,6 @@
 "Build the site in _docs/: nbdev processes the notebooks, then Quarto (if installed) or smalldocs renders them."
 
+import builtins
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import yaml
 from latex2mathml.converter import convert
 from nbdev.serve import proc_nbs
@@ -17,6 +19,9 @@ from tokenscope.app.gallery import gallery, write_pages
 from tokenscope.app.house import ROOMS, room_pages
 
 ROOT = Path(__file__).resolve().parent.parent
+# Signatures say `"pandas.DataFrame"` in modules that load pandas only where it is used; nbdev reads
+# them in processes of its own, which run these lines too.
+builtins.pandas = pandas
 
 
 def sidebar() -> list:
