@@ -11,9 +11,6 @@ from house import BODY, COLUMNS, KILOBYTES, LINES, NODES, code_lines, excess, fu
 # Pages from before the limits, with what of each exceeds them: exported lines without the panel (300), functions of more than 30 lines or
 # 200 nodes, shown lines of more than 100 columns. This list only shrinks: a number may not grow, and what is mended leaves it.
 OVERSIZE = {
-    "learn/binding": {"wide": 2},
-    "learn/steps": {"functions": 2},
-    "learn/walkers": {"functions": 2},
     "lenses/counting_readout": {"lines": 369, "functions": 2},
     "lenses/function_tokens": {"lines": 431, "functions": 2},
     "lenses/glot": {"lines": 355},

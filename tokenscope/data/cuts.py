@@ -127,7 +127,7 @@ class Cuts:
     def _repr_html_(self):
         return cuts_html(self)
 
-
+# %% ../../nbs/data/cuts.ipynb #774987ad
 def cuts(
     text: str,
     tokenizers: Iterable | Mapping | None = (
@@ -175,7 +175,7 @@ def word_spans(
         if max(a, start) < min(b, end)
     ]
 
-
+# %% ../../nbs/data/cuts.ipynb #f53f8d92
 def random_cut(
     word: str,
     pieces,  # a set of pieces; single characters need not be in it
@@ -322,7 +322,7 @@ def tokens_with_digits(
         if any(c.isdecimal() for c in tokens.text[start:end])
     ]
 
-
+# %% ../../nbs/data/cuts.ipynb #3bc76e8d
 def number_pieces(
     number: int | str,  # separators may stand in it
     tokenizer,

@@ -119,7 +119,7 @@ them their theirs themselves one who whom whose which what there of in on at by 
 onto with without within about above across after against along among around as before behind
 below beneath beside between beyond despite down during except inside like near off out outside
 over per since through throughout till toward under until up upon via than and or but nor so yet
-if because although though while whereas unless whether that when where why how be am is are was
+if because although though while whereas unless whether when where why how be am is are was
 were been being have has had having do does did doing can could may might must shall should will
 would not only also too very just then here now again once ever never rather quite still even
 """

@@ -154,7 +154,7 @@ def plant(
     chains = [[pairs[places[0]][0], *(pairs[i][1] for i in places)] for places in threads]
     return NeedleTask(replace(haystack, pairs=pairs), question, threads, chains, write_hops, mark)
 
-
+# %% ../../nbs/data/needles.ipynb #4595a0fd
 def single_needle(
     haystack: Haystack,
     *,
@@ -200,7 +200,7 @@ def multi_needle(
     places = _draw_places(haystack, n_needles, placement, seed)
     return plant(haystack, "multi" if n_needles > 1 else "single", [[i] for i in places])
 
-
+# %% ../../nbs/data/needles.ipynb #303935c9
 def conditional_needle(
     haystack: Haystack,
     *,
@@ -244,7 +244,7 @@ def multi_thread(
         threads = [sorted(thread, reverse=direction == "backward") for thread in threads]
     return plant(haystack, "threads" if n_threads > 1 else "thread", threads, write_hops=write_hops)
 
-
+# %% ../../nbs/data/needles.ipynb #036b1010
 def single_thread(
     haystack: Haystack,
     *,

@@ -59,7 +59,7 @@ def number_tokens(
         t for g, p in zip(groups, places) for t in ([g, p] if scheme == "marker" and p else [g + p])
     ]
 
-
+# %% ../../nbs/learn/adders.ipynb #c6068a57
 def number_words(
     base: int = 4,
     size: int = 2,
@@ -99,7 +99,7 @@ def addition_rows(
         for a, b in problems
     ]
 
-
+# %% ../../nbs/learn/adders.ipynb #bd2e9e1a
 def draw_problems(
     n: int,
     lengths: Sequence[int] = (3, 6),  # fewest and most digits of an addend
@@ -114,7 +114,7 @@ def draw_problems(
 
     return [(draw(rng.randint(*lengths)), draw(rng.randint(*lengths))) for _ in range(n)]
 
-
+# %% ../../nbs/learn/adders.ipynb #73635474
 def addition_batch(
     tokenizer,  # of `word_tokenizer`, over `number_words`
     rows: Sequence[Sequence[str]],
@@ -157,7 +157,7 @@ def train_adder(
     )
     return Scope(model.requires_grad_(False), tokenizer), losses
 
-
+# %% ../../nbs/learn/adders.ipynb #ea9a5da9
 @torch.no_grad()
 def adder_answers(
     scope: Scope,  # of `train_adder`
@@ -192,7 +192,7 @@ def adder_answers(
             found |= {i: _digits_of([names[t] for t in row]) for i, row in zip(some, out.tolist())}
     return [found[i] for i in range(len(problems))]
 
-
+# %% ../../nbs/learn/adders.ipynb #1628a869
 def _digits_of(tokens):
     "The digits before the end mark and after the last =, or None without an end."
     return (
@@ -220,7 +220,7 @@ def aligned_problems(
         more += 1_000_000_007
     return found[:n]
 
-
+# %% ../../nbs/learn/adders.ipynb #add6c4e4
 def make_adder(
     path: str | Path,
     scheme: str,  # one of `NUMBER_SCHEMES`
@@ -248,7 +248,7 @@ def make_adder(
         made_with="tokenscope.learn.adders.make_adder",
     )
 
-
+# %% ../../nbs/learn/adders.ipynb #01c93e9d
 def trained_adder(
     scheme: str,  # one of `NUMBER_SCHEMES`
     *,
@@ -304,7 +304,7 @@ def rewrite_rows(
         rows.append([REWRITES[task], *asked, *(said if answers else ())])
     return rows
 
-
+# %% ../../nbs/learn/adders.ipynb #fcc18d9a
 def train_rewriter(
     path: str | Path,
     *,

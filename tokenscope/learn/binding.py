@@ -31,8 +31,14 @@ from tokenscope.learn.small_models import (
 )
 
 # %% ../../nbs/learn/binding.ipynb #ec887ea7
-NAMES = "Ann Bob Carl Emma Frank Grace Henry Ivan Jack Kate Lucy Mary Nick Paul Rosa Sam Tom Will David Eve".split()
-OBJECTS = "pie jam tea rice fish cake milk corn soup bread cheese honey salad pizza wine fruit beer meat pasta coffee".split()
+NAMES = (
+    "Ann Bob Carl Emma Frank Grace Henry Ivan Jack Kate Lucy Mary Nick Paul Rosa Sam Tom Will "
+    "David Eve"
+).split()
+OBJECTS = (
+    "pie jam tea rice fish cake milk corn soup bread cheese honey salad pizza wine fruit beer meat "
+    "pasta coffee"
+).split()
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 
 # %% ../../nbs/learn/binding.ipynb #e90169df
@@ -116,7 +122,7 @@ def _entities(scope, words):
         )
     return torch.tensor(ids, dtype=torch.long).view(-1)
 
-
+# %% ../../nbs/learn/binding.ipynb #010ad969
 def _pieces(scope, template):
     "Token ids and holes of a template; an entity takes the space before it with it."
     if not isinstance(template, str):
@@ -308,7 +314,7 @@ def train_binding(
         shift=3,
     )
 
-
+# %% ../../nbs/learn/binding.ipynb #447293bf
 def load_binding(
     path: str | Path,  # of `train_binding`; `shipped("binding")` loads the shipped one
 ) -> Scope:

@@ -252,7 +252,7 @@ class SmallModel:
     def __repr__(self):
         return f"SmallModel({type(self.loaded).__name__}, made by {self.made_by})"
 
-
+# %% ../../nbs/learn/shipped.ipynb #fe0aea37
 def shipped(
     name: str,  # of `SHIPPED`
 ) -> SmallModel:

@@ -109,7 +109,7 @@ class ShiftedEmbedding(nn.Module):
             if own.shape[1] > i + 1
         )
 
-
+# %% ../../nbs/learn/small_models.ipynb #042171cf
 def shift_embeddings(
     model,  # a causal LM
     n: int = 2,  # tokens before
@@ -162,7 +162,7 @@ def train(
             )
     return losses
 
-
+# %% ../../nbs/learn/small_models.ipynb #e7f2872e
 def train_lm(
     model,  # a causal LM; trained in place
     # step -> (ids, labels), both (sequence, token); labels are not shifted, -100 is left out
@@ -201,7 +201,7 @@ def save_weights(
     )
     return Path(path)
 
-
+# %% ../../nbs/learn/small_models.ipynb #62e71809
 def load_weights(
     path: str | Path,  # of `save_weights`
     kind: str,
@@ -217,7 +217,7 @@ def load_weights(
         weights = {name: file.get_tensor(name).float() for name in file.keys()}
     return json.loads(metadata[kind]), weights
 
-
+# %% ../../nbs/learn/small_models.ipynb #c12db01f
 def load_header(
     path: str | Path,  # of `save_weights`, of any kind
 ) -> dict:  # among others `losses` and `provenance`
@@ -245,7 +245,7 @@ def _tokenizer_header(tokenizer):
         "special": {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)},
     }
 
-
+# %% ../../nbs/learn/small_models.ipynb #02df9afe
 def _tokenizer_from(header):
     "The tokenizer of `_tokenizer_header`."
     if "words" in header:
@@ -280,7 +280,7 @@ def save_small(
         provenance=provenance,
     )
 
-
+# %% ../../nbs/learn/small_models.ipynb #d2da5b0c
 def load_small(
     path: str | Path,  # of `save_small`
 ) -> Scope:  # in float32; `load_header` says where it comes from

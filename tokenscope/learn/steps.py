@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..text.batch import batches_by_length
 from ..text.names import BadArgument, resolve_layers
@@ -34,7 +33,7 @@ def split_steps(
     steps = [line for line in text.split(sep) if line.strip()]
     return [*steps[:-2], sep.join(steps[-2:])] if merge_last and len(steps) > 1 else steps
 
-
+# %% ../../nbs/learn/steps.ipynb #d1f49066
 def step_pairs(
     problem: str,
     steps: Iterable[str],
@@ -78,7 +77,27 @@ class StepBatch:
         width = int(self.mask[rows].sum(1).max())
         return StepBatch(*(t[rows, :width] for t in (self.ids, self.mask, self.scored)))
 
-# %% ../../nbs/learn/steps.ipynb #fd942e78
+# %% ../../nbs/learn/steps.ipynb #d594b31b
+def _checked_ids(tokenizer, pairs, sep: str, eos: str) -> tuple[list, list, list]:
+    "Token ids of contexts, of steps and of the two marks; only a context may have none."
+
+    def ids_of(texts):
+        "Ids of each text."
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    if not pairs:
+        raise BadArgument("No steps to encode: the set is empty; give at least one (context, step)")
+    steps = ids_of([step for _, step in pairs])
+    marks = ids_of([sep, eos])
+    for i, ids in enumerate(steps + marks):
+        if not ids:
+            raise BadArgument(
+                f"A step without tokens: number {i} of {len(steps)} (after them come the marks "
+                f"{sep!r} and {eos!r}); leave it out"
+            )
+    return ids_of([context for context, _ in pairs]), steps, marks
+
+# %% ../../nbs/learn/steps.ipynb #03ff704b
 def step_batch(
     tokenizer,
     pairs: Iterable[tuple[str, str]],  # of `step_pairs`
@@ -88,34 +107,18 @@ def step_batch(
     max_tokens: int = 256,
 ) -> StepBatch:
     "Contexts and steps as token ids."
-    pairs = list(pairs)
-
-    def ids_of(texts):
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-    if not pairs:
-        raise BadArgument("No steps to encode: the set is empty; give at least one (context, step)")
-    contexts, steps, (sep_ids, eos_ids) = (
-        ids_of([c for c, _ in pairs]),
-        ids_of([s for _, s in pairs]),
-        ids_of([sep, eos]),
-    )
-    if empty := [i for i, ids in enumerate(steps + [sep_ids, eos_ids]) if not ids]:
-        raise BadArgument(
-            f"A step without tokens: number {empty[0]} of {len(steps)} (after them come the marks "
-            f"{sep!r} and {eos!r}); leave it out"
-        )
+    contexts, steps, (sep_ids, eos_ids) = _checked_ids(tokenizer, list(pairs), sep, eos)
     starts = torch.tensor([len(c[-max_tokens:]) + len(sep_ids) for c in contexts])[:, None]
     rows = [
-        torch.tensor(c[-max_tokens:] + sep_ids + s[:max_tokens] + eos_ids)
-        for c, s in zip(contexts, steps)
+        torch.tensor(context[-max_tokens:] + sep_ids + step[:max_tokens] + eos_ids)
+        for context, step in zip(contexts, steps)
     ]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    ends = torch.tensor([len(r) for r in rows])[:, None]
+    ends = torch.tensor([len(row) for row in rows])[:, None]
     at = torch.arange(ids.shape[1])
     return StepBatch(ids, at < ends, (at >= starts) & (at < ends))
 
-# %% ../../nbs/learn/steps.ipynb #c58f797d
+# %% ../../nbs/learn/steps.ipynb #ad9f63f8
 STYLES = ("so", "then", "next", "now")
 OPERATORS = {"add": int.__add__, "take": int.__sub__, "times": int.__mul__}
 OPERANDS = (2, 3, 4, 7)
@@ -125,9 +128,8 @@ def arithmetic_chains(
     n: int,  # chains
     length: int = 4,  # steps in each
     seed: int = 0,
-) -> list[
-    dict
-]:  # problem, mood, steps, and labels of each step: style, mood, operator, operand, result, right
+    # problem, mood, steps, and labels of each step: style, mood, operator, operand, result, right
+) -> list[dict]:
     "Made-up solutions with every choice noted."
     draw = random.Random(seed)
     chains = []
@@ -135,37 +137,45 @@ def arithmetic_chains(
         style = draw.choice(STYLES)
         mood = draw.choice(("careful", "careless"))
         value = draw.randrange(10)
-        made = dict(problem=f"{style} {mood} = {value}", mood=mood, steps=[], labels=[])
+        chain = dict(problem=f"{style} {mood} = {value}", mood=mood, steps=[], labels=[])
         for _ in range(length):
-            operator = draw.choice(list(OPERATORS))
-            operand = draw.choice(OPERANDS)
-            right = mood == "careful" or draw.random() < 0.5
-            value = (
-                OPERATORS[operator](value, operand) + (0 if right else draw.randrange(1, 10))
-            ) % 10
-            made["steps"].append(f"{style} {operator} {operand} = {value}")
-            made["labels"].append(
-                dict(
-                    style=style,
-                    mood=mood,
-                    operator=operator,
-                    operand=operand,
-                    result=value,
-                    right=right,
-                )
-            )
-        chains.append(made)
+            label = _chain_step(draw, style, mood, value)
+            value = label["result"]
+            chain["steps"].append(f"{style} {label['operator']} {label['operand']} = {value}")
+            chain["labels"].append(label)
+        chains.append(chain)
     return chains
 
+# %% ../../nbs/learn/steps.ipynb #7418119d
+def _chain_step(draw: random.Random, style: str, mood: str, value: int) -> dict:
+    "One step of a chain, which goes on from a value."
+    operator = draw.choice(list(OPERATORS))
+    operand = draw.choice(OPERANDS)
+    right = mood == "careful" or draw.random() < 0.5
+    result = OPERATORS[operator](value, operand)
+    if not right:
+        result += draw.randrange(1, 10)
+    return dict(
+        style=style,
+        mood=mood,
+        operator=operator,
+        operand=operand,
+        result=result % 10,
+        right=right,
+    )
 
+# %% ../../nbs/learn/steps.ipynb #216d8158
 def chain_pairs(
     chains: Iterable[dict],  # of `arithmetic_chains`
 ) -> tuple[list[tuple[str, str]], list[dict]]:
     "Every step of some chains with its context, and its labels."
     chains = list(chains)
-    return [p for c in chains for p in step_pairs(c["problem"], c["steps"])], [
-        label for c in chains for label in c["labels"]
-    ]
+    pairs = []
+    labels = []
+    for chain in chains:
+        pairs += step_pairs(chain["problem"], chain["steps"])
+        labels += chain["labels"]
+    return pairs, labels
 
 # %% ../../nbs/learn/steps.ipynb #4f24e3f9
 def train_chain_lm(
@@ -217,7 +227,41 @@ class FrozenSteps:
     def __getitem__(self, rows) -> "FrozenSteps":
         return FrozenSteps(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
-# %% ../../nbs/learn/steps.ipynb #f69537cd
+# %% ../../nbs/learn/steps.ipynb #0d7c1835
+def _shared_rows(rows: list[list[int]]) -> dict[int, list[int]]:
+    "The rows that one forward serves: a step's row often begins the row of the next."
+    hosts = {}
+    for i in sorted(range(len(rows)), key=rows.__getitem__, reverse=True):
+        host = next(reversed(hosts), None)
+        begins = host is not None and rows[host][: len(rows[i])] == rows[i]
+        hosts.setdefault(host if begins else i, []).append(i)
+    return hosts
+
+
+def _step_reading(
+    scope: Scope,
+    states: Float[Tensor, "layer token d_model"],  # the asked layer's and the last one's
+    ids: Int[Tensor, " token"],  # of the row, up to the end of the step
+    n: int,  # tokens of the step, with its end
+    words: Int[Tensor, " word"],
+) -> tuple[Tensor, ...]:
+    "The fields of `FrozenSteps` for one step."
+    at = torch.arange(len(ids) - n, len(ids))
+    before = states[-1, at - 1]
+    logp = unembed(scope, before, normed=False).float().log_softmax(-1)
+    rest = logp.index_fill(-1, words, -torch.inf).logsumexp(-1, keepdim=True)
+    tokens = ids[at]
+    word = torch.where(torch.isin(tokens, words), torch.searchsorted(words, tokens), len(words))
+    return (
+        states[0, at[-1]].float(),
+        before.float(),
+        torch.cat([logp[:, words], rest], -1),
+        logp.gather(1, tokens[:, None])[:, 0],
+        word,
+        at >= 0,
+    )
+
+# %% ../../nbs/learn/steps.ipynb #80b2e6f4
 @torch.no_grad()
 def read_steps(
     scope: Scope,
@@ -230,39 +274,19 @@ def read_steps(
 ) -> FrozenSteps:
     "Read steps behind their contexts; the steps of one text share a forward."
     batch = step_batch(scope.tokenizer, pairs, sep, eos, max_tokens)
-    rows = [r[m].tolist() for r, m in zip(batch.ids, batch.mask)]
-    n = batch.scored.sum(1)
-    found = [None] * len(batch)
-    hosts = {}
-    for i in sorted(
-        range(len(rows)), key=rows.__getitem__, reverse=True
-    ):  # a step's row often begins the row of the next: they share a forward
-        host = next(reversed(hosts), None)
-        hosts.setdefault(
-            host if host is not None and rows[host][: len(rows[i])] == rows[i] else i, []
-        ).append(i)
+    rows = [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask)]
+    n = batch.scored.sum(1).tolist()
+    layers = sorted({*resolve_layers(layer, scope.n_layers), scope.n_layers - 1})
+    hosts = _shared_rows(rows)
     leaders = list(hosts)
-    for some in batches_by_length([len(rows[i]) for i in leaders], 2048):
-        trace = scope.read(
-            [rows[leaders[j]] for j in some],
-            "resid_post",
-            layers=sorted({*resolve_layers(layer, scope.n_layers), scope.n_layers - 1}),
-        )
-        for i, h in [(i, h) for j, h in zip(some, trace["resid_post"]) for i in hosts[leaders[j]]]:
-            at = torch.arange(batch.last[i] + 1 - n[i], batch.last[i] + 1)
-            logp = unembed(scope, h[-1, at - 1], normed=False).float().log_softmax(-1)
-            ids = batch.ids[i][at]
-            rest = logp.index_fill(-1, words, -torch.inf).logsumexp(-1, keepdim=True)
-            word = torch.where(torch.isin(ids, words), torch.searchsorted(words, ids), len(words))
-            tokens = (
-                h[-1, at - 1].float(),
-                torch.cat([logp[:, words], rest], -1),
-                logp.gather(1, ids[:, None])[:, 0],
-                word,
-                at >= 0,
-            )
-            found[i] = (
-                h[0, at[-1]].float(),
-                *(F.pad(t, (0, 0) * (t.ndim - 1) + (0, int(n.max() - n[i]))) for t in tokens),
-            )
-    return FrozenSteps(*map(torch.stack, zip(*found)))
+    readings = [None] * len(batch)
+    for group in batches_by_length([len(rows[i]) for i in leaders], 2048):
+        texts = [rows[leaders[j]] for j in group]
+        trace = scope.read(texts, "resid_post", layers=layers)
+        for j, states in zip(group, trace["resid_post"]):
+            for i in hosts[leaders[j]]:
+                ids = batch.ids[i][: len(rows[i])]
+                readings[i] = _step_reading(scope, states, ids, n[i], words)
+    state, *of_tokens = zip(*readings)
+    padded = [torch.nn.utils.rnn.pad_sequence(list(field), batch_first=True) for field in of_tokens]
+    return FrozenSteps(torch.stack(state), *padded)

@@ -31,7 +31,7 @@ def answer_logp(
     ]
     return logits.log_softmax(-1).gather(2, answers[..., None])[..., 0]
 
-
+# %% ../../nbs/learn/tuned_pairs.ipynb #fd020124
 @torch.no_grad()
 def sample_answers(
     model,
@@ -68,7 +68,7 @@ def grpo_loss(
     ratio = (logp - old).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
 
-
+# %% ../../nbs/learn/tuned_pairs.ipynb #97d610f8
 def grpo_step(
     model,
     prompts: Int[Tensor, "row prompt"],
@@ -98,12 +98,12 @@ def addition_problems(
         [total % 10, total // 10], 1
     )
 
-
+# %% ../../nbs/learn/tuned_pairs.ipynb #640ec9db
 def adder_tokenizer():  # ids 4 to 13 are the digits
     "The words of the sums."
     return word_tokenizer("0123456789+=")
 
-
+# %% ../../nbs/learn/tuned_pairs.ipynb #9da19017
 def adder_accuracy(model, n: int = 1000, greedy: bool = False) -> float:
     "Share of new sums answered exactly, by sampling or greedily."
     generator = torch.Generator().manual_seed(999)
@@ -114,6 +114,16 @@ def adder_accuracy(model, n: int = 1000, greedy: bool = False) -> float:
         .float()
         .mean()
     )
+
+# %% ../../nbs/learn/tuned_pairs.ipynb #021b613b
+def _descend(model, adam, loss, lr):
+    "One step of the optimiser."
+    for group in adam.param_groups:
+        group["lr"] = lr
+    adam.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    adam.step()
 
 # %% ../../nbs/learn/tuned_pairs.ipynb #e9118f1c
 def pretrain_adder(
@@ -139,7 +149,7 @@ def pretrain_adder(
         )
     return model.to(torch.bfloat16).float()
 
-
+# %% ../../nbs/learn/tuned_pairs.ipynb #9ce5b1af
 def tune_adder(
     base,
     method: str,  # "sft" or "rl"
@@ -172,16 +182,6 @@ def tune_adder(
         _descend(model, adam, loss, lr)
     return model.eval()
 
-# %% ../../nbs/learn/tuned_pairs.ipynb #47b418a5
-def _descend(model, adam, loss, lr):
-    "One step of the optimiser."
-    for group in adam.param_groups:
-        group["lr"] = lr
-    adam.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    adam.step()
-
 # %% ../../nbs/learn/tuned_pairs.ipynb #c4e4ec72
 def update_norm(base, model) -> float:
     "The Frobenius norm of the update of all layers' matrices."
@@ -195,7 +195,7 @@ def update_norm(base, model) -> float:
         ** 0.5
     )
 
-
+# %% ../../nbs/learn/tuned_pairs.ipynb #e700df49
 def matched_sft(base, rl, lr: float = 1e-4, tries: int = 3, **hyperparameters):  # a new model
     """The supervised run whose update is as long as that of another run (secant steps on the
     learning rate)."""
@@ -205,7 +205,7 @@ def matched_sft(base, rl, lr: float = 1e-4, tries: int = 3, **hyperparameters): 
         lr *= wanted / update_norm(base, model)
     return model
 
-
+# %% ../../nbs/learn/tuned_pairs.ipynb #ccc13cdb
 def train_drift_pair(
     folder: str | Path,
     *,

@@ -10,18 +10,69 @@ __all__ = ['OBSERVED', 'FUTURE', 'FRAME', 'simulate_walkers', 'checked_track', '
 
 # %% ../../nbs/learn/walkers.ipynb #0bae87ad
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..text.names import BadArgument, BadFile
 
-# %% ../../nbs/learn/walkers.ipynb #beb40944
+# %% ../../nbs/learn/walkers.ipynb #0924ad86
 OBSERVED = 8
 FUTURE = 12
 FRAME = 0.4  # frames seen, frames to predict, seconds between two
 
+# %% ../../nbs/learn/walkers.ipynb #2661e3a7
+def _heading(angle):
+    return np.stack([np.cos(angle), np.sin(angle)], -1)
 
+# %% ../../nbs/learn/walkers.ipynb #73d35c3e
+def _push(where):
+    """Acceleration away from the others, 2 m/s² at a distance of 0.6 m, e times less with each half
+    metre more."""
+    apart = where[:, :, None] - where[:, None]
+    distance = np.linalg.norm(apart, axis=-1, keepdims=True) + 1e-9
+    force = 2 * np.exp((0.6 - distance) / 0.5) * apart / distance
+    return np.clip(force, -5, 5).sum(2)
+
+# %% ../../nbs/learn/walkers.ipynb #ba986e3c
+_STEP = 0.1  # seconds; four of them are a frame
+
+
+@dataclass(frozen=True, eq=False)
+class _Crowd:
+    "What everybody in some scenes wants."
+
+    speed: np.ndarray  # metres a second, (scene, person)
+    angle: np.ndarray  # of the direction at first
+    turn: np.ndarray  # radians a second
+    start: np.ndarray  # (scene, person, 2)
+    side: np.ndarray  # radians by which the first person turns at the fork, (scene,); 0 without one
+    begin: np.ndarray  # seconds until the turn
+
+    def heading(self, k: int) -> np.ndarray:  # (scene, person, 2)
+        "The wanted direction at a step."
+        angle = self.angle + self.turn * k * _STEP
+        angle[:, 0] += self.side * np.clip((k * _STEP - self.begin) / 0.6, 0, 1)
+        return _heading(angle)
+
+
+def _draw_crowd(rng: np.random.Generator, n: int, people: int, fork: bool) -> _Crowd:
+    "Speeds, directions and places."
+    shape = (n, people)
+    speed = np.clip(rng.normal(1.3, 0.25, shape), 0.3, 2)
+    speed = speed * (rng.random(shape) > 0.08)  # a few people stand
+    angle = rng.uniform(-np.pi, np.pi, shape)
+    turn = rng.normal(0, 0.25, shape) * (rng.random(shape) < 0.4)
+    start = rng.uniform(-5, 5, (*shape, 2))
+    if fork:
+        speed[:, 0] = np.clip(rng.normal(1.3, 0.15, n), 0.8, 1.8)
+        turn[:, 0] = 0
+    side = fork * rng.choice([-1, 1], n) * np.radians(rng.normal(45, 4, n))
+    begin = (OBSERVED - 1) * FRAME + rng.uniform(0.1, 0.9, n)
+    return _Crowd(speed, angle, turn, start, side, begin)
+
+# %% ../../nbs/learn/walkers.ipynb #f0b6d5e0
 def simulate_walkers(
     n: int,  # scenes
     seed: int = 0,
@@ -33,49 +84,20 @@ def simulate_walkers(
     if n < 1 or people < 1:
         raise BadArgument(f"Nobody walks: {n} scenes of {people} people; give at least one of each")
     rng = np.random.default_rng(seed)
-    step = 0.1
-    frames = OBSERVED + FUTURE
-    shape = (n, people)
-    speed = np.clip(rng.normal(1.3, 0.25, shape), 0.3, 2) * (
-        rng.random(shape) > 0.08
-    )  # a few people stand
-    angle = rng.uniform(-np.pi, np.pi, shape)
-    turn = rng.normal(0, 0.25, shape) * (rng.random(shape) < 0.4)  # radians a second
-    where = rng.uniform(-5, 5, (*shape, 2))
-    if fork:
-        speed[:, 0], turn[:, 0] = np.clip(rng.normal(1.3, 0.15, n), 0.8, 1.8), 0
-    side = rng.choice([-1, 1], n) * np.radians(rng.normal(45, 4, n))
-    begin = (OBSERVED - 1) * FRAME + rng.uniform(0.1, 0.9, n)
-    moving = speed[..., None] * _heading(angle)
+    crowd = _draw_crowd(rng, n, people, fork)
+    where = crowd.start
+    speed = crowd.speed[..., None]
+    moving = speed * _heading(crowd.angle)
     track = []
-    for k in range(frames * 4 - 3):
+    for k in range((OBSERVED + FUTURE) * 4 - 3):
         if k % 4 == 0:
             track.append(where.copy())
-        now = angle + turn * k * step
-        if fork:
-            now[:, 0] += side * np.clip((k * step - begin) / 0.6, 0, 1)
-        pull = (speed[..., None] * _heading(now) - moving) / 0.5
-        moving = (
-            moving
-            + step * (pull + _push(where))
-            + 0.1 * np.sqrt(step) * rng.normal(size=where.shape)
-        )
-        where = where + step * moving
-    track = np.stack(track, 2)
-    return track[:, :, :OBSERVED], track[:, :, OBSERVED:]
-
-# %% ../../nbs/learn/walkers.ipynb #2661e3a7
-def _heading(angle):
-    return np.stack([np.cos(angle), np.sin(angle)], -1)
-
-
-def _push(where):
-    """Acceleration away from the others, 2 m/s² at a distance of 0.6 m, e times less with each half
-    metre more."""
-    apart = where[:, :, None] - where[:, None]
-    distance = np.linalg.norm(apart, axis=-1, keepdims=True) + 1e-9
-    force = 2 * np.exp((0.6 - distance) / 0.5) * apart / distance
-    return np.clip(force, -5, 5).sum(2)
+        pull = (speed * crowd.heading(k) - moving) / 0.5
+        jolt = 0.1 * np.sqrt(_STEP) * rng.normal(size=where.shape)
+        moving = moving + _STEP * (pull + _push(where)) + jolt
+        where = where + _STEP * moving
+    frames = np.stack(track, 2)
+    return frames[:, :, :OBSERVED], frames[:, :, OBSERVED:]
 
 # %% ../../nbs/learn/walkers.ipynb #8f91418d
 def checked_track(
@@ -99,7 +121,7 @@ def checked_track(
         )
     return track
 
-
+# %% ../../nbs/learn/walkers.ipynb #9e399a67
 def constant_velocity(
     observed,  # (…, frame, 2)
     n: int = 1,  # guesses
@@ -116,7 +138,7 @@ def constant_velocity(
         + np.arange(1, frames + 1)[:, None] * velocity[..., None, :]
     )
 
-
+# %% ../../nbs/learn/walkers.ipynb #23abc5e8
 def stand_still(
     observed,  # (…, frame, 2)
     frames: int = FUTURE,
@@ -124,7 +146,7 @@ def stand_still(
     "Stay at the last observed position."
     return np.repeat(checked_track(observed)[..., -1:, :], frames, -2)[..., None, :, :]
 
-
+# %% ../../nbs/learn/walkers.ipynb #8a6a548b
 def kalman_velocity(
     observed,  # (…, frame, 2)
     frames: int = FUTURE,
@@ -168,7 +190,7 @@ def ade_fde(
     choose = np.min if best_of else np.mean
     return choose(distance.mean(-1), -1), choose(distance[..., -1], -1)
 
-
+# %% ../../nbs/learn/walkers.ipynb #b89d9b55
 def path_spread(
     paths,  # (…, guess, frame, 2); at least 2 guesses
 ):  # metres, (…)
@@ -178,7 +200,7 @@ def path_spread(
     apart = np.linalg.norm(paths[..., :, None, :, :] - paths[..., None, :, :, :], axis=-1).mean(-1)
     return apart.sum((-1, -2)) / max(n * (n - 1), 1)
 
-
+# %% ../../nbs/learn/walkers.ipynb #e4e02e20
 def cluster_paths(
     paths,  # (guess, frame, 2)
     k: int = 20,
@@ -235,51 +257,58 @@ def walk_copies(
                 for path in (swapped, swapped[:, ::-1]):
                     yield path + np.array(shift)
 
-# %% ../../nbs/learn/walkers.ipynb #a57eaf20
+# %% ../../nbs/learn/walkers.ipynb #ce9eb05f
+def _read_tracks(path: Path) -> dict[float, dict[float, tuple[float, float]]]:
+    "Pedestrian -> frame -> position."
+    tracks = {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        columns = line.replace(",", " ").split()
+        if not columns:
+            continue
+        try:
+            frame, person, x, y = map(float, columns)
+        except ValueError as error:
+            raise BadFile(
+                f"Not a line of tracks: line {number} of {path.name}, {line[:60]!r}; four "
+                "numbers are needed: frame, pedestrian, x, y"
+            ) from error
+        track = tracks.setdefault(person, {})
+        if not np.isfinite([frame, person, x, y]).all() or frame in track:
+            raise BadFile(
+                f"Not a line of tracks: line {number} of {path.name}, {line[:60]!r}; it is "
+                "not finite, or says a second time where a pedestrian is"
+            )
+        track[frame] = (x, y)
+    return tracks
+
+# %% ../../nbs/learn/walkers.ipynb #47bb3eff
 def read_eth_ucy(
     file: str | Path,  # four columns, separated by white space or commas: frame, pedestrian, x, y
     frame_step: int = 10,  # numbers between two frames 0.4 s apart
     # observed (window, 8, 2), future (window, 12, 2), and (window, 2): pedestrian and first frame
 ) -> tuple:
     "Windows of 8 + 12 frames from a file of the ETH/UCY form; a gap in a track ends a window."
-    if not Path(file).is_file():
+    path = Path(file)
+    if not path.is_file():
         raise BadFile(
-            f"No such track file: {Path(file).name}; give a text file with the columns frame, "
+            f"No such track file: {path.name}; give a text file with the columns frame, "
             "pedestrian, x, y"
         )
-    tracks = {}
-    for number, line in enumerate(
-        Path(file).read_text(encoding="utf-8", errors="replace").splitlines(), 1
-    ):
-        parts = line.replace(",", " ").split()
-        if not parts:
-            continue
-        try:
-            frame, person, x, y = map(float, parts)
-        except ValueError as error:
-            raise BadFile(
-                f"Not a line of tracks: line {number} of {Path(file).name}, {line[:60]!r}; four "
-                "numbers are needed: frame, pedestrian, x, y"
-            ) from error
-        if not np.isfinite([frame, person, x, y]).all() or frame in tracks.setdefault(person, {}):
-            raise BadFile(
-                f"Not a line of tracks: line {number} of {Path(file).name}, {line[:60]!r}; it is "
-                "not finite, or says a second time where a pedestrian is"
-            )
-        tracks[person][frame] = (x, y)
+    tracks = _read_tracks(path)
     length = OBSERVED + FUTURE
-    found = []
+    windows = []
     where = []
     for person, track in sorted(tracks.items()):
         for first in sorted(track):
             frames = [first + k * frame_step for k in range(length)]
-            if all(f in track for f in frames):
-                found.append([track[f] for f in frames])
+            if all(frame in track for frame in frames):
+                windows.append([track[frame] for frame in frames])
                 where.append((person, first))
-    if not found:
+    if not windows:
         raise BadFile(
-            f"No window in {Path(file).name}: {len(tracks)} pedestrians, none seen in {length} "
+            f"No window in {path.name}: {len(tracks)} pedestrians, none seen in {length} "
             f"frames that are {frame_step} apart; is frame_step right?"
         )
-    windows = np.array(found)
-    return windows[:, :OBSERVED], windows[:, OBSERVED:], np.array(where)
+    positions = np.array(windows)
+    return positions[:, :OBSERVED], positions[:, OBSERVED:], np.array(where)
