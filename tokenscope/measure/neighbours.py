@@ -174,7 +174,7 @@ def _ids_of(scope: Scope, texts: list) -> list[list[int]]:
     whole = [text.encode("utf-8", "replace").decode() for text in texts]
     return scope.tokenizer(whole, verbose=False)["input_ids"]
 
-
+# %% ../../nbs/measure/neighbours.ipynb #77ae1dca
 def build_bank(
     scope: Scope,
     texts,  # a list of texts (or of lists of ids)
