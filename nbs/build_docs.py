@@ -13,7 +13,7 @@ from latex2mathml.converter import convert
 from nbdev.serve import proc_nbs
 
 from tokenscope.app.cards import FAMILIES, cards
-from tokenscope.app.gallery import write_pages
+from tokenscope.app.gallery import gallery, write_pages
 from tokenscope.app.house import ROOMS, room_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,11 +27,13 @@ def sidebar() -> list:
     contents.append({"section": "Guides", "contents": ["guides/gallery.md", *guides, "claims.md"]})
     for family, question in FAMILIES.items():
         pages = [f"{family}/{card['slug']}.ipynb" for card in cards() if card["family"] == family]
-        contents.append({"section": question, "contents": [f"{family}/index.ipynb", *pages]})
+        first = {"text": "Overview", "href": f"{family}/index.ipynb"}
+        contents.append({"section": question, "contents": [first, *pages]})
     for room, line in ROOMS.items():
-        pages = [f"{room}/{page}.ipynb" for page in ["index", *room_pages(room)]]
+        first = {"text": "Overview", "href": f"{room}/index.ipynb"}
+        pages = [f"{room}/{page}.ipynb" for page in room_pages(room)]
         pages = [page for page in pages if (nbs / page).exists()]
-        contents.append({"section": f"{room}: {line}", "contents": pages})
+        contents.append({"section": f"{room}: {line}", "contents": [first, *pages]})
     return contents
 
 
@@ -73,11 +75,26 @@ def fold_plumbing(path: Path) -> None:
     path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
 
 
+GALLERY = re.compile(r"gallery\(\"\.\.\", family=\"(\w+)\"\)")
+
+
+def renew_gallery(path: Path) -> None:
+    "Draw a family's techniques anew: its page may have been saved before one of them moved in."
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        family = GALLERY.search("".join(cell["source"]))
+        if family and cell.get("outputs"):
+            shown = gallery(ROOT / "nbs", family=family[1])
+            cell["outputs"][0]["data"]["text/html"] = str(shown)
+    path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
+
+
 def build() -> Path:
     "Build the whole site; return its folder."
     os.chdir(ROOT)
     for stale in ("_docs", "_proc"):
         shutil.rmtree(stale, ignore_errors=True)
+    os.environ["PYTHONWARNINGS"] = "ignore:Found cells containing imports"  # hidden cells may mix
     proc_nbs("nbs", force=True)
     source = ROOT / "_proc"
     for generated in (
@@ -92,6 +109,8 @@ def build() -> Path:
     shutil.copy(ROOT / "nbs/styles.css", source)
     shutil.copytree(ROOT / "nbs/images", source / "images", dirs_exist_ok=True)
     write_pages(source, ROOT / "nbs")
+    for family in FAMILIES:
+        renew_gallery(source / family / "index.ipynb")
     for page in source.rglob("*.ipynb"):
         without_latex(page)
         fold_plumbing(page)

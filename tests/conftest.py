@@ -37,11 +37,12 @@ def site(tmp_path_factory):
     return ROOT / "_docs"
 
 
-def group_of(item) -> str:
+def group_of(nodeid: str) -> str:
     "What runs in one worker, one after another: a page, a test file, or all that reads the site."
-    stem = item.path.stem
+    path, _, name = nodeid.partition("::")
+    stem = Path(path).stem
     if stem == "test_notebooks":
-        return item.callspec.id
+        return name.partition("[")[2].removesuffix("]")
     return "site" if stem in SITE else stem
 
 
@@ -58,8 +59,8 @@ PENDING = {
     "corpus/corpus.ipynb", "corpus/shards.ipynb", "corpus/token_counts.ipynb", "data/books.ipynb", "data/cuts.ipynb",
     "data/declaration.ipynb", "data/haystacks.ipynb", "data/hub.ipynb", "data/index.ipynb", "data/languages.ipynb",
     "data/needle_answers.ipynb", "data/needles.ipynb", "data/tokenizer_catalogue.ipynb", "decoding/index.ipynb",
-    "guides/add_a_technique.ipynb", "guides/compose.ipynb", "guides/errors.ipynb", "guides/save_and_share.ipynb", "guides/speed.ipynb",
-    "index.ipynb", "learn/adders.ipynb", "learn/binding.ipynb", "learn/small_models.ipynb", "learn/steps.ipynb", "learn/tuned_pairs.ipynb",
+    "guides/compose.ipynb", "guides/errors.ipynb", "guides/save_and_share.ipynb", "guides/speed.ipynb",
+    "learn/adders.ipynb", "learn/binding.ipynb", "learn/small_models.ipynb", "learn/steps.ipynb", "learn/tuned_pairs.ipynb",
     "learn/walkers.ipynb", "lenses/counting_readout.ipynb", "lenses/function_tokens.ipynb", "lenses/glot.ipynb", "lenses/index.ipynb",
     "lenses/mixing_mechanisms.ipynb", "lenses/needle_threading.ipynb", "lenses/rlvr_geometry.ipynb", "lenses/step_sae.ipynb",
     "measure/byte_scores.ipynb", "measure/claims.ipynb", "measure/collected_claims.ipynb", "measure/diagnosis.ipynb",
@@ -80,22 +81,33 @@ PENDING = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Hand out whole groups. The way of pytest-xdist 3.8, a marker written into a test's id, is lost in pytest 9.2."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     "One worker for all tests of a group; the longest group first, or any order that is asked for."
     seconds = recorded()
     for item in items:
-        if group_of(item) in PENDING:
+        if group_of(item.nodeid) in PENDING:
             item.add_marker(pytest.mark.xfail(strict=False, reason="not run since the rooms were rebuilt"))
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-        if group_of(item) == "site" and not item.get_closest_marker("timeout"):
+        if group_of(item.nodeid) == "site" and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(600))
     if seed := os.environ.get("TOKENSCOPE_SHUFFLE"):
-        groups = sorted({group_of(item) for item in items})
+        groups = sorted({group_of(item.nodeid) for item in items})
         random.Random(int(seed)).shuffle(groups)
-        items.sort(key=lambda item: groups.index(group_of(item)))
+        items.sort(key=lambda item: groups.index(group_of(item.nodeid)))
     else:
-        items.sort(key=lambda item: (-seconds.get(group_of(item), UNKNOWN), group_of(item)))
+        items.sort(key=lambda item: (-seconds.get(group_of(item.nodeid), UNKNOWN), group_of(item.nodeid)))
 
 
 def processor_seconds() -> float:
@@ -112,7 +124,7 @@ def pytest_runtest_setup(item):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     if call.when == "teardown":
-        item.user_properties.append(("cost", (group_of(item), processor_seconds() - item.processor_start)))
+        item.user_properties.append(("cost", (group_of(item.nodeid), processor_seconds() - item.processor_start)))
     return (yield)
 
 
@@ -157,7 +169,6 @@ class Costs:
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "xdist_group: tests that run in one worker")
     if not hasattr(config, "workerinput"):  # workers send their reports to the one that counts
         from tokenscope.app.cards import cards
         config.pluginmanager.register(Costs({card["slug"] for card in cards()}), "costs")

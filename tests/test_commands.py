@@ -29,6 +29,7 @@ BAD = {
     "corpus: site": (["corpus", "data.txt", "out", "--site", "resid_pots"], "resid_post"),
     "panel: nobody": (["panel", "magic"], "No such technique: 'magic'"),
     "panel: none": (["panel", "grains"], "No panel: grains has none"),
+    "toys: nothing": (["toys", "binders"], "No shipped model is called 'binders'"),
     "panel: nowhere": (["panel", "zerotuning", "-o", "missing/x.html"], "Nowhere to write"),
 }
 USAGE = {

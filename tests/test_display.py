@@ -17,7 +17,8 @@ from tokenscope.show.colours import STEPS, as_numbers, contrast_ratio, luminance
 from tokenscope.show.display import TokenScores, attention_map, figure_html, patch_grid, shared_limits, strips
 from tokenscope.text.names import ScopeError
 from tokenscope.show.pictures import palette_png
-from tokenscope.show.strip import SHEET, STRIP_CLASS, directed_html, text_direction
+from tokenscope.show.boxes import SHEET, STRIP_CLASS
+from tokenscope.show.strip import directed_html, text_direction
 from tokenscope.text.tokens import Tokens
 
 PAGES = {"Jupyter light": ("#ffffff", "#212121"), "Quarto light": ("#ffffff", "#343a40"), "smalldocs light": ("#ffffff", "#333333"), "Jupyter dark": ("#111111", "#e0e0e0"),

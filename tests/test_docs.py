@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 from notebooks import ROOT, notebooks
 from tokenscope.app.cards import FAMILIES, cards
+from tokenscope.app.house import ROOMS
 
 
 class Links(html.parser.HTMLParser):
@@ -80,3 +81,19 @@ def test_every_notebook_is_in_the_sidebar():
     from build_docs import sidebar
     flat = str(sidebar())
     assert not [p for p in notebooks() if str(p.relative_to(ROOT / "nbs")) not in flat]
+
+
+def test_the_front_page_has_something_to_turn_and_the_seven_questions(site):
+    page = site / "index.html"
+    text = page.read_text(encoding="utf-8")
+    assert page.stat().st_size < 300_000
+    assert 0 < text.index("data-ts=") < text.index("Two commands")
+    assert {f"{family}/index.html" for family in FAMILIES} <= set(Links(text).links)
+    assert "app/house.html" in Links(text).links
+
+
+def test_every_room_has_a_page_that_shows_what_is_used_most():
+    for room in ROOMS:
+        cells = json.loads((ROOT / "nbs" / room / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+        lessons = [c for c in cells if c["cell_type"] == "code" and c["outputs"]]
+        assert len(lessons) >= 3, f"{room}/index shows {len(lessons)} things; run it with `make notebooks`"

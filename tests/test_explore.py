@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from tokenscope.show.controls import Choice, Pick, Slider, Switch, Text, as_control, as_controls
 from tokenscope.show.explore import SAVED_FRAMES, WIDGET_MIME, clean_notebook, clean_notebooks, clean_outputs, explore, live_panel
 from tokenscope.text.names import ScopeError
-from tokenscope.show.twin import evenly, shown, thinned
+from tokenscope.show.twin import evenly, shown, thin_sliders
 
 
 def data_of(page):
@@ -67,7 +67,7 @@ def test_thinning_keeps_the_opening_value(data):
     sizes = data.draw(st.lists(st.integers(2, 60), min_size=1, max_size=3))
     knobs = [Slider(0, n - 1, value=data.draw(st.integers(0, n - 1))) for n in sizes] + [Switch(True)]
     most = data.draw(st.integers(2, 200))
-    kept = thinned([list(range(len(k.values))) for k in knobs], knobs, most)
+    kept = thin_sliders([list(range(len(k.values))) for k in knobs], knobs, most)
     assert prod(map(len, kept)) <= most and all(knob.start in places for knob, places in zip(knobs, kept))
     assert all(places == sorted(set(places)) for places in kept) and kept[-1] == [0, 1]
     assert evenly(list(range(30)), 4, 12) == [0, 12, 19, 29]

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from architectures import tiny
 from corpus_fixtures import scope, small  # noqa: F401
 from tokenscope.text.names import ScopeError
-from tokenscope.show.pictures import token_arcs
+from tokenscope.show.links import token_arcs
 from tokenscope.core.scope import Scope
 from tokenscope.core.states import token_states
 from tokenscope.lenses.glot import CONVS, AttentionPool, GATLayer, PlainPool, TokenGraphPool, cosine_token_graph, glot, random_graph_glot, random_token_graph, train_pooler

@@ -13,7 +13,7 @@ from tokenscope.app.cards import FAMILIES, cards
 from tokenscope.app.house import ROOMS, module_imports, room_pages, upward_imports
 
 LIGHT = (
-    "text.names text.fetch text.tokens show.marks show.colours show.svg show.pictures show.strip show.display show.controls show.twin show.explore "
+    "text.names text.fetch text.token_bytes text.tokens show.marks show.colours show.svg show.pictures show.boxes show.strip show.strip_figures show.links show.units show.terminal show.display show.controls show.twin_script show.twin show.live_controls show.explore "
     "data.haystacks measure.intervals measure.claims measure.diagnosis app.contract app.cards app.house app.gallery"
 ).split()
 MODULES = sorted(p for p in (ROOT / "tokenscope").rglob("*.py") if not p.name.startswith("_"))

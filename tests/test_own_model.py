@@ -43,7 +43,7 @@ def whole_snippet(card) -> str:
     code = BEFORE.get(card["slug"], "") + "\n".join(blocks)
     for placeholder, stand_in in STAND_INS.items():
         code = code.replace(placeholder, stand_in)
-    assert "your/" not in code
+    assert "your/" not in code and '"…"' not in code, "a reader pastes it as it stands"
     return code
 
 
@@ -68,3 +68,8 @@ def test_snippet_runs_as_written(card, tmp_path):
     command = [sys.executable, "-c", whole_snippet(card)]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    if card["slug"] == "clas_bench":
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        judge = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        judge.set_languages(["en", "es", "fr", "de", "it", "pt"])
+        assert judge.classify(done.stdout)[0] == "es", done.stdout

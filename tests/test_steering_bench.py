@@ -10,7 +10,8 @@ from architectures import tiny
 from tokenscope.core.edit import Edit
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
-from tokenscope.change.steering_bench import SteeringTask, numbers_touched, pareto_front, perplexity_ratio, steering_bench, steering_row, steering_sweep
+from tokenscope.change.steering_bench import numbers_touched, pareto_front, perplexity_ratio, steering_bench, steering_row, steering_sweep
+from tokenscope.change.steering_tasks import SteeringTask
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

@@ -137,22 +137,24 @@ def show_card(
     card: dict,
 ) -> Markup:
     "A card as a reader wants it."
-    paper = f'{escape(card["paper"])}, <a href="https://arxiv.org/abs/{card["arxiv"]}">arXiv {card["arxiv"]}</a>'
+    arxiv = f'<a href="https://arxiv.org/abs/{card["arxiv"]}">arXiv {card["arxiv"]}</a>'
     rows = {
-        "paper": paper,
+        "paper": f"{escape(card['paper'])}, {arxiv}",
         "needs": escape(_needs(card)),
         "returns": _code_in_html(RETURNS[card["returns"]]),
         "call": _code_in_html(f"`{card['front']}`, beside its control `{card['control']}`"),
         "costs": escape(card["cost"]),
     }
+    head = "text-align:left;font-weight:600;padding:.1rem 1rem .1rem 0;vertical-align:top"
     lines = "".join(
-        f'<tr><th scope="row" style="text-align:left;font-weight:600;padding:.1rem 1rem .1rem 0;'
-        f'vertical-align:top">{name}</th><td style="text-align:left;padding:.1rem 0">{line}</td></tr>'
+        f'<tr><th scope="row" style="{head}">{name}</th>'
+        f'<td style="text-align:left;padding:.1rem 0">{line}</td></tr>'
         for name, line in rows.items()
     )
     return Markup(
-        '<div style="border:1px solid #8886;border-radius:10px;padding:.8rem 1.1rem;max-width:46rem;'
-        f'font:14px/1.5 system-ui,sans-serif"><b style="font-size:1.1rem">{escape(card["title"])}</b>'
+        '<div style="border:1px solid #8886;border-radius:10px;padding:.8rem 1.1rem;'
+        'max-width:46rem;font:14px/1.5 system-ui,sans-serif">'
+        f'<b style="font-size:1.1rem">{escape(card["title"])}</b>'
         f'<table style="border:0;margin:.4rem 0 0;font-size:inherit">{lines}</table></div>'
     )
 

@@ -50,7 +50,18 @@ def command_corpus(commands):
     c.add_argument("data", help="a .txt (a text a line), .jsonl or .parquet file")
     c.add_argument("folder", help="where the shards go")
     c.add_argument("--column", default="text", help="the field that holds the text")
+    _what_to_compute(c)
     c.add_argument(
+        "--batch-tokens", type=_token_count, default=2048, help="tokens computed at once"
+    )
+    c.add_argument("--label", default="", help="anything else that the results depend on")
+    _model_argument(c)
+    c.set_defaults(run=_run_corpus)
+
+# %% ../../nbs/app/commands.ipynb #83aea973
+def _what_to_compute(parser):
+    "The options that say what is computed for each token."
+    parser.add_argument(
         "--score",
         action="append",
         dest="scores",
@@ -58,28 +69,22 @@ def command_corpus(commands):
         help="surprisal, entropy or rank; may be repeated (default: surprisal, unless sites are "
         "given)",
     )
-    c.add_argument(
+    parser.add_argument(
         "--site",
         action="append",
         dest="sites",
         default=[],
         help="a site whose states are kept, such as resid_post; may be repeated",
     )
-    c.add_argument(
+    parser.add_argument(
         "--layers", type=_layer_list, help="layers of the sites, such as 8,16,-1 (default: all)"
     )
-    c.add_argument(
+    parser.add_argument(
         "--dtype",
         default="float32",
         choices=("float32", "float16", "bfloat16"),
         help="how states are stored: float32, float16 or bfloat16",
     )
-    c.add_argument(
-        "--batch-tokens", type=_token_count, default=2048, help="tokens computed at once"
-    )
-    c.add_argument("--label", default="", help="anything else that the results depend on")
-    _model_argument(c)
-    c.set_defaults(run=_run_corpus)
 
 # %% ../../nbs/app/commands.ipynb #3b1447dd
 def _layer_list(text) -> list[int]:
@@ -104,9 +109,8 @@ def _run_corpus(options):
 
     for site in options.sites:
         check_site(site)
-    next(
-        iter(text_source(options.data, options.column)), None
-    )  # refuses what cannot be read, before anything heavy is imported
+    # refuses what cannot be read, before anything heavy is imported
+    next(iter(text_source(options.data, options.column)), None)
     from tokenscope.corpus.corpus import run_corpus
 
     scores = options.scores or (() if options.sites else ("surprisal",))
@@ -196,9 +200,9 @@ def main(
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (command_tour, command_corpus, command_gallery, command_panel, command_toys):
         add(commands)
-    asked = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
-        print(asked.run(asked))
+        print(options.run(options))
     except (ScopeError, OSError) as e:
         print(f"tokenscope: {_as_options(str(e))}", file=sys.stderr)
         return 2

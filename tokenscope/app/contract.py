@@ -121,8 +121,8 @@ def control_of(
     unknown = [name for name in fixed if name not in signature(front).parameters]
     if unknown:
         raise BadArgument(
-            f"A control cannot fix what its front does not take: {unknown[0]}; {front.__name__} takes "
-            f"{', '.join(signature(front).parameters)}"
+            f"A control cannot fix what its front does not take: {unknown[0]}; {front.__name__} "
+            f"takes {', '.join(signature(front).parameters)}"
         )
 
     def mark(control):
@@ -170,5 +170,6 @@ def check_panel_scope(
     "Refuse a scope that cannot read words."
     if getattr(scope, "tokenizer", None) is None:
         raise BadArgument(
-            f"No tokenizer for a panel: {panel} has a box for words, so give a Scope with its tokenizer"
+            f"No tokenizer for a panel: {panel} has a box for words, so give a Scope with its "
+            "tokenizer"
         )

@@ -79,24 +79,29 @@ def card_picture(
 class Gallery(Markup):
     "HTML that shows itself."
 
+# %% ../../nbs/app/gallery.ipynb #66bcb518
+_GALLERY_STYLE = (
+    "<style>.ts-gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));"
+    "gap:1.2rem;margin:1rem 0 2rem}"
+    ".ts-card{border:1px solid #8884;border-radius:10px;padding:1rem 1.1rem;overflow:hidden}"
+    ".ts-card h3{margin:0 0 .3rem!important;font-size:1.1rem!important}"
+    ".ts-card .pic{max-height:24rem;overflow:auto;margin:.5rem 0;font-size:.85em}"
+    ".ts-card .pic img,.ts-card .pic svg{max-width:100%;max-height:22rem;height:auto;"
+    "object-fit:contain}"
+    ".ts-card p{margin:.3rem 0;font-size:.86rem;opacity:.85}"
+    "</style>"
+)
+
 # %% ../../nbs/app/gallery.ipynb #0a36ee43
 def gallery(
     nbs: str | Path = "nbs",  # where the notebooks are
     family: str | None = None,  # one question only
 ) -> Gallery:
     "One card for each technique, with its picture, grouped by question."
-    style = (
-        "<style>.ts-gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:1.2rem;margin:1rem "
-        "0 2rem}"
-        ".ts-card{border:1px solid #8884;border-radius:10px;padding:1rem "
-        "1.1rem;overflow:hidden}.ts-card h3{margin:0 0 .3rem!important;font-size:1.1rem!important}"
-        ".ts-card .pic{max-height:24rem;overflow:auto;margin:.5rem 0;font-size:.85em}.ts-card .pic img,.ts-card .pic svg{max-width:100%;max-height:22rem;height:auto;object-fit:contain}.ts-card "
-        "p{margin:.3rem 0;font-size:.86rem;opacity:.85}</style>"
-    )
-    parts = [style]
+    parts = [_GALLERY_STYLE]
     for name, question in FAMILIES.items():
-        some = [c for c in cards() if c["family"] == name]
-        if family not in (None, name) or not some:
+        of_family = [c for c in cards() if c["family"] == name]
+        if family not in (None, name) or not of_family:
             continue
         tiles = "".join(
             '<div class="ts-card"><h3><a '
@@ -104,7 +109,7 @@ def gallery(
             f'class="pic">{card_picture(c, nbs)}</div>'
             f"<p>{escape(c['paper'])}</p><p>returns {escape(c['returns'])}; "
             f"{escape(c['cost'])}</p></div>"
-            for c in some
+            for c in of_family
         )
         parts.append(
             ("" if family else f"<h2>{question}</h2>") + f'<div class="ts-gallery">{tiles}</div>'

@@ -33,15 +33,13 @@ def additive_mask(
     n_key = key.shape[-2]
     if mask is None:
         mask = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device)
-        if (
-            causal
-        ):  # the last query is the last key's token, also when earlier keys come from the cache
+        if causal:
+            # the last query is the last key's token, also when earlier keys come from the cache
             mask = mask.tril(n_key - n_query)
         mask = mask[None, None]
     lowest = torch.finfo(query.dtype).min
-    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(
-        ~mask, lowest
-    )
+    nothing = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+    return nothing.masked_fill(~mask, lowest)
 
 # %% ../../nbs/core/attention.ipynb #b775d837
 def attention_scores(

@@ -97,10 +97,10 @@ def unpack_gguf(
     model.hf_quantizer = None
     tokenizer = AutoTokenizer.from_pretrained(**where)
     with tempfile.TemporaryDirectory(dir=folder.parent) as workbench:
-        made = Path(workbench) / "made"
-        model.to(torch.bfloat16).save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        os.replace(made, folder)
+        unpacked = Path(workbench) / "made"
+        model.to(torch.bfloat16).save_pretrained(unpacked)
+        tokenizer.save_pretrained(unpacked)
+        os.replace(unpacked, folder)
     return folder
 
 # %% ../../nbs/core/default_model.ipynb #68749518

@@ -202,10 +202,10 @@ def _from_name(name, kwargs):
 def _tokenizer_of(name, model, kwargs):
     from transformers import AutoProcessor, AutoTokenizer
 
-    some = {k: kwargs[k] for k in ("gguf_file", "trust_remote_code") if k in kwargs}
+    loading = {k: kwargs[k] for k in ("gguf_file", "trust_remote_code") if k in kwargs}
     cls = AutoProcessor if hasattr(model.config, "vision_config") else AutoTokenizer
     try:
-        return cls.from_pretrained(name, **some)
+        return cls.from_pretrained(name, **loading)
     except (OSError, ValueError):
         return None  # a model without a tokenizer can still be read by ids
 

@@ -166,12 +166,12 @@ def attention_received(
     layers = resolve_layers(layers, scope.n_layers)
     heads = None if heads is None else resolve_indices(heads, scope.n_heads, "head")
     real = batch.attention_mask.bool()
-    found = {}
+    columns = {}
 
     def take(layer):
         def tap(pattern):
-            found[layer] = _mean_received(pattern, real, heads)
-            if len(found) == len(set(layers)):
+            columns[layer] = _mean_received(pattern, real, heads)
+            if len(columns) == len(set(layers)):
                 raise EnoughRead
 
         return tap
@@ -184,7 +184,7 @@ def attention_received(
             final_hidden(scope, batch)
         except EnoughRead:
             pass
-    values = torch.stack([found[i] for i in layers], dim=1).float().cpu().numpy()
+    values = torch.stack([columns[i] for i in layers], dim=1).float().cpu().numpy()
     strips = [
         TokenScores(t, v[:, m], name="attention received", layers=layers, limits=(0, 1))
         for t, v, m in zip(batch.tokens, values, real.cpu().numpy())

@@ -103,16 +103,16 @@ class Collector:
             if tensor.ndim == 2:  # routers see a flat list of tokens
                 tensor = tensor.unflatten(0, (self.n_rows, -1))
             if self.keep_grad:
-                given = tensor
+                shown = tensor
                 if not tensor.requires_grad:
-                    given = tensor.detach().requires_grad_()
-                self.tensors[site if layer is None else (site, layer)] = given
+                    shown = tensor.detach().requires_grad_()
+                self.tensors[site if layer is None else (site, layer)] = shown
             else:
                 self._store(site, layer, tensor)
             self.outstanding -= 1
             if self.stop and not self.outstanding:
                 raise EnoughRead
-            return given if self.keep_grad and given is not tensor else None
+            return shown if self.keep_grad and shown is not tensor else None
 
         return take
 

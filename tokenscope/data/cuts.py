@@ -262,32 +262,46 @@ def _cut_row(name, spans, start, end):
             )
     return f"<tr>{''.join(cells)}</tr>"
 
+# %% ../../nbs/data/cuts.ipynb #91177134
+def _cells_by_line(tokens, width: int, n_lines: int) -> list[list]:
+    "What stands in each line of one tokenizer's row; a token at a line's end stands in both."
+    lines = [[] for _ in range(n_lines)]
+    for k, (a, b, piece, n) in enumerate(_spans(tokens)):
+        hint = escape(piece, quote=True) + (f" ({n} tokens)" if n > 1 else "")
+        for line in range(a // width, (b - 1) // width + 1):
+            lines[line].append((k, a, b, hint, n))
+    return lines
+
+
+def _cut_block(part: str, start: int, rows: dict) -> str:
+    "One line of the text above the rows of the tokenizers."
+    head = "".join(f"<td><bdi>{_shown(c)}</bdi></td>" for c in part)
+    body = "".join(_cut_row(name, cells, start, start + len(part)) for name, cells in rows.items())
+    columns = "".join(map(_column, part))
+    return (
+        '<table class="ts-cuts" dir="ltr"><colgroup><col '
+        f'style="width:90px">{columns}</colgroup><tr class="c"><th></th>{head}</tr>{body}</table>'
+    )
+
 # %% ../../nbs/data/cuts.ipynb #33503dbd
 def cuts_html(
-    made: Cuts,
+    text_cuts: Cuts,
     width: int = 64,  # characters in a line
 ) -> Markup:
     "Several cuts of one text, aligned by character."
-    lines = range(0, len(made.text), width)
-    rows = {name: [[] for _ in lines] for name in made.tokens}
-    for name, tokens in made.tokens.items():
-        for k, (a, b, piece, n) in enumerate(_spans(tokens)):
-            cell = (k, a, b, escape(piece, quote=True) + (f" ({n} tokens)" if n > 1 else ""), n)
-            for line in range(a // width, (b - 1) // width + 1):
-                rows[name][line].append(cell)
-    blocks = []
-    for i, start in enumerate(lines):
-        part = made.text[start : start + width]
-        head = "".join(f"<td><bdi>{_shown(c)}</bdi></td>" for c in part)
-        body = "".join(
-            _cut_row(name, row[i], start, start + len(part)) for name, row in rows.items()
+    text = text_cuts.text
+    starts = range(0, len(text), width)
+    lines = {
+        name: _cells_by_line(tokens, width, len(starts))
+        for name, tokens in text_cuts.tokens.items()
+    }
+    blocks = [
+        _cut_block(
+            text[start : start + width], start, {name: row[i] for name, row in lines.items()}
         )
-        blocks.append(
-            '<table class="ts-cuts" dir="ltr"><colgroup><col '
-            f'style="width:90px">{"".join(map(_column, part))}</colgroup><tr '
-            f'class="c"><th></th>{head}</tr>{body}</table>'
-        )
-    counts = ", ".join(f"{escape(name)} {len(t):,}" for name, t in made.tokens.items())
+        for i, start in enumerate(starts)
+    ]
+    counts = ", ".join(f"{escape(name)} {len(t):,}" for name, t in text_cuts.tokens.items())
     note = (
         f'<div style="font:12px system-ui,sans-serif;opacity:.8">Tokens: {counts}. Each box is a '
         "token, colours alternate; a red foot marks a character that needs several tokens, with "

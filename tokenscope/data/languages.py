@@ -25,19 +25,19 @@ def parallel_text(
         raise BadArgument(
             f"Unknown half {half!r}; accepted: 'odd' (for directions), 'even' (for scores), 'all'"
         )
-    found = {lang: [] for lang in langs}
-    if not found or isinstance(langs, str):
+    by_language = {lang: [] for lang in langs}
+    if not by_language or isinstance(langs, str):
         raise BadArgument(
             f"No list of languages: {langs!r}; give a list of codes, such as ['eng', 'spa']"
         )
-    for articles in list(zip(*map(udhr, found)))[
+    for articles in list(zip(*map(udhr, by_language)))[
         {"even": 1}.get(half, 0) :: 1 if half == "all" else 2
     ]:
         parts = [a.split("\n") for a in articles]
         aligned = len({len(p) for p in parts}) == 1
-        for lang, article, own in zip(found, articles, parts):
-            found[lang] += own if aligned else [article]
-    return found
+        for lang, article, own in zip(by_language, articles, parts):
+            by_language[lang] += own if aligned else [article]
+    return by_language
 
 # %% ../../nbs/data/languages.ipynb #839af727
 _short = dict(
@@ -61,9 +61,9 @@ def _identifier(langs):
         ) from e
     if unknown := [lang for lang in langs if lang not in _short]:
         raise BadArgument(f"No language to identify: {unknown[0]!r}; accepted: {', '.join(_short)}")
-    made = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    made.set_languages([_short[lang] for lang in langs])
-    return made
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages([_short[lang] for lang in langs])
+    return identifier
 
 # %% ../../nbs/data/languages.ipynb #0839dbb7
 def identify_language(
@@ -96,17 +96,23 @@ def language_strip(
     )
 
 # %% ../../nbs/data/languages.ipynb #e4f44d37
-_questions = """What should I eat for breakfast?|How do birds fly?|Tell me about the sea.|Why is sleep important?|What is a good book to read?|How do I cook rice?
-Why do leaves fall in autumn?|What makes a good friend?|How can I learn to swim?|Describe a rainy day.|What do cats like?|How does a bicycle work?
-Why do people travel?|What is music for?|How do I write a letter?|Tell me about the moon.|What grows in a garden?|How do I stay healthy?
-Why is the sky blue?|What does a doctor do?|Describe your favourite city.|How is bread made?|Why do children play?|What is the use of money?
-How do trains work?|Tell me about horses.|What happens in winter?|How do I save water?|Why do we laugh?|What is in a kitchen?
-Describe an old house.|How do fish breathe?|What can I give my mother?|Why are forests important?|How do I clean a window?|Tell me about the stars."""
+_questions = (
+    "What should I eat for breakfast?|How do birds fly?|Tell me about the sea.|"
+    "Why is sleep important?|What is a good book to read?|How do I cook rice?|"
+    "Why do leaves fall in autumn?|What makes a good friend?|How can I learn to swim?|"
+    "Describe a rainy day.|What do cats like?|How does a bicycle work?|Why do people travel?|"
+    "What is music for?|How do I write a letter?|Tell me about the moon.|"
+    "What grows in a garden?|How do I stay healthy?|Why is the sky blue?|"
+    "What does a doctor do?|Describe your favourite city.|How is bread made?|"
+    "Why do children play?|What is the use of money?|How do trains work?|Tell me about horses.|"
+    "What happens in winter?|How do I save water?|Why do we laugh?|What is in a kitchen?|"
+    "Describe an old house.|How do fish breathe?|What can I give my mother?|"
+    "Why are forests important?|How do I clean a window?|Tell me about the stars."
+).split("|")
 
 # %% ../../nbs/data/languages.ipynb #6595c9b7
-def open_questions(n: int = 36) -> list[str]:
+def open_questions(n_questions: int = 36) -> list[str]:
     "Short open questions in English, to be answered in some other language."
-    every = _questions.replace("\n", "|").split("|")
-    if not 1 <= n <= len(every):
-        raise BadArgument(f"There are {len(every)} open questions; given: n={n}")
-    return every[:n]
+    if not 1 <= n_questions <= len(_questions):
+        raise BadArgument(f"There are {len(_questions)} open questions; given: {n_questions}")
+    return _questions[:n_questions]

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..text.names import BadArgument
-from ..core.scope import Scope
-from .small_models import load_header
+
+if TYPE_CHECKING:  # the table alone is read without torch
+    from tokenscope.core.scope import Scope
 
 # %% ../../nbs/learn/shipped.ipynb #224ee504
 @dataclass(frozen=True)
@@ -224,13 +225,17 @@ class SmallModel:
     @classmethod
     def read(cls, path: str | Path, loaded: Any) -> "SmallModel":
         "Put what was loaded beside its file's header."
+        from tokenscope.learn.small_models import load_header
+
         header = load_header(path)
         made_by = header.get("provenance") or header.get("meta") or {}
         return cls(loaded, header.get("losses", []), made_by)
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> "Scope":
         "The model as a scope."
+        from tokenscope.core.scope import Scope
+
         if not isinstance(self.loaded, Scope):
             raise BadArgument(
                 f"Not a scope: this model is a {type(self.loaded).__name__}; take its `.model`"
@@ -240,6 +245,8 @@ class SmallModel:
     @property
     def model(self) -> Any:
         "The module: the scope's, or what has a class of its own."
+        from tokenscope.core.scope import Scope
+
         return self.loaded.model if isinstance(self.loaded, Scope) else self.loaded
 
     def __repr__(self):

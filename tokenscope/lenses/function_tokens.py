@@ -6,8 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/lenses/function_tokens.html.md"""
 
 # %% auto #0
 __all__ = ['GROUPS', 'function_tokens', 'random_function_tokens', 'transition_losses', 'feature_graph', 'TokenFeatureGraph',
-           'degree_table', 'token_coverage', 'matched_coverage', 'bits_at', 'patch_position', 'FunctionReading',
-           'function_token_lens', 'random_token_lens']
+           'patch_position', 'FunctionReading', 'function_token_lens', 'random_token_lens']
 
 # %% ../../nbs/lenses/function_tokens.ipynb #9332d388
 import hashlib
@@ -20,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -243,7 +243,8 @@ class TokenFeatureGraph:
         )
 
 # %% ../../nbs/lenses/function_tokens.ipynb #d5d19d1f
-def degree_table(self: TokenFeatureGraph):  # a DataFrame, the most frequent type first
+@patch
+def degrees(self: TokenFeatureGraph):  # a DataFrame, the most frequent type first
     "How many features each type switches on."
     import pandas as pd
 
@@ -262,20 +263,16 @@ def degree_table(self: TokenFeatureGraph):  # a DataFrame, the most frequent typ
     return found.sort_values(["count", "id"], ascending=[False, True], ignore_index=True)
 
 
-def token_coverage(
-    self: TokenFeatureGraph, types: Iterable[int]
-) -> Float[np.ndarray, "type layer"]:
+@patch
+def coverage(self: TokenFeatureGraph, types: Iterable[int]) -> Float[np.ndarray, "type layer"]:
     "Share of the active features that the first types of a list switch on together."
     known, bits = self.edges
     place = {int(t): i for i, t in enumerate(known)}
     rows = np.stack([bits[place[t]] if t in place else np.zeros_like(bits[0]) for t in types])
     return _n_on(np.bitwise_or.accumulate(rows, axis=0)) / self.n_active.clip(1)
 
-
-TokenFeatureGraph.degrees = degree_table
-TokenFeatureGraph.coverage = token_coverage
-
 # %% ../../nbs/lenses/function_tokens.ipynb #700c3328
+@patch
 def matched_coverage(
     self: TokenFeatureGraph,
     types: Iterable[int] | None = None,  # to draw from; None: positions at random
@@ -324,6 +321,7 @@ def _spread(graph, rows, k):
     return rows[again.groupby(again).cumcount().to_numpy().argsort(kind="stable")[:k]]
 
 
+@patch
 def bits_at(
     self: TokenFeatureGraph, rows: Int[np.ndarray, " row"]
 ) -> np.ndarray:  # (row, layer, byte)
@@ -334,10 +332,6 @@ def bits_at(
     return np.concatenate(
         [b.numpy()[part - end + len(b)] for b, part, end in zip(self.blocks, parts, ends)]
     )
-
-
-TokenFeatureGraph.matched_coverage = matched_coverage
-TokenFeatureGraph.bits_at = bits_at
 
 # %% ../../nbs/lenses/function_tokens.ipynb #a9a4699d
 def patch_position(

@@ -22,7 +22,7 @@ from ..app.contract import control_of
 from ..text.batch import choose_columns
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Layers, Positions
-from ..show.pictures import token_arcs
+from ..show.links import token_arcs
 from ..core.states import token_states
 
 # %% ../../nbs/lenses/glot.ipynb #19de7198

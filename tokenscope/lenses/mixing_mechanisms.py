@@ -164,11 +164,8 @@ class MechanismShares:
         import pandas as pd
 
         p = self.pairs.facts[:, 0]
-        some = [
-            (i, k)
-            for i in range(len(self.layers))
-            for k in (p.unique().tolist() if by_position else [None])
-        ]
+        positions = p.unique().tolist() if by_position else [None]
+        some = [(i, k) for i in range(len(self.layers)) for k in positions]
 
         def row(i, k):
             return (self.followed[i] if k is None else self.followed[i, p == k]).mean(0).tolist()
@@ -183,6 +180,9 @@ class MechanismShares:
 
     def __repr__(self):
         return self.to_df().round(2).to_string(index=False)
+
+    def _repr_html_(self):
+        return str(share_bars({"": self}))
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #2d9727f2
 def share_bars(
@@ -223,9 +223,6 @@ def share_bars(
         f'<div style="font:14px/1.4 system-ui,sans-serif">{key}'
         f"{''.join(part(*both) for both in named.items())}</div>"
     )
-
-
-MechanismShares._repr_html_ = lambda self: str(share_bars({"": self}))
 
 # %% ../../nbs/lenses/mixing_mechanisms.ipynb #38b5e7b8
 def mixing_mechanisms(

@@ -286,7 +286,7 @@ def _characters(piece):
 # %% ../../nbs/measure/byte_scores.ipynb #f1308448
 def spelling_targets(
     texts: Iterable[str],
-    n: int = 200,  # words to score
+    n_words: int = 200,  # to score
     context_words: int = 24,  # words before each, at most
     seed: int = 0,
 ) -> list[tuple]:  # (context, word), both with their whitespace
@@ -297,7 +297,7 @@ def spelling_targets(
         raise BadArgument(
             "No word has eight words before it: the texts are too short; give longer ones"
         )
-    chosen = np.random.default_rng(seed).permutation(len(places))[:n]
+    chosen = np.random.default_rng(seed).permutation(len(places))[:n_words]
     return [
         ("".join(row[max(0, j - context_words) : j]), row[j])
         for row, j in (places[i] for i in sorted(chosen))

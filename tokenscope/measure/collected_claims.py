@@ -249,11 +249,11 @@ def claims_page(
     rows = []
     sections = []
     for family, question in questions.items():
-        some = [page for page in pages if _family(page[0]) == family]
-        kinds = _kinds([record for *_, group in some for record in group])
+        of_family = [page for page in pages if _family(page[0]) == family]
+        kinds = _kinds([record for *_, group in of_family for record in group])
         rows.append(_matrix_head(family, question, kinds))
-        rows += [_matrix_row(*page) for page in some]
-        sections += [_section(*page) for page in some]
+        rows += [_matrix_row(*page) for page in of_family]
+        sections += [_section(*page) for page in of_family]
     return ClaimsPage(
         f'{_style(questions)}<div class="ts-all"><p>{count}: {_totals(records)}.</p>'
         f"{_filters(records, questions)}"

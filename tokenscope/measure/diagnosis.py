@@ -37,8 +37,8 @@ class Diagnosis:
 
     def counts(self) -> dict:
         "How many cases had each outcome."
-        found = Counter(c["outcome"] for c in self.cases)
-        return {o: found[o] for o in self.outcomes}
+        counted = Counter(c["outcome"] for c in self.cases)
+        return {o: counted[o] for o in self.outcomes}
 
     def rates(self) -> dict:
         "Each outcome's share with its 95 % interval: {outcome: (share, low, high)}."

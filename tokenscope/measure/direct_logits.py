@@ -176,7 +176,7 @@ class DirectLogits:
         )
 
     def __repr__(self):
-        return self.scores().to_text(most=None)
+        return self.scores().to_text(max_tokens=None)
 
     def _bars(self, kind: str) -> dict[int, float]:
         "layer -> value of the parts of one kind."

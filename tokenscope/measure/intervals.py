@@ -16,16 +16,17 @@ from ..text.names import BadArgument
 # %% ../../nbs/measure/intervals.ipynb #5e2b2560
 def wilson_interval(
     hits: int,  # successes
-    n: int,  # trials
+    n_trials: int,
     z: float = 1.96,  # 1.96 for 95 %
 ) -> tuple[float, float]:  # lower and upper end
     "The Wilson score interval of a share (Wilson 1927)."
-    if not (n > 0 and 0 <= hits <= n):
-        raise BadArgument(f"A share needs 0 <= hits <= n and n > 0; given: {hits} of {n}")
-    share = hits / n
-    spread = z * z / n
+    if not (n_trials > 0 and 0 <= hits <= n_trials):
+        raise BadArgument(f"A share needs 0 <= hits <= n and n > 0; given: {hits} of {n_trials}")
+    share = hits / n_trials
+    spread = z * z / n_trials
     centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    variance = share * (1 - share) / n_trials + spread / (4 * n_trials)
+    half = z / (1 + spread) * math.sqrt(variance)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 # %% ../../nbs/measure/intervals.ipynb #meanint1

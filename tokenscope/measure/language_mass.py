@@ -83,16 +83,12 @@ def language_mass(
     scope,  # a `Scope`
     prompts: list,  # texts, chats, or lists of token ids
     sets: tuple,  # of `token_sets`
-    batch_size: int = 16,
+    n_at_once: int = 16,  # prompts of a batch
 ) -> Float[Tensor, " prompt"]:
     "Early language mass: that of the next word after each prompt."
 
-    def read(some):
-        return (
-            scope.read(some, "logits", positions="last")["logits"][:, 0].float().softmax(-1).cpu()
-        )
-
-    return mass_of(
-        torch.cat([read(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]),
-        sets,
-    )
+    probs = []
+    for i in range(0, len(prompts), n_at_once):
+        trace = scope.read(prompts[i : i + n_at_once], "logits", positions="last")
+        probs.append(trace["logits"][:, 0].float().softmax(-1).cpu())
+    return mass_of(torch.cat(probs), sets)

@@ -91,8 +91,10 @@ class ClassProbe:
     def __init__(
         self,
         C: float = 0.1,  # inverse of the penalty
+        layer: int | None = None,  # whose states it reads; kept for those who use it
     ):
         self.C = C
+        self.layer = layer
 
     def fit(self, X, labels) -> "ClassProbe":
         "Fit to states (example, feature) and classes."

@@ -21,14 +21,14 @@ from ..text.names import BadArgument
 # %% ../../nbs/measure/spectra.ipynb #266d15eb
 def spectrum_rank(
     sigma: Float[Tensor, " k"],  # singular values, the largest first and above 0
-    most: int = 12,
+    max_rank: int = 12,
 ) -> tuple[int, int, int]:  # effective rank, rank by the largest gap, and the one to use
     "How many directions a spectrum has."
     share = sigma.double().square() / sigma.double().square().sum()
     r_eff = math.ceil(math.exp(-torch.special.xlogy(share, share).sum().item()) - 1e-6)
-    gaps = (sigma[:-1] / sigma[1:].clamp(min=1e-9 * sigma[0].item()))[:most]
+    gaps = (sigma[:-1] / sigma[1:].clamp(min=1e-9 * sigma[0].item()))[:max_rank]
     r_gap = int(gaps.argmax()) + 1 if len(gaps) else 1
-    return r_eff, r_gap, max(1, min(r_eff, r_gap, most))
+    return r_eff, r_gap, max(1, min(r_eff, r_gap, max_rank))
 
 # %% ../../nbs/measure/spectra.ipynb #45e0a477
 @dataclass(frozen=True, eq=False)

@@ -86,6 +86,46 @@ def contrast_ratio(
     low, high = sorted((luminance(rgb_over(text)), luminance(rgb_over(colour, page))))
     return (high + 0.05) / (low + 0.05)
 
+# %% ../../nbs/show/colours.ipynb #651e3a58
+def _limits_given(limits) -> tuple:
+    "Limits that were named, checked."
+    low_high = not isinstance(limits, str) and len(limits) == 2
+    if not low_high or not all(map(math.isfinite, limits)) or limits[0] >= limits[1]:
+        raise BadArgument(
+            f"Colour limits not understood: {limits!r}; give (low, high) with low below high, "
+            "'all', or None"
+        )
+    return float(limits[0]), float(limits[1])
+
+
+def _finite(x):
+    "What of an array is a finite number."
+    import numpy as np
+
+    return x[np.isfinite(x)]
+
+
+def _usual_limits(body, low: float, cut: bool) -> tuple:
+    "From the least to the largest number, or not far above the 95th percentile."
+    import numpy as np
+
+    low = 0.0 if 0 <= low < 0.5 * body.max() else low
+    high = float(body.max())
+    usual = float(np.percentile(body, 95))
+    if cut and usual > low:
+        high = min(high, low + 3 * (usual - low))
+    return low, high
+
+
+def _with_first(first, low: float, high: float) -> tuple:
+    "A first token that is near the others joins the scale."
+    if not first.size:
+        return low, high
+    near = (high - low) / 2
+    low = float(first.min()) if low - near <= first.min() < low else low
+    high = float(first.max()) if high < first.max() <= high + near else high
+    return low, high
+
 # %% ../../nbs/show/colours.ipynb #f5eecffa
 def scale_limits(
     values,  # numbers, the last axis is the token
@@ -96,38 +136,19 @@ def scale_limits(
     import numpy as np
 
     values = np.asarray(values, dtype=float)
-    if limits is not None and not (isinstance(limits, str) and limits == "all"):
-        if (
-            isinstance(limits, str)
-            or len(limits) != 2
-            or not all(map(math.isfinite, limits))
-            or limits[0] >= limits[1]
-        ):
-            raise BadArgument(
-                f"Colour limits not understood: {limits!r}; give (low, high) with low below high, "
-                "'all', or None"
-            )
-        return float(limits[0]), float(limits[1])
-
-    def real(x):
-        return x[np.isfinite(x)]
-
-    body = values if limits == "all" or values.shape[-1] < 3 else values[..., 1:]
-    body = real(body) if real(body).size else real(values)
-    body = body if body.size else np.zeros(1)
-    body, low = (np.abs(body), 0.0) if scale == "diverging" else (body, float(body.min()))
-    low = 0.0 if 0 <= low < 0.5 * body.max() else low
-    high = float(body.max())
-    usual = float(np.percentile(body, 95))
-    if limits is None and usual > low:
-        high = min(high, low + 3 * (usual - low))
-    first = real(values[..., 0]) if limits is None and values.shape[-1] else np.zeros(0)
-    if first.size and high > low:  # a first token that is near the others joins the scale
-        first = np.abs(first) if scale == "diverging" else first
-        near = (high - low) / 2
-        low = float(first.min()) if low - near <= first.min() < low else low
-        high = float(first.max()) if high < first.max() <= high + near else high
-    low, high = (low, high) if high > low else (min(low, 0.0), max(high, 0.0) or 1.0)
+    all_in = isinstance(limits, str) and limits == "all"
+    if limits is not None and not all_in:
+        return _limits_given(limits)
+    size = np.abs if scale == "diverging" else np.asarray
+    body = values if all_in or values.shape[-1] < 3 else values[..., 1:]
+    finite = [_finite(body), _finite(values), np.zeros(1)]
+    body = size(next(x for x in finite if x.size))
+    low = 0.0 if scale == "diverging" else float(body.min())
+    low, high = _usual_limits(body, low, cut=limits is None)
+    if limits is None and values.shape[-1] and high > low:
+        low, high = _with_first(size(_finite(values[..., 0])), low, high)
+    if high <= low:
+        low, high = min(low, 0.0), max(high, 0.0) or 1.0
     return (-high, high) if scale == "diverging" else (low, high)
 
 # %% ../../nbs/show/colours.ipynb #39e185ef

@@ -19,6 +19,11 @@ from .marks import visible_text
 from ..text.names import BadArgument, ScopeError
 from ..text.tokens import Tokens
 
+# %% ../../nbs/show/controls.ipynb #056a93e2
+def _is_finite(x) -> bool:
+    "Is it a finite number?"
+    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
+
 # %% ../../nbs/show/controls.ipynb #030c00bc
 def slider_values(
     low: Real,  # first value
@@ -26,22 +31,15 @@ def slider_values(
     step: Real | None,  # distance of two values
 ) -> list:  # ints if low and step are, else floats
     "Numbers from low to high, without the dust of floating point."
-    if not all(
-        isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
-        for x in (low, high, 1 if step is None else step)
-    ):
+    numbers = (low, high, 1 if step is None else step)
+    if not all(map(_is_finite, numbers)):
         raise BadArgument(
             f"Not a slider: ({low!r}, {high!r}, {step!r}); give three finite numbers: low, "
             "high, step"
         )
-    whole = isinstance(low, Integral) and isinstance(1 if step is None else step, Integral)
-    step = (
-        step
-        if step is not None
-        else 1
-        if whole and isinstance(high, Integral)
-        else (high - low) / 10
-    )
+    whole = isinstance(low, Integral) and isinstance(numbers[2], Integral)
+    if step is None:
+        step = 1 if whole and isinstance(high, Integral) else (high - low) / 10
     if not (low < high and step > 0) or (high - low) / step > 10_000:
         raise BadArgument(
             f"An empty or endless slider: ({low}, {high}, {step}); low must be below high and step "

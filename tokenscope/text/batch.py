@@ -124,11 +124,11 @@ def _tokenise(tokenizer, text, is_chat):
             "tokenizer) to use text"
         )
     fast = getattr(tokenizer, "is_fast", False)
-    made = tokenizer(
+    encoded = tokenizer(
         text, return_offsets_mapping=fast, add_special_tokens=not is_chat
     )  # a chat template writes its own
-    ids = list(made["input_ids"])
-    offsets = made["offset_mapping"] if fast else None
+    ids = list(encoded["input_ids"])
+    offsets = encoded["offset_mapping"] if fast else None
     return ids, tokens_of(tokenizer, ids, text=text, offsets=offsets)
 
 # %% ../../nbs/text/batch.ipynb #2c7c87f1

@@ -196,8 +196,8 @@ def parse(
     if structure not in _readers:
         raise BadArgument(f"Unknown container {structure!r}; accepted: {', '.join(STRUCTURES)}")
     try:
-        found = dict(_readers[structure](text.removeprefix(INSTRUCTION)))
-        return Request(found, found.pop("question"))
+        fields = dict(_readers[structure](text.removeprefix(INSTRUCTION)))
+        return Request(fields, fields.pop("question"))
     except (
         ScopeError,
         ValueError,
@@ -273,7 +273,8 @@ _tasks = {
     "capital": (
         "What is the capital of the country?",
         "country",
-        "France:Paris|Italy:Rome|Spain:Madrid|Japan:Tokyo|Egypt:Cairo|Russia:Moscow|Greece:Athens|Cuba:Havana|Peru:Lima|Poland:Warsaw|Austria:Vienna|Norway:Oslo",
+        "France:Paris|Italy:Rome|Spain:Madrid|Japan:Tokyo|Egypt:Cairo|Russia:Moscow|"
+        "Greece:Athens|Cuba:Havana|Peru:Lima|Poland:Warsaw|Austria:Vienna|Norway:Oslo",
     ),
     "arithmetic": (
         "What is the first plus the second?",
@@ -292,7 +293,8 @@ _tasks = {
     "opposite": (
         "What is the opposite of the word?",
         "word",
-        "hot:Cold|big:Small|young:Old|fast:Slow|day:Night|open:Closed|happy:Sad|rich:Poor|early:Late|hard:Soft|black:White|left:Right",
+        "hot:Cold|big:Small|young:Old|fast:Slow|day:Night|open:Closed|happy:Sad|rich:Poor|"
+        "early:Late|hard:Soft|black:White|left:Right",
     ),
 }
 

@@ -58,17 +58,18 @@ def middle_encoding(
     tokens."""
 
     def plain(t):
+        "Ids without special tokens."
         return list(tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"])
 
-    found = []
+    cut_off = []
     for anchor in ("1", "\n", "a", ")") if text else ():
         start = plain(anchor)
         whole = plain(anchor + text)
         if whole[: len(start)] == start:
-            found.append(whole[len(start) :])
-            if b"".join(piece_bytes(tokenizer, found[-1])) == text.encode():
-                return found[-1]
-    return found[0] if found else plain(text)  # the tokenizer itself changes this text
+            cut_off.append(whole[len(start) :])
+            if b"".join(piece_bytes(tokenizer, cut_off[-1])) == text.encode():
+                return cut_off[-1]
+    return cut_off[0] if cut_off else plain(text)  # the tokenizer itself changes this text
 
 # %% ../../nbs/text/encodings.ipynb #3836ca64
 def encodings(
@@ -81,9 +82,9 @@ def encodings(
     canonical = canonical_encoding(tokenizer, word)
     surface = b"".join(piece_bytes(tokenizer, canonical))
     table = byte_vocabulary(tokenizer)
-    found = [canonical]
+    all_ways = [canonical]
     open_paths = [((), 0)]
-    while open_paths and len(found) < limit:  # breadth first: one more piece each round
+    while open_paths and len(all_ways) < limit:  # breadth first: one more piece each round
         longer = []
         for ids, at in open_paths:
             for end in range(at + 1, len(surface) + 1):
@@ -91,9 +92,9 @@ def encodings(
                     if end < len(surface):
                         longer.append(((*ids, i), end))
                     elif [*ids, i] != canonical:
-                        found.append([*ids, i])
+                        all_ways.append([*ids, i])
         open_paths = longer if not longer or len(longer[0][0]) < max_pieces else []
-    return found[:limit]
+    return all_ways[:limit]
 
 # %% ../../nbs/text/encodings.ipynb #5e53576c
 class Lattice(str):
@@ -102,62 +103,72 @@ class Lattice(str):
     def _repr_html_(self):
         return str(self)
 
-# %% ../../nbs/text/encodings.ipynb #32d4582b
-def lattice(
-    table,  # a DataFrame: pieces, logp in nats, canonical; as from `encoding_logprobs`
-    most: int = 24,  # pieces drawn
-) -> Lattice:
-    "A word as a lattice of pieces: width by probability, the canonical path in orange."
-    edges = {}
+# %% ../../nbs/text/encodings.ipynb #d681d976
+BYTE, MARGIN, LINE = 46, 20, 110  # width of a byte, air at the sides, height of the line of bytes
+N_NAMED = 10  # the likeliest pieces have their names beside them, and all canonical ones
+
+
+def _place(i: int) -> int:
+    "Where a byte begins."
+    return MARGIN + BYTE * i
+
+
+def _best_by_piece(table) -> dict:
+    "(start, stop, piece) -> is it canonical, and the best log-probability of an encoding with it."
+    best = {}
     for row in table.itertuples():
         at = 0
         for piece in row.pieces:
-            key = (at, at + len(piece), piece)
-            edges[key] = max(
-                edges.get(key, (-1e9, False)),
-                (row.logp, bool(row.canonical)),
-                key=lambda e: (e[1], e[0]),
-            )
+            edge = (at, at + len(piece), piece)
+            best[edge] = max(best.get(edge, (False, -1e9)), (bool(row.canonical), row.logp))
             at += len(piece)
-    best = table.logp.max()
-    n = max(e for _, e, _ in edges)
-    step = 46
-    drawn = sorted(edges.items(), key=lambda kv: (not kv[1][1], -kv[1][0]))[:most]
-    body = "".join(
-        _arc(a, b, piece, logp - best, canonical, step, k)
-        for k, ((a, b, piece), (logp, canonical)) in reversed(list(enumerate(drawn)))
-    )
-    dots = "".join(
-        f'<circle cx="{20 + step * i}" cy="110" r="3" fill="#888"/>' for i in range(n + 1)
-    )
-    return Lattice(
-        f'<svg role="img" aria-label="lattice of encodings" viewBox="0 0 {40 + step * n} 220" '
-        f'style="max-width:{40 + step * n}px;width:100%;font:13px '
-        f'ui-monospace,monospace">{body}{dots}'
-        '<text x="20" y="212" fill="currentColor" style="font-size:11px">orange: canonical; blue: '
-        f"other encodings, wider = more probable; {len(table)} encodings scored</text></svg>"
-    )
+    return best
 
-# %% ../../nbs/text/encodings.ipynb #2c257706
-def _arc(a, b, piece, below, canonical, step, k):
+
+def _arc(start, stop, piece, below, canonical, named):
     "One piece: the canonical ones above the line, the others below, wider if more probable."
-    x0 = 20 + step * a
-    x1 = 20 + step * b
+    left = _place(start)
+    right = _place(stop)
+    middle = (left + right) / 2
     up = 1 if canonical else -1
-    bend = 110 - up * (18 + 16 * (b - a) ** 0.7)
+    bend = LINE - up * (18 + 16 * (stop - start) ** 0.7)
     width = max(0.7, 6 + below / 3)
     colour = "#d5762a" if canonical else "#3b7ea1"
     label = escape(piece.replace(" ", "·"))
+    arc = (
+        f'<path d="M{left} {LINE}Q{middle:.0f} {bend:.0f} {right} {LINE}" fill="none" '
+        f'stroke="{colour}" stroke-width="{width:.1f}" opacity="{1 if canonical else 0.65}">'
+        f"<title>{label} {below:.1f} nats below the best</title></path>"
+    )
+    if not named:
+        return arc
+    height = (LINE + bend) / 2 - up * 6 + (0 if canonical else 4)
     return (
-        f'<path d="M{x0} 110Q{(x0 + x1) / 2:.0f} {bend:.0f} {x1} 110" fill="none" '
-        f'stroke="{colour}" stroke-width="{width:.1f}" '
-        f'opacity="{1 if canonical else 0.65}"><title>{label} {below:.1f} nats below the '
-        "best</title></path>"
-        + (
-            f'<text x="{(x0 + x1) / 2:.0f}" '
-            f'y="{(110 + bend) / 2 - up * 6 + (0 if canonical else 4):.0f}" text-anchor="middle" '
-            f'fill="currentColor">{label}</text>'
-            if canonical or k < 10
-            else ""
-        )
+        f'{arc}<text x="{middle:.0f}" y="{height:.0f}" text-anchor="middle" '
+        f'fill="currentColor">{label}</text>'
+    )
+
+# %% ../../nbs/text/encodings.ipynb #32d4582b
+def lattice(
+    table,  # a DataFrame: pieces, logp in nats, canonical; as from `encoding_logprobs`
+    max_pieces: int = 24,  # pieces drawn
+) -> Lattice:
+    "A word as a lattice of pieces: width by probability, the canonical path in orange."
+    edges = sorted(_best_by_piece(table).items(), key=lambda edge: edge[1], reverse=True)
+    best = table.logp.max()
+    end = max(stop for (_, stop, _), _ in edges)
+    width = 2 * MARGIN + BYTE * end
+    arcs = [
+        _arc(start, stop, piece, logp - best, canonical, named=canonical or k < N_NAMED)
+        for k, ((start, stop, piece), (canonical, logp)) in enumerate(edges[:max_pieces])
+    ]
+    dots = "".join(
+        f'<circle cx="{_place(i)}" cy="{LINE}" r="3" fill="#888"/>' for i in range(end + 1)
+    )
+    return Lattice(
+        f'<svg role="img" aria-label="lattice of encodings" viewBox="0 0 {width} 220" '
+        f'style="max-width:{width}px;width:100%;font:13px ui-monospace,monospace">'
+        f"{''.join(reversed(arcs))}{dots}"
+        '<text x="20" y="212" fill="currentColor" style="font-size:11px">orange: canonical; blue: '
+        f"other encodings, wider = more probable; {len(table)} encodings scored</text></svg>"
     )

@@ -84,6 +84,15 @@ def check_site(
         raise BadArgument(f"Unknown site {name!r}: {hint}Accepted are {', '.join(SITES)}")
     return bare
 
+# %% ../../nbs/text/names.ipynb #73820432
+# the model's layers; negative from the end, None for all
+Layers = int | slice | Iterable[int] | None
+# heads of a layer; negative from the end, None for all
+Heads = int | slice | Iterable[int] | None
+# a word of `POSITION_WORDS`, or numbers among real tokens
+Positions = str | int | slice | Iterable[int]
+Text = str | Iterable | Mapping  # a text, a list of texts, a chat, token ids or a `BatchEncoding`
+
 # %% ../../nbs/text/names.ipynb #127c5383
 def resolve_indices(
     given: None | int | slice | Iterable[int],  # what the user wrote
@@ -118,21 +127,11 @@ def resolve_indices(
 
 # %% ../../nbs/text/names.ipynb #e0088116
 def resolve_layers(
-    layers: None | int | slice | Iterable[int],  # what the user wrote
+    layers: Layers,  # what the user wrote
     n_layers: int,  # how many layers the model has
 ) -> list[int]:  # layer indices
     "Layer numbers as non-negative indices."
     return resolve_indices(layers, n_layers, "layer")
-
-# %% ../../nbs/text/names.ipynb #73820432
-Layers = (
-    int | slice | Iterable[int] | None
-)  # the model's layers; negative from the end, None for all
-Heads = int | slice | Iterable[int] | None  # heads of a layer; negative from the end, None for all
-Positions = (
-    str | int | slice | Iterable[int]
-)  # a word of `POSITION_WORDS`, or numbers among real tokens
-Text = str | Iterable | Mapping  # a text, a list of texts, a chat, token ids or a `BatchEncoding`
 
 # %% ../../nbs/text/names.ipynb #30f28655
 POSITION_WORDS = {
@@ -167,12 +166,12 @@ def check_count(
     name: str,  # the argument, for the message
     value: int,  # what was given
     least: int = 1,
-    most: int | None = None,  # None for no upper limit
+    greatest: int | None = None,  # None for no upper limit
 ) -> int:
     "The value, if it is a whole number within limits."
     fits = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not fits or value < least or (most is not None and value > most):
-        limit = f"at least {least}" if most is None else f"from {least} to {most}"
+    if not fits or value < least or (greatest is not None and value > greatest):
+        limit = f"at least {least}" if greatest is None else f"from {least} to {greatest}"
         raise BadArgument(f"{name} must be a whole number {limit}; given: {value!r}")
     return value.__index__()
 
@@ -181,12 +180,13 @@ def check_number(
     name: str,  # the argument, for the message
     value: float,  # what was given
     least: float = -inf,
-    most: float = inf,
+    greatest: float = inf,
 ) -> float:
     "The value, if it is a finite number within limits."
     fits = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-    if not fits or not least <= value <= most:
-        bounds = [f"at least {least:g}"] * (least > -inf) + [f"at most {most:g}"] * (most < inf)
+    if not fits or not least <= value <= greatest:
+        bounds = [f"at least {least:g}"] * (least > -inf)
+        bounds += [f"at most {greatest:g}"] * (greatest < inf)
         limit = " ".join(["a finite number", *[" and ".join(bounds)] * bool(bounds)])
         raise BadArgument(f"{name} must be {limit}; given: {value!r}")
     return value

@@ -173,18 +173,21 @@ def to_base(
 # %% ../../nbs/text/numbers.ipynb #4161dc92
 def sample_additions(
     lengths: Sequence[int] = (7, 7, 8),  # digits of a, of b, and of the sum
-    n: int = 100,
+    n_pairs: int = 100,
     base: int = 10,
     seed: int = 0,
 ) -> list[tuple[int, int]]:
     """Pairs of numbers whose lengths, and that of their sum, are exactly as asked (Singh and
     Strouse 2024, appendix)."""
-    rng, (la, lb, lc) = random.Random(seed), lengths
+    rng = random.Random(seed)
+    la, lb, lc = lengths
 
     def low(k):
+        "The least number of k digits."
         return base ** (k - 1) if k > 1 else 0
 
     def high(k):
+        "The greatest number of k digits."
         return base**k - 1
 
     short = min(la, lb)
@@ -194,7 +197,7 @@ def sample_additions(
             f"No such sums: {la} and {lb} digits cannot add up to {lc} digits in base {base}"
         )
     pairs = []
-    while len(pairs) < n:
+    while len(pairs) < n_pairs:
         x = rng.randint(low(short), min(high(short), high(lc) - low(long)))
         first = max(low(lc), x + low(long))
         last = min(high(lc), x + high(long))

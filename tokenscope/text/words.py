@@ -53,11 +53,16 @@ def whitespace_splitter(
 
 
 def fixed_splitter(
-    n: int = 8,  # bytes of a word
+    n_bytes: int = 8,  # of a word
 ) -> Callable[..., list]:  # text -> words
-    "The rule that cuts after every n bytes."
-    continued((), n)
-    return lambda text, max_bytes=n: continued([_text(text)], min(n, max_bytes))
+    "The rule that cuts after every so many bytes."
+    continued((), n_bytes)
+
+    def cut(text, max_bytes=n_bytes):
+        "The words of a text."
+        return continued([_text(text)], min(n_bytes, max_bytes))
+
+    return cut
 
 # %% ../../nbs/text/words.ipynb #c899a311
 def character_class(
@@ -136,13 +141,13 @@ def named_splitter(
     "The rule with this name."
     kind, _, number = str(name).partition(" ")
     try:
-        made = {
+        make = {
             "whitespace": lambda: whitespace_splitter,
             "unicode": lambda: unicode_splitter,
             "fixed": lambda: fixed_splitter(int(number)),
             "random": lambda: RandomSplitter(float(number)),
         }[kind]
-        return made()
+        return make()
     except (KeyError, ValueError) as error:
         raise BadArgument(
             f"Unknown rule for words: {name!r}; accepted: 'whitespace', 'unicode', 'fixed 8' or "

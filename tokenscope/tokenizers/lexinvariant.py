@@ -449,9 +449,7 @@ def fit_decipher_probe(
 ) -> ClassProbe:  # its `layer` is kept with it
     "Fit a linear probe for the real symbol to states at its cipher."
     X = cipher_states(model, ids, layer, seed, scrambled)[:, first:]
-    probe = ClassProbe()
-    probe.layer = layer
-    return probe.fit(X.flatten(0, 1), ids[:, first:].flatten())
+    return ClassProbe(layer=layer).fit(X.flatten(0, 1), ids[:, first:].flatten())
 
 # %% ../../nbs/tokenizers/lexinvariant.ipynb #df7ee7ee
 def decipher(

@@ -552,7 +552,7 @@ def tokenizer_betrayal_panel(
             f"With {ban} banned ({len(closed)} first pieces): canonical {left[0]:.2g}, all "
             f"{len(left) - 1} other encodings together {left[1:].sum():.2g}."
         )
-        return [lattice(ways, most=14), told]
+        return [lattice(ways, max_pieces=14), told]
 
     return explore(
         weigh,

@@ -286,8 +286,7 @@ class TriadicTokenizer:
     def _digits_and_suffixes(self):
         "Every number token as (digits, suffix), and the tokenizer's own ids for each of these."
         pairs = [re.fullmatch(r"(\d*)(\D*)", name).groups() for name in self.names]
-        written = {part for pair in pairs for part in pair if part}
-        return pairs, {part: middle_encoding(self.own, part) for part in written}
+        return pairs, {part: middle_encoding(self.own, part) for part in set().union(*pairs) - {""}}
 
     def __len__(self):
         return self.first_id + len(self.names)
@@ -470,11 +469,7 @@ def add_number_rows(
     init: str = "mean",  # as in `number_rows`
 ):  # a model that shares all weights with it but embedding and output head
     "A model with rows for number tokens in its embedding and output head."
-    ends = [
-        layer
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-        if layer is not None
-    ]
+    ends = [*filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))]
     if len(ends[0].weight) != tokenizer.first_id:
         raise BadArgument(
             f"Rows do not fit: the model has {len(ends[0].weight)}, and the number tokens begin at "
