@@ -11,7 +11,7 @@ __all__ = ['passages', 'book_passages', 'bpe_tokenizer', 'token_rows', 'passage_
 
 # %% ../../nbs/measure/byte_scores.ipynb #15647756
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from html import escape
 
@@ -28,23 +28,32 @@ from ..text.tokens import token_bytes
 from ..text.words import perturb, whitespace_splitter
 
 # %% ../../nbs/measure/byte_scores.ipynb #458d77ee
+def _whole_words(text: str, most: int) -> Iterator[bytes]:
+    "Words with the whitespace after them; one of more characters goes on as further words."
+    for word in whitespace_splitter(text, 4 * len(text)):
+        characters = word.decode()
+        for at in range(0, len(characters), most):
+            yield characters[at : at + most].encode()
+
+
 def passages(
     paragraphs: Iterable[str],
-    max_bytes: int = 400,  # of a passage
+    # of a passage; up to four times as many in a word without end that is not ASCII
+    max_bytes: int = 400,
 ) -> list[str]:  # joined, they are the paragraphs, each with a line break at its end
     "Texts short enough to train on, cut between words."
-    found = []
+    groups = []
     for paragraph in paragraphs:
         size = max_bytes + 1  # no passage goes over the end of a paragraph
-        for word in whitespace_splitter(paragraph + "\n", 4 * max_bytes):
+        for word in _whole_words(paragraph + "\n", max_bytes):
             size += len(word)
             if size > max_bytes:
-                found = found + [[]]
+                groups.append([])
                 size = len(word)
-            found[-1].append(word)
-    return [b"".join(words).decode() for words in found]
+            groups[-1].append(word)
+    return [b"".join(words).decode() for words in groups]
 
-
+# %% ../../nbs/measure/byte_scores.ipynb #3799feb2
 @cache
 def book_passages() -> tuple:  # passages to train on, passages to test on
     "Moby-Dick in passages; every twentieth paragraph is held out."
@@ -87,7 +96,7 @@ def bpe_tokenizer(
         clean_up_tokenization_spaces=False,
     )
 
-
+# %% ../../nbs/measure/byte_scores.ipynb #ebe294c8
 def token_rows(
     tokenizer,  # with <bos>, <eos> and <pad>
     texts: Iterable[str],
@@ -119,14 +128,8 @@ def passage_batches(
 
     def batch(step):
         epoch, at = divmod(step * per_batch, max(len(texts) // per_batch, 1) * per_batch)
-        return rows(
-            [
-                texts[i]
-                for i in np.random.default_rng([seed, epoch]).permutation(len(texts))[
-                    at : at + per_batch
-                ]
-            ]
-        )
+        order = np.random.default_rng([seed, epoch]).permutation(len(texts))
+        return rows([texts[i] for i in order[at : at + per_batch]])
 
     return batch
 
@@ -300,7 +303,7 @@ def spelling_targets(
         for row, j in (places[i] for i in sorted(chosen))
     ]
 
-
+# %% ../../nbs/measure/byte_scores.ipynb #385a792d
 def target_costs(
     model,  # as in `byte_surprisal`
     targets: list[tuple],  # of `spelling_targets`
@@ -319,7 +322,7 @@ def target_costs(
         [hit[-k:].all() for (_, hit), k in zip(found, sizes)]
     )
 
-
+# %% ../../nbs/measure/byte_scores.ipynb #f2aa5789
 def ratio_draws(
     over,  # a number for each item
     under,  # another
@@ -335,7 +338,7 @@ def layer_weights(part: nn.Module) -> int:
     "Weights of all linear maps: each multiplies once a position."
     return sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Linear))
 
-
+# %% ../../nbs/measure/byte_scores.ipynb #a2156112
 def stack_flops(
     part: nn.Module,  # a Hugging Face transformer
     lengths: Iterable[int],  # of its sequences

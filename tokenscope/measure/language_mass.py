@@ -78,7 +78,7 @@ def mass_of(p: Float[Tensor, "*axes vocab"], sets: tuple) -> Float[Tensor, "..."
     "Probability on the tokens of the target language, less that on the tokens of English."
     return p[..., sets[0]].sum(-1) - p[..., sets[1]].sum(-1)
 
-
+# %% ../../nbs/measure/language_mass.ipynb #2687ef1b
 def language_mass(
     scope,  # a `Scope`
     prompts: list,  # texts, chats, or lists of token ids

@@ -156,7 +156,7 @@ def _new_points(pieces: list[tuple[float, float]], known: dict) -> list[float]:
                 points[point] = None
     return list(points)
 
-
+# %% ../../nbs/measure/paths.ipynb #beb91783
 def _refined(points: dict, pieces: dict, error: Tensor) -> PathIntegral:
     "What the points and pieces add up to."
     alphas = sorted(points)

@@ -110,7 +110,7 @@ def _buffers(order: list[int], sizes: list[int], at_least: int) -> list[list[int
         groups[-1] += last
     return groups or [last]
 
-
+# %% ../../nbs/measure/sae_training.ipynb #00618c5a
 def _batches(sizes, read, batch_size, buffer, seed, skip) -> Iterator[Float[Tensor, "batch width"]]:
     "Batches in an order that seed and step decide."
     for epoch in count():

@@ -61,7 +61,7 @@ def _read_folder(folder: Path) -> tuple[dict, dict]:
             "sae_weights.safetensors"
         ) from e
 
-
+# %% ../../nbs/measure/saelens.ipynb #78a316c3
 def _activation_of(cfg: dict, weights: dict) -> str:
     "The activation, if the autoencoder is of a kind that is read here."
     kind = cfg.get("architecture", "standard")
@@ -84,7 +84,7 @@ def _activation_of(cfg: dict, weights: dict) -> str:
         )
     return kind
 
-
+# %% ../../nbs/measure/saelens.ipynb #f6616b9d
 def _put_right(weights: dict, cfg: dict, kind: str, mean_norm: float | None) -> dict:
     "Weights that act on our normalised states, with decoder rows of length 1 where that is free."
     w = dict(weights)
