@@ -312,7 +312,7 @@ def code_batches(
     ):
         yield numbers, sae.encode(states[:, :, 0]), meant
 
-
+# %% ../../nbs/measure/sae.ipynb #0b83e630
 def feature_scores(
     scope: Scope,
     sae: SparseAutoencoder,
