@@ -105,7 +105,7 @@ class ClassProbe:
         X, y = _checked(X, labels)
         if len(set(y.tolist())) < 2:
             raise BadArgument(
-                f"Only one class among {len(y)} labels ({y.tolist()[0]!r}); a probe needs two or more"
+                f"Only one class among {len(y)} labels ({y.tolist()[0]!r}); a probe needs two"
             )
         self.model = make_pipeline(
             StandardScaler(), LogisticRegression(C=self.C, max_iter=500, tol=1e-3)
