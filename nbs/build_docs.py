@@ -83,6 +83,12 @@ def fold_plumbing(path: Path) -> None:
 GALLERY = re.compile(r"gallery\(\"\.\.\", family=\"(\w+)\"\)")
 
 
+def without_hosts(path: Path) -> None:
+    "Take out what a theme's sheet would load from another host: its fonts."
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"@import url\(https?:[^)]*\);", "", text), encoding="utf-8")
+
+
 def renew_gallery(path: Path) -> None:
     "Draw a family's techniques anew: its page may have been saved before one of them moved in."
     notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -130,6 +136,8 @@ def build() -> Path:
     )
     subprocess.run([*tool, str(source)], check=True)
     shutil.copytree(source / "_docs", ROOT / "_docs", dirs_exist_ok=True)
+    for sheet in (ROOT / "_docs").rglob("*.css"):
+        without_hosts(sheet)
     return ROOT / "_docs"
 
 

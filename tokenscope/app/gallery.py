@@ -125,7 +125,9 @@ def write_pages(
 ) -> list[dict]:  # the claims' records
     "Write the generated pages of the site: gallery, claims and claims.json."
     folder = Path(folder)
-    records = collect_claims(nbs)
+    records = [  # of papers; the technique of the guide is none
+        record for record in collect_claims(nbs) if record["notebook"].split("/")[0] in FAMILIES
+    ]
     front = "---\ntitle: {}\n---\n\n```{{=html}}\n{}\n```\n"
     (folder / "guides").mkdir(parents=True, exist_ok=True)
     (folder / "guides" / "gallery.md").write_text(

@@ -240,7 +240,7 @@ def _shared_rows(rows: list[list[int]]) -> dict[int, list[int]]:
 
 def _step_reading(
     scope: Scope,
-    states: Float[Tensor, "layer token d_model"],  # the asked layer's and the last one's
+    states: Float[Tensor, "layer padded d_model"],  # the asked layer's and the last one's
     ids: Int[Tensor, " token"],  # of the row, up to the end of the step
     n: int,  # tokens of the step, with its end
     words: Int[Tensor, " word"],
