@@ -6,12 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from architectures import FAMILIES, tiny
-from corpus_fixtures import scope  # noqa: F401
+from architectures import FAMILIES, tiny_reader
 from tokenscope.measure.byte_scores import (bits_per_byte, byte_boxes, byte_surprisal, layer_weights, passage_batches, passages, ratio_draws, spelling_targets, stack_flops, target_costs,
                                          word_accuracy, word_scores)
 from tokenscope.text.names import ScopeError
-from tokenscope.core.scope import Scope
 from tokenscope.text.words import RandomSplitter, continued, fixed_splitter, named_splitter, perturb, unicode_splitter, whitespace_splitter
 from tokenscope.learn.shipped import shipped
 from tokenscope.tokenizers.hierarchical_ar import (END, PAD, STOP, HATConfig, HATModel, flops_per_byte, load_hat, random_boundaries, spelling_robustness,
@@ -137,8 +135,8 @@ def test_it_learns():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_token_models_by_the_byte(scope, family):
-    reader = Scope(tiny(family, vocab_size=scope.vocab_size), scope.tokenizer)
+def test_token_models_by_the_byte(family):
+    reader = tiny_reader(family)
     texts = TEXTS[:1] + TEXTS[2:]
     for text, (nats, right) in zip(texts, byte_surprisal(reader, texts)):
         ids = torch.tensor([[reader.tokenizer.bos_token_id, *reader.tokenizer(text)["input_ids"]]])
