@@ -14,7 +14,6 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -149,7 +148,7 @@ def running_counts(scope: Scope, prompts: CountPrompts) -> list[list[int]]:  # q
     "How often the word has occurred at each token; what follows the bag adds nothing."
     _, rows = rows_of(question_rows(scope, prompts.texts), scope.tokenizer)
     return [
-        [min(said.count(word), c) for said in accumulate(row.pieces)]
+        [min("".join(row.pieces[: j + 1]).count(word), c) for j in range(len(row))]
         for row, word, c in zip(rows, prompts.words, prompts.counts)
     ]
 
