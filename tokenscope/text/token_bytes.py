@@ -74,17 +74,17 @@ def added_space(
     steps: list[dict],  # from `decoder_steps`
 ) -> bool:  # True where the first space is not part of the text
     "Does the tokenizer put a space before the first word?"
+    return any(map(_takes_space_off, steps))
 
-    def adds(step):
-        "Does this step take a space off when it decodes?"
-        if step["type"] == "Metaspace":
-            default = "always" if step.get("add_prefix_space", True) else "never"
-            return (step.get("prepend_scheme") or default) != "never"
-        if step["type"] == "Strip":
-            return bool(step.get("start")) and step.get("content") == " "
-        return step["type"] == "WordPiece"
 
-    return any(map(adds, steps))
+def _takes_space_off(step):
+    "Does this step take a space off when it decodes?"
+    if step["type"] == "Metaspace":
+        default = "always" if step.get("add_prefix_space", True) else "never"
+        return (step.get("prepend_scheme") or default) != "never"
+    if step["type"] == "Strip":
+        return bool(step.get("start")) and step.get("content") == " "
+    return step["type"] == "WordPiece"
 
 # %% ../../nbs/text/token_bytes.ipynb #4f6ab230
 def vocabulary_entries(
