@@ -1,6 +1,7 @@
 "Build the site in _docs/: nbdev processes the notebooks, then Quarto (if installed) or smalldocs renders them."
 
 import builtins
+import functools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbdev.config
 import pandas
 import yaml
 from latex2mathml.converter import convert
@@ -22,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Signatures say `"pandas.DataFrame"` in modules that load pandas only where it is used; nbdev reads
 # them in processes of its own, which run these lines too.
 builtins.pandas = pandas
+# nbdev reads its settings five thousand times while it processes our pages.
+nbdev.config._load_toml = functools.cache(nbdev.config._load_toml)
 
 
 def sidebar() -> list:

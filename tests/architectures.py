@@ -1,6 +1,9 @@
 "Tiny random models of many families, for the tests that go over all of them. True Hugging Face classes, small configs."
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+from tokenscope.core.default_model import default_model
+from tokenscope.core.scope import Scope
 
 VOCAB = 99
 SMALL = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -31,6 +34,12 @@ def tiny(family: str, trainable: bool | None = None, **more):
             if p.ndim >= 2:
                 p.mul_(3)
     return model.eval().requires_grad_(trainable)
+
+
+def tiny_reader(family: str, **more) -> Scope:
+    "A tiny model that takes the default model's tokens; only the tokenizer of that one is loaded."
+    tokenizer = AutoTokenizer.from_pretrained(default_model())
+    return Scope(tiny(family, vocab_size=len(tokenizer), **more), tokenizer)
 
 
 def tiny_llava():

@@ -3,6 +3,7 @@
 With two workers the longest come first (`durations.json` has estimates in processor seconds; `TOKENSCOPE_DURATIONS=1 make test` writes it again).
 `TOKENSCOPE_SHUFFLE=3` runs pages and files in a random order instead. A page that takes more than 60 processor seconds fails the run, and so
 do a technique's tests of more than 30."""
+import asyncio
 import json
 import os
 import random
@@ -29,6 +30,15 @@ SLOWER = {
     "rlvr_geometry": 35, "lmtraj": 30, "zerotuning": 30, "latent_lens": 28, "charbench": 24,
 }
 SITE = ("test_docs", "test_site")  # files that share the built site
+
+
+@pytest.fixture(autouse=True)
+def no_loop():
+    "Playwright leaves its event loop in the thread that runs the tests; a live panel that sees one waits for it, for good."
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(loop)
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +109,8 @@ def pytest_runtest_setup(item):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     if call.when == "teardown":
-        item.user_properties.append(("cost", (group_of(item.nodeid), processor_seconds() - item.processor_start)))
+        seconds = processor_seconds() - item.processor_start + getattr(item, "kernel_seconds", 0)
+        item.user_properties.append(("cost", (group_of(item.nodeid), seconds)))
     return (yield)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from architectures import tiny
-from tokenscope.core.scope import Scope, load
+from architectures import tiny_reader
+from tokenscope.core.scope import load
 
 WORDS = "the cat sat on a mat and every human being is born free".split()
 
@@ -16,9 +16,9 @@ def scope():
 
 
 @pytest.fixture(scope="module")
-def small(scope):
+def small():
     "A tiny llama that takes the default tokenizer's ids, with a context of 64."
-    return Scope(tiny("llama", vocab_size=scope.vocab_size), scope.tokenizer)
+    return tiny_reader("llama")
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from architectures import tiny
-from corpus_fixtures import scope  # noqa: F401
+from architectures import tiny_reader
+from corpus_fixtures import small  # noqa: F401
 from tokenscope.change.answers import error_overlap, option_scores
 from tokenscope.change.contrasts import answer_logprobs
 from tokenscope.data.cuts import random_cut, word_spans
 from tokenscope.data.tokenizer_catalogue import tokenizer_catalogue
 from tokenscope.measure.intervals import partial_correlation
 from tokenscope.text.names import ScopeError
-from tokenscope.core.scope import Scope
 from tokenscope.learn.shipped import shipped
 from tokenscope.tokenizers.charbench import (CHAR_TASKS, SPELLINGS, accuracy_curve, answer_by_scoring, answer_table, char_question, charbench, charbench_words, correlation_table, counting_bias,
                                              make_charbench, question_picture, question_prompts, segmentation_features, shuffled_answers, spellable, speller, speller_batch, speller_cut, train_speller)
@@ -25,8 +24,8 @@ ODD = ["na\x00\x00", "Straße", "مرحبا", "xяz日本", "שלום", "👩\u2
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mixtral"])
-def reader(scope, request):
-    return Scope(tiny(request.param, vocab_size=scope.vocab_size, max_position_embeddings=512), scope.tokenizer)
+def reader(request):
+    return tiny_reader(request.param, max_position_embeddings=512)
 
 
 @settings(deadline=None, max_examples=200)
@@ -54,10 +53,10 @@ def test_the_benchmark_is_seeded_and_words_are_disjoint():
     assert 0.65 < (skewed == "a").mean() < 0.85  # drawn by position
 
 
-def test_known_cuts(scope):
-    assert word_spans("strawberry", scope.tokenizer) == [(0, 2), (2, 5), (5, 10)] and word_spans("strawberry", scope.tokenizer, " ") == [(0, 10)]
+def test_known_cuts(small):
+    assert word_spans("strawberry", small.tokenizer) == [(0, 2), (2, 5), (5, 10)] and word_spans("strawberry", small.tokenizer, " ") == [(0, 10)]
     rows = pd.DataFrame([char_question("first", "strawberry", c) for c in "rb"])
-    assert segmentation_features(rows, scope.tokenizer).TTL.tolist() == [3, 5]
+    assert segmentation_features(rows, small.tokenizer).TTL.tolist() == [3, 5]
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in tokenizer_catalogue()])
@@ -93,9 +92,9 @@ def test_four_architectures_answer(reader):
     assert "<svg" in question_picture(reader, char_question("first", "<b>&", "b")) and "<b>" not in question_picture(reader, char_question("first", "<b>&", "b"))
 
 
-def test_prompts_with_and_without_a_template(scope):
+def test_prompts_with_and_without_a_template(small):
     bench = make_charbench(WORDS, 1, (5,))
-    chat = question_prompts(bench, scope.tokenizer, bench.tail(1))
+    chat = question_prompts(bench, small.tokenizer, bench.tail(1))
     assert [len(c) for c in chat] == [1, 1, 1, 3] and chat[3][1]["content"] == str(bench.answer.iloc[-1])
     assert question_prompts(bench, None)[0].endswith("Answer:")
 
@@ -142,12 +141,11 @@ def test_bad_input_is_refused(call):
         call()
 
 
-def test_a_prompt_beyond_the_context_and_an_empty_table(scope):
-    short = Scope(tiny("llama", vocab_size=scope.vocab_size), scope.tokenizer)
+def test_a_prompt_beyond_the_context_and_an_empty_table(small):
     with pytest.raises(ScopeError, match="too long"):
-        answer_by_scoring(short, pd.DataFrame([char_question("first", "1234567890" * 40, "3")]))
+        answer_by_scoring(small, pd.DataFrame([char_question("first", "1234567890" * 40, "3")]))
     with pytest.raises(ScopeError, match="No questions to answer"):
-        answer_by_scoring(short, make_charbench(WORDS, 1, (5,)).head(0))
+        answer_by_scoring(small, make_charbench(WORDS, 1, (5,)).head(0))
 
 
 @settings(deadline=None, max_examples=60)

@@ -4,12 +4,14 @@ import inspect
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from architectures import VOCAB, tiny
+from architectures import VOCAB, tiny, tiny_reader
 from tokenscope.app.cards import cards
 from tokenscope.app.contract import RETURNS, control_differences, keeps_promise
+from tokenscope.core.default_model import default_model
 from tokenscope.core.edit import Edit
-from tokenscope.core.scope import Scope, load
+from tokenscope.core.scope import Scope
 from tokenscope.measure.diagnosis import Diagnosis
 from tokenscope.text.names import ScopeError
 
@@ -51,15 +53,13 @@ def scope(request):
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def reader(request):
     "A tiny model that takes the default model's tokens."
-    default = load()
-    return Scope(tiny(request.param, vocab_size=default.vocab_size), default.tokenizer)
+    return tiny_reader(request.param)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES[:2])
 def asked(request):
     "The same for what asks much of a model: two architectures."
-    default = load()
-    return Scope(tiny(request.param, vocab_size=default.vocab_size, max_position_embeddings=2048), default.tokenizer)
+    return tiny_reader(request.param, max_position_embeddings=2048)
 
 
 def given_to(card, scope) -> tuple:
@@ -231,7 +231,7 @@ class TestTokenizer:
     TEXTS = ["It is 12,345.6 or 7.", "no number", "שלום 12\n", "3.14159 and 1000000"]
 
     def test_round_trip_and_the_tokenizer_given_is_left_alone(self, card):
-        own = load().tokenizer
+        own = AutoTokenizer.from_pretrained(default_model())
         size = len(own)
         for make in parts(card):
             cut = make(own, **card["example"])
@@ -241,12 +241,12 @@ class TestTokenizer:
         assert len(own) == size
 
     def test_neutral_is_the_tokenizer_itself(self, card):
-        own = load().tokenizer
+        own = AutoTokenizer.from_pretrained(default_model())
         cut = parts(card)[0](own, **card["neutral"])
         assert [cut.encode(text) for text in self.TEXTS] == [own(text)["input_ids"] for text in self.TEXTS]
 
     def test_the_control_cuts_otherwise(self, card):
-        cut, control = (make(load().tokenizer, **card["example"]) for make in parts(card))
+        cut, control = (make(AutoTokenizer.from_pretrained(default_model()), **card["example"]) for make in parts(card))
         text = "From 12345678 to 87654321.25 and 5."
         assert cut.encode(text) != control.encode(text)
 

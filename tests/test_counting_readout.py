@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from architectures import tiny
-from corpus_fixtures import scope, small  # noqa: F401
+from architectures import tiny, tiny_reader
+from corpus_fixtures import small  # noqa: F401
 from tokenscope.change.adapters import RowEdit, lora_adapter
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope
@@ -17,8 +17,8 @@ TEXT = "cat road cat <b>. How many cat are there? Answer: "
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mixtral"])
-def other(request, scope):
-    return Scope(tiny(request.param, vocab_size=scope.vocab_size), scope.tokenizer)
+def other(request):
+    return tiny_reader(request.param)
 
 
 @pytest.mark.parametrize("pool, length", [("other", None), ("same", None), ("same", 9), ("other", 12)])
@@ -33,11 +33,11 @@ def test_the_counts_are_true_and_balanced(pool, length):
     assert made == count_prompts(90, pool=pool, length=length, seed=3) != count_prompts(90, pool=pool, length=length, seed=4)
 
 
-def test_the_space_is_found_where_the_tokenizer_writes_one(scope):
-    ids, lead = digit_tokens(scope)
-    rows = question_rows(scope, [TEXT.rstrip()])
-    assert scope.tokenizer.convert_ids_to_tokens(ids.tolist()) == list("123456789")
-    assert rows[0] == scope.tokenizer(TEXT)["input_ids"] and question_rows(scope, [TEXT.rstrip()], lead=False)[0] + lead == rows[0]
+def test_the_space_is_found_where_the_tokenizer_writes_one(small):
+    ids, lead = digit_tokens(small)
+    rows = question_rows(small, [TEXT.rstrip()])
+    assert small.tokenizer.convert_ids_to_tokens(ids.tolist()) == list("123456789")
+    assert rows[0] == small.tokenizer(TEXT)["input_ids"] and question_rows(small, [TEXT.rstrip()], lead=False)[0] + lead == rows[0]
 
 
 def test_a_tokenizer_that_needs_no_space():

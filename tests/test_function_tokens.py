@@ -7,11 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from architectures import tiny
-from corpus_fixtures import scope, small  # noqa: F401
+from architectures import tiny_reader
+from corpus_fixtures import small  # noqa: F401
 from tokenscope.text.names import ScopeError
 from tokenscope.measure.sae import SparseAutoencoder
-from tokenscope.core.scope import Scope
 from tokenscope.corpus.token_counts import TokenCounts, count_tokens, ngram_surprisal
 from tokenscope.measure.units import mlp_switches, sae_switches
 from tokenscope.lenses.function_tokens import GROUPS, TokenFeatureGraph, feature_graph, function_token_lens, function_tokens, patch_position, random_function_tokens, random_token_lens, transition_losses
@@ -161,8 +160,8 @@ def test_features_of_an_autoencoder(small):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_other_architectures(scope, family):
-    other = Scope(tiny(family, vocab_size=scope.vocab_size), scope.tokenizer)
+def test_other_architectures(family):
+    other = tiny_reader(family)
     hooks = lambda: sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in other.model.modules())
     switches = mlp_switches(other, TEXTS, quantile=0.9, skip=1)
     before, plain = hooks(), other.logits(TEXTS[0])
@@ -204,8 +203,8 @@ def test_bad_input(small, switches, wrong, message):
         wrong(small, switches)
 
 
-def test_values_that_are_not_numbers(scope):
-    broken = Scope(tiny("llama", vocab_size=scope.vocab_size), scope.tokenizer)
+def test_values_that_are_not_numbers():
+    broken = tiny_reader("llama")
     with torch.no_grad():
         broken.model.model.layers[1].mlp.up_proj.weight[0] = float("nan")
     with pytest.raises(ScopeError, match="The units are not finite"):

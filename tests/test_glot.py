@@ -3,11 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from architectures import tiny
-from corpus_fixtures import scope, small  # noqa: F401
+from architectures import tiny_reader
+from corpus_fixtures import small  # noqa: F401
 from tokenscope.text.names import ScopeError
 from tokenscope.show.links import token_arcs
-from tokenscope.core.scope import Scope
 from tokenscope.core.states import token_states
 from tokenscope.lenses.glot import CONVS, AttentionPool, GATLayer, PlainPool, TokenGraphPool, cosine_token_graph, glot, random_graph_glot, random_token_graph, train_pooler
 
@@ -130,11 +129,11 @@ def test_training_learns_and_is_repeatable():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_states_are_those_of_the_model(scope, family):
-    other = Scope(tiny(family, vocab_size=scope.vocab_size), scope.tokenizer)
+def test_states_are_those_of_the_model(family):
+    other = tiny_reader(family)
     read = token_states(other, TEXTS, layers=None, batch_tokens=8)
     for i, text in enumerate(TEXTS):
-        ids = torch.tensor([scope.tokenizer(text)["input_ids"]])
+        ids = torch.tensor([other.tokenizer(text)["input_ids"]])
         hidden = other.model(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states
         n = ids.shape[1]
         torch.testing.assert_close(read.states[i, -1, :n], hidden[-1][0], rtol=1e-3, atol=1e-4)
@@ -147,18 +146,18 @@ def test_states_are_those_of_the_model(scope, family):
     assert all(p.grad is None for p in other.model.parameters())
 
 
-def test_states_of_an_encoder(scope):
+def test_states_of_an_encoder(small):
     from transformers import BertConfig, BertModel
     torch.manual_seed(0)
-    encoder = BertModel(BertConfig(vocab_size=scope.vocab_size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=40)).eval()
-    read = token_states((encoder, scope.tokenizer), TEXTS)
-    ids = torch.tensor([scope.tokenizer(TEXTS[1])["input_ids"]])
+    encoder = BertModel(BertConfig(vocab_size=small.vocab_size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=40)).eval()
+    read = token_states((encoder, small.tokenizer), TEXTS)
+    ids = torch.tensor([small.tokenizer(TEXTS[1])["input_ids"]])
     with torch.no_grad():
         alone = encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
     torch.testing.assert_close(read.states[1, 0, :ids.shape[1]], alone[0], rtol=1e-4, atol=1e-5)
-    assert glot((encoder, scope.tokenizer), TEXTS[0], layers=[0, 1], tau=0.5).weights.sum(1).allclose(torch.ones(2))
+    assert glot((encoder, small.tokenizer), TEXTS[0], layers=[0, 1], tau=0.5).weights.sum(1).allclose(torch.ones(2))
     with pytest.raises(ScopeError, match="too long"):
-        token_states((encoder, scope.tokenizer), "the cat " * 30)
+        token_states((encoder, small.tokenizer), "the cat " * 30)
 
 
 def test_reading(small):

@@ -6,12 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from architectures import FAMILIES, tiny
-from corpus_fixtures import scope  # noqa: F401
+from architectures import FAMILIES, tiny_reader
 from tokenscope.measure.byte_scores import (bits_per_byte, byte_boxes, byte_surprisal, layer_weights, passage_batches, passages, ratio_draws, spelling_targets, stack_flops, target_costs,
                                          word_accuracy, word_scores)
 from tokenscope.text.names import ScopeError
-from tokenscope.core.scope import Scope
 from tokenscope.text.words import RandomSplitter, continued, fixed_splitter, named_splitter, perturb, unicode_splitter, whitespace_splitter
 from tokenscope.learn.shipped import shipped
 from tokenscope.tokenizers.hierarchical_ar import (END, PAD, STOP, HATConfig, HATModel, flops_per_byte, load_hat, random_boundaries, spelling_robustness,
@@ -70,17 +68,16 @@ def test_disturbed_texts_keep_their_words(text, kind, p, seed):
 
 def test_nothing_leaks(model):
     ids = word_tensor([model.split(TEXTS[0])])
-    clean, e = model(ids).logits[0], model.encode(ids[0])
-    for j in range(ids.shape[1]):
-        length = int((ids[0, j] != PAD).sum())
-        for b in range(length):
-            other = ids.clone()
-            other[0, j, b] = (other[0, j, b] + 1) % 128
-            moved = (model(other).logits[0] - clean).abs().amax(-1)
-            assert moved[:j].sum() < 1e-6 and moved[j, :b + 1].sum() < 1e-6  # words before, and bytes before in its own word
-            assert ((model.encode(other[0]) - e).abs().amax(1) > 0).nonzero().flatten().tolist() == [j]  # both directions inside, none outside
-            if j + 1 < ids.shape[1]:
-                assert moved[j + 1, 0] > 0
+    changed = (ids[0] != PAD).nonzero().tolist()  # (word, byte)
+    others = ids.repeat(len(changed) + 1, 1, 1)  # the last one stays as it is
+    for other, (j, b) in zip(others, changed):
+        other[j, b] = (other[j, b] + 1) % 128
+    logits, embedded = model(others).logits, model.encode(others.flatten(0, 1)).unflatten(0, others.shape[:2])
+    for (j, b), moved, e in zip(changed, (logits - logits[-1]).abs().amax(-1), (embedded - embedded[-1]).abs().amax(-1)):
+        assert moved[:j].sum() < 1e-4 and moved[j, :b + 1].sum() < 1e-4  # words before, and bytes before in its own word
+        assert (e > 1e-4).nonzero().flatten().tolist() == [j]  # both directions inside, none outside
+        if j + 1 < ids.shape[1]:
+            assert moved[j + 1, 0] > 1e-4
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -90,9 +87,10 @@ def test_batches_padding_and_caches_do_not_matter(rule):
     for text, (nats, right) in zip(TEXTS, together):
         alone = byte_surprisal(model, [text])[0]
         assert len(nats) == len(text.encode()) and np.allclose(nats, alone[0], atol=1e-4) and (right == alone[1]).all()
-        for heat in (0, 1.0):
-            assert model.generate(text, 3, heat) == model.generate(text, 3, heat, use_cache=False)
-        assert model.generate(text, 0) == text and model.generate(text, 3).encode().startswith(text.encode()[:len(text.encode()) // 2])
+        assert model.generate(text, 0) == text
+    for text, heat in ((TEXTS[0], 0), (TEXTS[1], 1.0), (TEXTS[5], 0)):
+        written = model.generate(text, 2, heat)
+        assert written == model.generate(text, 2, heat, use_cache=False) and written.encode().startswith(text.encode()[:len(text.encode()) // 2])
     words = [b"whale ", b"a", b"unspeakably ", b"x" * 16]
     whole = model.encode(word_tensor([words])[0])
     assert all(torch.allclose(e, model.encode(word_tensor([[w]])[0])[0], atol=1e-5) for w, e in zip(words, whole))
@@ -131,14 +129,14 @@ def test_it_learns():
     from tokenscope.learn.small_models import train_lm
     torch.manual_seed(0)
     model = HATModel(HATConfig(**SMALL))
-    losses = train_lm(model, passage_batches(word_rows(model.split), ["to be or not to be, that is the question\n"] * 8), 150, lr=5e-3, warmup=10)
+    losses = train_lm(model, passage_batches(word_rows(model.split), ["to be or not to be, that is the question\n"], per_batch=1), 150, lr=5e-3, warmup=10)
     assert losses[-1] < losses[0] / 3 and all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
     assert model.generate("to be or", 9).startswith("to be or not to be")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_token_models_by_the_byte(scope, family):
-    reader = Scope(tiny(family, vocab_size=scope.vocab_size), scope.tokenizer)
+def test_token_models_by_the_byte(family):
+    reader = tiny_reader(family)
     texts = TEXTS[:1] + TEXTS[2:]
     for text, (nats, right) in zip(texts, byte_surprisal(reader, texts)):
         ids = torch.tensor([[reader.tokenizer.bos_token_id, *reader.tokenizer(text)["input_ids"]]])

@@ -3,11 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from architectures import tiny
-from corpus_fixtures import scope, small  # noqa: F401
+from architectures import tiny_reader
+from corpus_fixtures import small  # noqa: F401
 from tokenscope.text.names import ScopeError
 from tokenscope.measure.neighbours import build_bank, choose_contexts, default_bank_layers, layer_match, open_bank
-from tokenscope.core.scope import Scope
 from tokenscope.lenses.latent_lens import LENSES, embedding_lens, latent_lens, output_lens, shuffled_bank_lens, vector_words
 
 TEXTS = ["The cat sat on the mat and every human being is born free and equal.", "The cat sat on the chair while the rendering of the thing was slow.", "A dog ran <b>over</b> the hill, and nobody saw it again 👩‍👩‍👧 today."]
@@ -91,8 +90,8 @@ def test_layer_match_agrees_with_search(bank):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe"])
 @pytest.mark.parametrize("lens", LENSES)
-def test_lenses_on_other_architectures(scope, family, lens):
-    other = Scope(tiny(family, vocab_size=scope.vocab_size), scope.tokenizer)
+def test_lenses_on_other_architectures(family, lens):
+    other = tiny_reader(family)
     hooks = lambda: sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in other.model.modules())
     other.read("a", layers=0)
     before = hooks()

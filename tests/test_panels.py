@@ -4,7 +4,7 @@ import time
 import pytest
 
 import tokenscope
-from architectures import tiny
+from architectures import tiny, tiny_reader
 from tokenscope.app.cards import cards, find_card, panel
 from tokenscope.core.scope import Scope, load
 from tokenscope.show.explore import ExplorePanel
@@ -21,8 +21,7 @@ def hooks_on(model):
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
 def reader(request):
-    default = load()
-    return Scope(tiny(request.param, vocab_size=default.vocab_size), default.tokenizer)
+    return tiny_reader(request.param)
 
 
 @pytest.mark.parametrize("card", WITH_PANEL, ids=slug)

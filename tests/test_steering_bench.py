@@ -6,18 +6,16 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from architectures import tiny
+from architectures import tiny_reader
 from tokenscope.core.edit import Edit
 from tokenscope.text.names import ScopeError
-from tokenscope.core.scope import Scope, load
 from tokenscope.change.steering_bench import numbers_touched, pareto_front, perplexity_ratio, steering_bench, steering_row, steering_sweep
 from tokenscope.change.steering_tasks import SteeringTask
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def small(request):
-    default = load()
-    return Scope(tiny(request.param, vocab_size=default.vocab_size), default.tokenizer)
+    return tiny_reader(request.param)
 
 
 TASK = SteeringTask("length", ["Who?", "What is it?"], lambda answers: torch.tensor([float(len(a) > 5) for a in answers]), "Be long.", ["a b c"], ["d e f"])

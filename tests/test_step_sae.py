@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from architectures import tiny
+from architectures import tiny_reader
 from tokenscope.text.names import ScopeError
-from tokenscope.core.scope import Scope, load
+from tokenscope.core.scope import Scope
 from tokenscope.learn.small_models import small_llama, word_tokenizer
 from tokenscope.learn.shipped import shipped
 from tokenscope.learn.steps import OPERATORS, STYLES, arithmetic_chains, chain_pairs, read_steps, split_steps, step_batch, step_pairs, text_pairs, train_chain_lm
@@ -31,8 +31,7 @@ def pairs():
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mixtral"])
 def reader(request):
-    default = load()
-    return Scope(tiny(request.param, vocab_size=default.vocab_size, max_position_embeddings=128), default.tokenizer)
+    return tiny_reader(request.param, max_position_embeddings=128)
 
 
 def test_steps_and_contexts():

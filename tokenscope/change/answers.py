@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..text.batch import batches_by_length, rows_of
+from ..text.batch import batches_by_length, id_rows
 from .contrasts import answer_logprobs
 from ..core.edit import Edit, only_rows
 from ..text.names import BadArgument
@@ -194,7 +194,7 @@ def option_scores(
 ) -> Float[Tensor, "prompt option"]:  # nats, over the whole option
     """Log-probability of each option after each prompt; what goes on to a longer option (1, 10)
     counts for that one alone."""
-    before = rows_of(list(prompts), scope.tokenizer)[0]
+    before = id_rows(list(prompts), scope.tokenizer)
     cut = [tuple(scope.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options]
     if not cut or not before or not all(cut) or not all(before):
         raise BadArgument(

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..text.batch import Batch, batches_by_length, rows_of
+from ..text.batch import Batch, batches_by_length, id_rows
 from ..text.names import BadArgument
 from ..core.scores import over_logits
 from ..core.taps import site_taps
@@ -107,7 +107,7 @@ def answer_rows(
     list[list[int]], list[int]
 ]:  # ids of prompt and answer together, and where each answer starts
     "Token ids of each prompt with its answer."
-    before = rows_of(list(prompts), scope.tokenizer)[0]
+    before = id_rows(list(prompts), scope.tokenizer)
     after = [
         scope.tokenizer(a, add_special_tokens=False)["input_ids"] if isinstance(a, str) else list(a)
         for a in answers

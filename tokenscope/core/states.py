@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from ..text.batch import batches_by_length, make_batch, rows_of
+from ..text.batch import batches_by_length, id_rows, make_batch
 from tokenscope.text.names import (
     BadArgument,
     LAYERLESS_SITES,
@@ -34,7 +34,7 @@ from tokenscope.text.names import (
 # %% ../../nbs/core/states.ipynb #5923be1a
 def _rows(scope, window, before):
     "Token ids of a window of texts."
-    rows, _ = rows_of(window, scope.tokenizer)
+    rows = id_rows(window, scope.tokenizer)
     if (empty := next((i for i, ids in enumerate(rows) if not ids), None)) is not None:
         raise BadArgument(
             f"A text without tokens in the set: number {before + empty}; leave it out"

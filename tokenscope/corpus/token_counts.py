@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.scope import Scope
-from ..text.batch import rows_of
+from ..text.batch import id_rows
 from ..text.names import BadArgument
 
 # %% ../../nbs/corpus/token_counts.ipynb #5d9f82a9
@@ -36,7 +36,7 @@ def count_tokens(
     texts: Iterable,  # texts, or lists of token ids
 ) -> TokenCounts:
     "Count tokens, texts that hold them, and pairs of neighbours."
-    rows = [torch.tensor(row).long() for row in rows_of(list(texts), scope.tokenizer)[0] if row]
+    rows = [torch.tensor(row).long() for row in id_rows(list(texts), scope.tokenizer) if row]
     if not rows:
         raise BadArgument("No tokens to count: give at least one text with a token")
     n = scope.vocab_size

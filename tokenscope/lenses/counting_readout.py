@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from ..app.contract import control_of
 from ..change.adapters import RowEdit, fit_rows
-from ..text.batch import batches_by_length, rows_of
+from ..text.batch import batches_by_length, id_rows, rows_of
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..text.names import BadArgument, Layers, Positions, resolve_layers
@@ -121,7 +121,7 @@ class DigitTokens(NamedTuple):
 # %% ../../nbs/lenses/counting_readout.ipynb #9e1e8943
 def digit_tokens(scope: Scope) -> DigitTokens:
     "The tokens of the nine digits, and their lead."
-    bare, *full = rows_of(["Answer:", *(f"Answer: {k}" for k in range(1, 10))], scope.tokenizer)[0]
+    bare, *full = id_rows(["Answer:", *(f"Answer: {k}" for k in range(1, 10))], scope.tokenizer)
     n = len(bare)
     if (
         any(row[:n] != bare or row[:-1] != full[0][:-1] for row in full)
@@ -141,14 +141,14 @@ def question_rows(
 ) -> list[list[int]]:
     "Token ids of questions."
     more = digit_tokens(scope).lead if lead else []
-    return [row + more for row in rows_of(list(texts), scope.tokenizer)[0]]
+    return [row + more for row in id_rows(list(texts), scope.tokenizer)]
 
 # %% ../../nbs/lenses/counting_readout.ipynb #d0fe405a
 def running_counts(scope: Scope, prompts: CountPrompts) -> list[list[int]]:  # question x token
     "How often the word has occurred at each token; what follows the bag adds nothing."
-    rows = [scope.encode([row]).tokens[0] for row in question_rows(scope, prompts.texts)]
+    _, rows = rows_of(question_rows(scope, prompts.texts), scope.tokenizer)
     return [
-        [min("".join(map(str, row[: j + 1])).count(word), c) for j in range(len(row))]
+        [min("".join(row.pieces[: j + 1]).count(word), c) for j in range(len(row))]
         for row, word, c in zip(rows, prompts.words, prompts.counts)
     ]
 

@@ -15,13 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.scope import Scope
-from ..text.batch import rows_of
+from ..text.batch import id_rows
 from ..text.names import BadArgument
 
 # %% ../../nbs/measure/language_mass.ipynb #8b7a4929
 def _token_counts(scope: Scope, texts: Iterable) -> Float[Tensor, " vocab"]:
     "How often each token occurs."
-    ids = [i for row in rows_of(list(texts), scope.tokenizer)[0] for i in row]
+    ids = [i for row in id_rows(list(texts), scope.tokenizer) for i in row]
     counts = torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=scope.vocab_size)
     return counts.double()
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..text.batch import rows_of
+from ..text.batch import id_rows
 from ..change.directions import difference_of_means
 from ..text.names import BadArgument, Layers, ScopeError, resolve_layers
 from ..core.scope import Scope
@@ -103,7 +103,7 @@ def sae_switches(
 def _context_rows(scope: Scope, texts: Iterable) -> list:
     "Token ids of texts, a long one in pieces that fit the context."
     pieces = []
-    for row in rows_of(list(texts), scope.tokenizer)[0]:
+    for row in id_rows(list(texts), scope.tokenizer):
         size = scope.structure.max_tokens or len(row)
         pieces += [row[i : i + size] for i in range(0, len(row), size or 1)]
     return pieces

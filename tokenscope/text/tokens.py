@@ -75,19 +75,8 @@ class Tokens(Sequence):
     def __getitem__(self, index):
         if not isinstance(index, slice):
             return self.pieces[index]
-
-        def cut(field):
-            "The same part of a field."
-            return None if field is None else field[index]
-
-        return Tokens(
-            self.pieces[index],
-            cut(self.ids),
-            cut(self.offsets),
-            self.text,
-            self.special[index],
-            cut(self.raw),
-        )
+        ids, offsets, raw = (f and f[index] for f in (self.ids, self.offsets, self.raw))
+        return Tokens(self.pieces[index], ids, offsets, self.text, self.special[index], raw)
 
     def groups(self) -> list[range]:  # runs of token indices; most hold one token
         "Runs of tokens that share a character, such as the tokens of one emoji."
