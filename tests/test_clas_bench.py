@@ -90,7 +90,7 @@ def test_parallel_text_lines_up():
 def test_languages_are_told_apart_and_too_little_text_is_no_evidence(monkeypatch):
     langs = tuple(lang for lang in UDHR_LANGUAGES)
     for lang, paragraphs in parallel_text(langs, "even").items():
-        right = [next(iter(identify_language(p, ("eng", "rus", "cmn", lang)))) == lang for p in paragraphs]
+        right = [next(iter(identify_language(p, ("eng", "rus", "cmn", lang)))) == lang for p in paragraphs[::2]]
         assert sum(right) / len(right) > 0.9, lang
     assert identify_language("200,000,000") == {} == identify_language("") == identify_language("la la")
     assert sum(identify_language("a longer text in English").values()) == pytest.approx(1, abs=1e-4)

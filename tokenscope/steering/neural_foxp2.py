@@ -107,19 +107,16 @@ def mass_along(
     before = ids[:, :-1]
     past = None
     if before.shape[1]:
-        past = scope.model(
+        past = scope.structure.body(
             before, attention_mask=torch.ones_like(before), use_cache=True
         ).past_key_values
         past.batch_repeat_interleave(len(added))
-    length = (
-        scope.read([prompt], "resid_post", layers=layer, positions=-1)["resid_post"]
-        .float()
-        .norm()
-        .cpu()
-    )
-    with scope.edit(
-        Edit("resid_post", layers=layer, add=(added * length)[:, None], positions="all")
-    ):
+
+    def push(h):
+        "Each trial's vector at the length of the state, which is the same in all of them."
+        return h + added[:, None].to(h.device) * h.float().norm(dim=-1, keepdim=True)
+
+    with scope.edit(Edit("resid_post", layers=layer, fn=push, positions="all")):
         out = scope.model(
             ids[:, -1:].repeat(len(added), 1),
             past_key_values=past,

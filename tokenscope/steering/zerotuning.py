@@ -404,7 +404,7 @@ def zerotuning_panel(
     return explore(
         attention_and_answer,
         title="γ on one token's attention",
-        log2_gamma=Slider(-3, 3, 1, -3),
+        log2_gamma=Slider(-3, 3, 1.5, -3),
         layers=Choice(list(groups), "all"),
         column=Choice(["the first token", "a random one (control)"], "the first token"),
         text=Text(text),
