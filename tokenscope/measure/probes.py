@@ -38,26 +38,26 @@ def _checked(X, labels=None) -> tuple:
     return X, y
 
 # %% ../../nbs/measure/probes.ipynb #984a9a84
-def _ridge(X, y, alphas):
-    """Weights and penalty with the least squared error on examples left out one at a time; both
-    centred (Golub, Heath and Wahba 1979)."""
-    alphas = np.asarray(alphas)
+def _left_out(X, y, alphas):
+    """Weights (feature, penalty), and errors on examples left out one at a time (example, penalty);
+    states and numbers have mean 0 (Golub, Heath and Wahba 1979)."""
     n = len(y)
-    if n > X.shape[1] + 1:
-        squares, axes = np.linalg.eigh(X.T @ X)
-        turned = X @ axes
-        share = 1 / (squares[:, None].clip(0) + alphas)
-        found = share * (turned.T @ y)[:, None]
-        errors = (y[:, None] - turned @ found) / (1 - 1 / n - turned**2 @ share)
-        best = int((errors**2).mean(0).argmin())
-        return axes @ found[:, best], float(alphas[best])
-    # the mean is an axis of its own, and not penalised
-    squares, axes = np.linalg.eigh(X @ X.T + 1)
+    if n <= X.shape[1] + 1:
+        return _left_out_wide(X, y, alphas)
+    squares, axes = np.linalg.eigh(X.T @ X)
+    along = X @ axes
     share = 1 / (squares[:, None].clip(0) + alphas)
-    share[np.abs(axes.sum(0)).argmax()] = 0
+    found = share * (along.T @ y)[:, None]
+    return axes @ found, (y[:, None] - along @ found) / (1 - 1 / n - along**2 @ share)
+
+
+def _left_out_wide(X, y, alphas):
+    "The same for more features than examples, from the products of examples."
+    squares, axes = np.linalg.eigh(X @ X.T + 1)  # the mean is an axis too,
+    share = 1 / (squares[:, None].clip(0) + alphas)
+    share[np.abs(axes.sum(0)).argmax()] = 0  # and is not penalised
     found = axes @ (share * (axes.T @ y)[:, None])
-    best = int(((found / (axes**2 @ share)) ** 2).mean(0).argmin())
-    return X.T @ found[:, best], float(alphas[best])
+    return X.T @ found, found / (axes**2 @ share)
 
 
 @dataclass
@@ -81,7 +81,10 @@ class RidgeProbe:
             )
         centre = X.mean(0)
         apart = y.astype(float) - y.mean()
-        weights, self.alpha = _ridge(X - centre, apart, self.alphas)
+        weights, errors = _left_out(X - centre, apart, np.asarray(self.alphas))
+        best = int((errors**2).mean(0).argmin())
+        self.alpha = float(self.alphas[best])
+        weights = weights[:, best]
         self.weights = torch.from_numpy(weights).float()
         self.bias = float(y.mean() - centre @ weights)
         self.moves = torch.from_numpy((X - centre).T @ apart / len(y)).float()
