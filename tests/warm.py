@@ -20,10 +20,10 @@ def begin(connection_file: str, environment: dict[str, str], folder: str) -> Non
     from ipykernel.kernelapp import IPKernelApp
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))
+    os.environ.update(environment)
     sys.argv[1:] = []
     os.setsid()  # signals reach what the page starts too
-    app = IPKernelApp.instance()
+    app = IPKernelApp.instance(parent_handle=os.getppid())  # ends when the server does
     app.initialize(["-f", connection_file])
     app.start()
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..show.colours import contrast_ratio
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Layers, Positions
 from .scores import over_logits, top_tokens
@@ -96,13 +97,13 @@ def _visible(text):
 
 # %% ../../nbs/core/readouts.ipynb #4590816a
 def _lens_cell(word, shade, hint):
-    "A cell shaded from white to blue; the text turns white where the shade is dark."
+    "A cell shaded from white to blue, its text in the ink that is easier to read there."
     shade = min(max(shade, 0), 1)
-    light = ",".join(str(int(255 + (c - 255) * shade)) for c in (8, 81, 156))
-    ink = "#fff" if shade > 0.55 else "#111"
+    mixed = [int(255 + (c - 255) * shade) for c in (8, 81, 156)]
+    colour = "#{:02x}{:02x}{:02x}".format(*mixed)
+    ink = max(("#ffffff", "#111111"), key=lambda text: contrast_ratio(text, colour))
     return (
-        f'<td title="{escape(hint)}" '
-        f'style="background:rgb({light});color:{ink}">{_visible(word)}</td>'
+        f'<td title="{escape(hint)}" style="background:{colour};color:{ink}">{_visible(word)}</td>'
     )
 
 # %% ../../nbs/core/readouts.ipynb #60b08bfd

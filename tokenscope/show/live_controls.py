@@ -13,6 +13,14 @@ from functools import cache
 from .twin_script import CONTROL_SCRIPT, PICK_STYLE, STRIP_SCRIPT
 from ..text.names import BadArgument
 
+# %% ../../nbs/show/live_controls.ipynb #5c0d91aa
+def _script_widget(name: str, about: str, script: str, _css: str = "", **traits):
+    "A widget class with a script of its own; its traits go back and forth between page and kernel."
+    from anywidget import AnyWidget
+
+    synced = {key: trait.tag(sync=True) for key, trait in traits.items()}
+    return type(name, (AnyWidget,), {**synced, "_esm": script, "_css": _css, "__doc__": about})
+
 # %% ../../nbs/show/live_controls.ipynb #c237210d
 _PICK_SCRIPT = (
     STRIP_SCRIPT
@@ -33,18 +41,17 @@ export default {render};
 @cache
 def pick_widget():  # a widget class
     "The live row of tokens."
-    import anywidget
-    import traitlets
+    from traitlets import Int, List, Unicode
 
-    traits = {
-        "tokens": traitlets.List(traitlets.Unicode()).tag(sync=True),
-        "value": traitlets.Int(0).tag(sync=True),
-        "label": traitlets.Unicode("").tag(sync=True),
-        "_esm": _PICK_SCRIPT,
-        "_css": PICK_STYLE,
-        "__doc__": "A row of tokens to pick from.",
-    }
-    return type("TokenPick", (anywidget.AnyWidget,), traits)
+    return _script_widget(
+        "TokenPick",
+        "A row of tokens to pick from.",
+        _PICK_SCRIPT,
+        tokens=List(Unicode()),
+        value=Int(0),
+        label=Unicode(""),
+        _css=PICK_STYLE,
+    )
 
 # %% ../../nbs/show/live_controls.ipynb #573c223a
 _SLIDER_SCRIPT = (
@@ -69,17 +76,16 @@ export default {render};
 @cache
 def slider_widget():  # a widget class
     "The live slider; a screen reader hears its value."
-    import anywidget
-    import traitlets
+    from traitlets import Int, List, Unicode
 
-    traits = {
-        "texts": traitlets.List(traitlets.Unicode()).tag(sync=True),
-        "value": traitlets.Int(0).tag(sync=True),
-        "label": traitlets.Unicode("").tag(sync=True),
-        "_esm": _SLIDER_SCRIPT,
-        "__doc__": "A slider over texts.",
-    }
-    return type("TextSlider", (anywidget.AnyWidget,), traits)
+    return _script_widget(
+        "TextSlider",
+        "A slider over texts.",
+        _SLIDER_SCRIPT,
+        texts=List(Unicode()),
+        value=Int(0),
+        label=Unicode(""),
+    )
 
 # %% ../../nbs/show/live_controls.ipynb #7be73344
 def live_control(
@@ -132,12 +138,7 @@ export default {render};
 @cache
 def twin_hider():  # a widget class
     "A widget without a face: where it runs, the panel is live, and the saved page beside it hides."
-    import anywidget
-    import traitlets
+    from traitlets import Unicode
 
-    traits = {
-        "twin": traitlets.Unicode("").tag(sync=True),
-        "_esm": _HIDE_SCRIPT,
-        "__doc__": "Hides the saved page beside a live panel.",
-    }
-    return type("TwinHider", (anywidget.AnyWidget,), traits)
+    about = "Hides the saved page beside a live panel."
+    return _script_widget("TwinHider", about, _HIDE_SCRIPT, twin=Unicode(""))
