@@ -26,7 +26,7 @@ SLOWER = {
     "steering/clas_bench.ipynb": 52, "steering/langfir.ipynb": 58, "measure/attribution.ipynb": 66, "lenses/index.ipynb": 78,
     "lenses/counting_readout.ipynb": 54, "measure/sae_texts.ipynb": 57, "steering/struct_transform.ipynb": 62, "app/tour.ipynb": 49,
     "tokenizers/tokenizer_betrayal.ipynb": 60, "steering/austeer.ipynb": 59, "tokenizers/lmtraj.ipynb": 55, "lenses/function_tokens.ipynb": 48,
-    "hierarchical_ar": 57, "clas_bench": 52, "langfir": 44, "counting_readout": 41, "tokenizer_betrayal": 38, "triadic_suffix": 35,
+    "hierarchical_ar": 57, "clas_bench": 38, "langfir": 38, "counting_readout": 41, "tokenizer_betrayal": 38, "triadic_suffix": 35,
     "rlvr_geometry": 35, "lmtraj": 30, "zerotuning": 30, "latent_lens": 28, "charbench": 24,
 }
 SITE = ("test_docs", "test_site")  # files that share the built site

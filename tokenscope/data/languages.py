@@ -9,6 +9,7 @@ __all__ = ['parallel_text', 'identify_language', 'language_strip', 'open_questio
 
 # %% ../../nbs/data/languages.ipynb #42d61738
 from collections.abc import Iterable
+from copy import copy
 from functools import cache
 
 from .declaration import UDHR_LANGUAGES, udhr
@@ -50,8 +51,8 @@ _short = dict(
 
 
 @cache
-def _identifier(langs):
-    "The classifier for some languages."
+def _every_language():
+    "The classifier for all its languages, read from its file once."
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as e:
@@ -59,9 +60,15 @@ def _identifier(langs):
             "The package `py3langid` is not installed: run `pip install "
             '"tokenscope-lab[languages]"`'
         ) from e
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@cache
+def _identifier(langs):
+    "The classifier for some languages."
     if unknown := [lang for lang in langs if lang not in _short]:
         raise BadArgument(f"No language to identify: {unknown[0]!r}; accepted: {', '.join(_short)}")
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = copy(_every_language())
     identifier.set_languages([_short[lang] for lang in langs])
     return identifier
 
