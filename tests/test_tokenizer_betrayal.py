@@ -107,7 +107,7 @@ def test_bad_input(tok):
 @pytest.mark.model
 def test_the_probe_on_the_real_model():
     from tokenscope import load
-    text = "The committee met in Geneva on Monday and discussed the report before the meeting."
+    text = "The committee met in Geneva and discussed the report."
     scope = load()
     found = ReplacementProbe(scope, fraction=0.3).run([text, text])
     again = ReplacementProbe(scope, fraction=0.3).run([text, text])

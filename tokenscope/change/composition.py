@@ -22,11 +22,15 @@ from ..text.names import BadArgument
 # %% ../../nbs/change/composition.ipynb #94689f1d
 def _four(scope, measure, a, b):
     "A measurement without edits, with each, and with both."
-    results = []
-    for edits in ((), a, b, (*a, *b)):
+
+    def under(edits):
         with scope.edit(*edits):
-            results.append(measure())
-    return results
+            return measure()
+
+    none = under(())
+    only_a = under(a) if a else none
+    only_b = under(b) if b else none
+    return none, only_a, only_b, under((*a, *b)) if a and b else only_b if b else only_a
 
 
 def interaction(
