@@ -1,8 +1,12 @@
 "The site: all pages there, no broken link, nothing fetched from anywhere."
+import ast
 import html.parser
 import json
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 from notebooks import ROOT, notebooks
 from tokenscope.app.cards import FAMILIES, cards
@@ -73,6 +77,14 @@ def test_pages_show_signatures_and_search_finds_them(site):
     page = (site / "core/scope.html").read_text(encoding="utf-8")
     assert "max_new_tokens" in page and "Let the model continue" in page
     assert "surprisal" in (site / "search.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tokenscope").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_docstring_opens_a_tag(path):
+    "A bare <b> in a docstring makes the rest of the page bold, a bare <eos> is not shown."
+    named = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    texts = {n.name: re.sub("`[^`]*`", "", ast.get_docstring(n) or "") for n in named}
+    assert not {name: text for name, text in texts.items() if re.search("<[/a-z!]", text)}
 
 
 def test_every_notebook_is_in_the_sidebar():

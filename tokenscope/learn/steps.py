@@ -60,7 +60,7 @@ def text_pairs(
 # %% ../../nbs/learn/steps.ipynb #b1d9d0f0
 @dataclass(frozen=True, eq=False)
 class StepBatch:
-    "Rows of context, <sep>, step, <eos>, padded on the right."
+    "Rows of context, `<sep>`, step, `<eos>`, padded on the right."
 
     ids: Int[Tensor, "batch token"]
     mask: Bool[Tensor, "batch token"]  # real tokens

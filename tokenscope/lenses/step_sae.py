@@ -217,7 +217,7 @@ class StepSAE(StepCode):
         return step_batch(self.tokenizer, pairs, **self.marks)
 
     def punched(self, batch, share: float) -> Bool[Tensor, "batch token"]:
-        "The mask with holes in the step, never at <eos>."
+        "The mask with holes in the step, never at `<eos>`."
         holes = (
             (torch.rand(batch.ids.shape) < share)
             & batch.scored
@@ -226,7 +226,7 @@ class StepSAE(StepCode):
         return batch.mask & ~holes
 
     def states(self, batch, mask=None) -> Float[Tensor, "batch d_model"]:
-        "e: the last-layer state at <eos>."
+        "e: the last-layer state at `<eos>`."
         h = self.encoder_lm.base_model(
             input_ids=batch.ids,
             attention_mask=(batch.mask if mask is None else mask).long(),
@@ -248,7 +248,7 @@ class StepSAE(StepCode):
         ]
 
     def losses(self, batch, z, mask=None) -> Float[Tensor, "batch token"]:
-        "-log p of each token of the step and of <eos>; 0 elsewhere."
+        "-log p of each token of the step and of `<eos>`; 0 elsewhere."
         return (
             nn.functional.cross_entropy(
                 self.logits(batch, z, mask).transpose(1, 2), batch.ids, reduction="none"

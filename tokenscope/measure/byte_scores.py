@@ -101,7 +101,7 @@ def token_rows(
     tokenizer,  # with <bos>, <eos> and <pad>
     texts: Iterable[str],
 ) -> tuple:  # ids and labels, (text, token)
-    "Texts as tokens, <bos> first; <eos> after a text that ends in a line break."
+    "Texts as tokens, `<bos>` first; `<eos>` after a text that ends in a line break."
     rows = [
         [tokenizer.bos_token_id, *tokenizer(t, add_special_tokens=False)["input_ids"]]
         + [tokenizer.eos_token_id] * t.endswith("\n")

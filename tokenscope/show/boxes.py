@@ -133,7 +133,7 @@ def token_html(
     text: str | None = None,  # HTML to show; None: the token's own
     shared: bool = False,  # the token is one of several in a box
 ) -> str:  # one element
-    "One token as HTML: an <i>, or an <s> where it was dropped."
+    "One token as HTML: an `<i>`, or an `<s>` where it was dropped."
     piece = tokens[i]
     raw = tokens.raw[i] if tokens.raw else None
     token_id = tokens.ids[i] if tokens.ids else None
