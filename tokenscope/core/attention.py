@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..text.names import BadArgument, Unavailable
+from .running import Noted
 from .structure import Structure
 
 # %% ../../nbs/core/attention.ipynb #cb5e4957
@@ -85,12 +86,11 @@ def _run(taps, site, tensor):
     it changed."""
     changed = False
     for name, tap in taps:
-        if (
-            name == site
-            and (new := tap(tensor)) is not None
-            and new is not tensor
-            and not torch.equal(new, tensor)
-        ):
+        new = tap(tensor) if name == site else None
+        if new is None or new is tensor:
+            continue
+        # with a graph, equal numbers are another tensor: gradients are asked for at this one
+        if new.requires_grad or not torch.equal(new, tensor):
             tensor = new
             changed = True
     return tensor, changed
@@ -105,9 +105,12 @@ def _shared_bias(biases, query, key, mask, causal):
         start = additive_mask(mask, query, key, causal)
         return sum((tap(query, key) for tap in biases), start), mask
 
+    if not all(isinstance(tap, Noted) for tap in biases):
+        return add()[0]
+    for tap in biases:
+        tap.note()
     about = (id(mask), query.shape, key.shape, query.dtype, query.device, causal)
-    once = getattr(biases[0], "once", lambda key, make: make())
-    return once((*map(id, biases), *about), add)[0]
+    return biases[0].forward.once((*[tap.tap for tap in biases], *about), add)[0]
 
 
 def _biased_mask(taps, module, query, key, mask, kw):
@@ -127,7 +130,7 @@ def _biased_mask(taps, module, query, key, mask, kw):
             continue
         scores = attention_scores(module, query, key, mask, **kw)
         new = tap(scores)
-        if new is not None and not torch.equal(new, scores):
+        if new is not None and (new.requires_grad or not torch.equal(new, scores)):
             mask = mask + torch.where(hidden.expand_as(scores), 0, new - scores).to(mask.dtype)
             biased = True
     return mask if biased else plain  # the same mask takes the same kernel: bit-equal
@@ -211,6 +214,26 @@ def _check_open(structure, module):
         )
 
 # %% ../../nbs/core/attention.ipynb #76d94ad4
+_users = {}  # id of a config -> (config, its own implementation, how many taps need another)
+
+
+def _use(config):
+    "From now on the config names the implementation with taps."
+    _, plain, n = _users.get(id(config), (config, config._attn_implementation, 0))
+    if not n:
+        config._attn_implementation = _register(plain)
+    _users[id(config)] = (config, plain, n + 1)
+
+
+def _use_no_more(config):
+    "The last who leaves puts the config's own implementation back, in whatever order they leave."
+    _, plain, n = _users.pop(id(config))
+    if n > 1:
+        _users[id(config)] = (config, plain, n - 1)
+    else:
+        config._attn_implementation = plain
+
+
 @contextmanager
 def attention_taps(
     structure: Structure,
@@ -219,16 +242,14 @@ def attention_taps(
     ],  # (site, layer, function); sites of ATTENTION_SITES, and "attn_bias"
 ):
     "Attach functions to sites inside attention while the block runs."
-    before = []
     attached = []
+    used = []
     try:
         for site, layer, tap in taps:
             module = structure.attentions[layer]
             _check_open(structure, module)
-            impl = module.config._attn_implementation
-            if not impl.startswith("tokenscope_"):
-                before.append((module.config, impl))
-                module.config._attn_implementation = _register(impl)
+            _use(module.config)
+            used.append(module.config)
             entry = (site, tap)
             _taps.setdefault(module, []).append(entry)
             attached.append((module, entry))
@@ -238,5 +259,5 @@ def attention_taps(
             _taps[module] = [e for e in _taps[module] if e is not entry]
             if not _taps[module]:
                 del _taps[module]
-        for config, impl in before:
-            config._attn_implementation = impl
+        for config in used:
+            _use_no_more(config)

@@ -23,12 +23,19 @@ from tokenscope.text.names import (
     Layers,
     Positions,
     SQUARE_SITES,
+    Unavailable,
     check_site,
     resolve_indices,
     resolve_layers,
     resolve_positions,
 )
-from .running import RunningForward, fit_index, follow, position_mask
+from tokenscope.core.running import (
+    RunningForward,
+    fit_index,
+    follow,
+    logits_edited,
+    position_mask,
+)
 from .taps import site_taps
 
 # %% ../../nbs/core/edit.ipynb #f5922e73
@@ -123,7 +130,7 @@ def _changed(edit, tensor):
     "The whole tensor as the edit would have it."
     try:
         if edit.fn is not None:
-            new = edit.fn(tensor)
+            new = edit.fn(tensor.clone())  # it may write into what it is given
             if not torch.is_tensor(new) or new.shape != tensor.shape:
                 got = tuple(new.shape) if torch.is_tensor(new) else type(new).__name__
                 raise BadArgument(
@@ -157,11 +164,24 @@ def _key(index):
 
 # %% ../../nbs/core/edit.ipynb #fb3d3742
 def _now(edit, forward):
-    "Does the edit concern the running forward at all?"
+    """Does the edit concern the running forward? True, False, or None for some of its tokens (the
+    end of a prompt together with guessed tokens)."""
     if edit.when == "always":
         return True
-    begun = forward.once("begun", lambda: bool((forward.index >= forward.n_prompt).any()))
-    return begun == (edit.when == "generated")
+
+    def of_the_prompt():
+        "Are all tokens of the prompt, none, or some?"
+        early = (forward.index < forward.n_prompt)[forward.index >= 0]
+        return bool(early.all()) or (None if bool(early.any()) else False)
+
+    early = forward.once("of the prompt", of_the_prompt)
+    return None if early is None else early == (edit.when == "prompt")
+
+
+def _in_time(edit, forward):
+    "Which tokens of the forward the edit's `when` means."
+    early = forward.index < forward.n_prompt
+    return early if edit.when == "prompt" else ~early
 
 # %% ../../nbs/core/edit.ipynb #055a8f54
 def vector_tap(
@@ -172,21 +192,29 @@ def vector_tap(
 
     def tap(tensor):
         "The site's tensor with the edit; None if the forward is not concerned."
-        if not _now(edit, forward):
+        now = _now(edit, forward)
+        if now is False:
             return None
         flat = tensor.ndim == 2  # routers see a flat list of tokens
         x = tensor.unflatten(0, (forward.index.shape[0], -1)) if flat else tensor
-        mask, everywhere = forward.once(
-            (edit.site, _key(edit.positions), _key(edit.heads), x.shape[1:-1]), lambda: masked(x)
-        )
+        about = (edit.site, _key(edit.positions), _key(edit.heads), edit.when, x.shape[1:-1])
+        mask, everywhere = forward.once(about, lambda: masked(x, now))
         new = _changed(edit, x)
         new = new.contiguous() if everywhere else torch.where(mask, new, x)
         return new.flatten(0, 1) if flat else new
 
-    def masked(x):
+    def masked(x, now):
         "Which of the tensor's places are changed, and are these all?"
-        index = forward.key_index if edit.site in ("k", "v") else forward.index
+        of_keys = edit.site in ("k", "v")
+        index = forward.key_index if of_keys else forward.index
         mask = position_mask(edit.positions, fit_index(index, x.shape[1]), forward.n_prompt)
+        if now is None and of_keys:
+            raise Unavailable(
+                f"when={edit.when!r} at {edit.site}: this forward holds tokens of the prompt and "
+                "new ones, which share their keys; generate without guessed tokens"
+            )
+        if now is None:
+            mask = mask & fit_index(_in_time(edit, forward).long(), x.shape[1]).bool()
         mask = mask.view(*mask.shape, *[1] * (x.ndim - 2))
         if edit.heads is not None:
             mask = mask & _head_mask(edit, x.shape[2], x.device)[:, None]
@@ -199,6 +227,8 @@ def vector_tap(
 def _square_mask(edit, forward, n_head, n_query, n_key):
     "Which (head, query, key) cells an edit concerns, broadcastable to (batch, head, query, key)."
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=forward.index.device)
+    if _now(edit, forward) is None:
+        mask = mask & _in_time(edit, forward)[:, None, :, None]
     if not _is_all(edit.positions):
         index = fit_index(forward.index, n_query)
         mask = mask & position_mask(edit.positions, index, forward.n_prompt)[:, None, :, None]
@@ -218,15 +248,13 @@ def square_tap(
 
     def shared_mask(*sizes):
         "The cells that are changed; layers of one shape share it."
-        return forward.once(
-            (_key(edit.positions), _key(edit.keys), _key(edit.heads), sizes),
-            lambda: _square_mask(edit, forward, *sizes),
-        )
+        about = (_key(edit.positions), _key(edit.keys), _key(edit.heads), edit.when, sizes)
+        return forward.once(about, lambda: _square_mask(edit, forward, *sizes))
 
     def bias(query, key):
-        "What is added to the scores before the softmax."
+        "What is added to the scores before the softmax: an additive mask."
         value = torch.as_tensor(edit.add).to(query.device, query.dtype)
-        if not _now(edit, forward):
+        if _now(edit, forward) is False:
             return torch.zeros_like(value)
         mask = shared_mask(query.shape[1], query.shape[2], key.shape[2])
         try:
@@ -239,12 +267,11 @@ def square_tap(
 
     def change(tensor):
         "The scores or the pattern as the edit would have them; None if it does not concern them."
-        if not _now(edit, forward):
+        if _now(edit, forward) is False:
             return None
         mask = shared_mask(*tensor.shape[1:])
         return torch.where(mask, _changed(edit, tensor), tensor)
 
-    bias.once = forward.once
     if edit.site == "attn_scores" and edit.add is not None:
         return "attn_bias", bias
     return edit.site, change
@@ -264,7 +291,10 @@ def _taps_of(scope, edits, forward):
             site, tap = square_tap(edit, forward)
         else:
             site, tap = edit.site, vector_tap(edit, forward)
-        taps += [(site, layer, tap) for layer in layers]
+        if site == "logits":  # the body alone does not compute them
+            taps.append((site, None, tap))
+        else:
+            taps += [(site, layer, forward.noted(site, layer, tap)) for layer in layers]
     return taps
 
 # %% ../../nbs/core/edit.ipynb #b31348d3
@@ -278,11 +308,10 @@ def _logits_edited(scope, taps):
             output.logits = output.logits if new is None else new
 
     handle = scope.model.register_forward_hook(hook)
-    scope.edits_logits += 1
     try:
-        yield
+        with logits_edited(scope.model):
+            yield
     finally:
-        scope.edits_logits -= 1
         handle.remove()
 
 # %% ../../nbs/core/edit.ipynb #44ea89f8

@@ -43,8 +43,6 @@ class Scope:
             tokenizer, "tokenizer", tokenizer
         )  # a processor carries its tokenizer
         self.structure = Structure(model)
-        self.handing = False
-        self.edits_logits = 0  # see `trace.unembed` and `edit`
 
     @property
     def n_layers(self) -> int:

@@ -9,12 +9,12 @@ __all__ = ['hook_output', 'hook_input', 'site_taps']
 
 # %% ../../nbs/core/taps.ipynb #c2b7dd83
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
 from .attention import attention_taps
-from ..text.names import ATTENTION_SITES
+from ..text.names import ATTENTION_SITES, Unavailable
 from .structure import Place, Structure, first_tensor, place_of
 
 # %% ../../nbs/core/taps.ipynb #7fb12abc
@@ -65,6 +65,21 @@ def hook_input(
     return place.module.register_forward_pre_hook(hook, with_kwargs=True)
 
 # %% ../../nbs/core/taps.ipynb #544322f6
+def _uncompiled(model):
+    "Compiled modules do not call the hooks inside them: they run as they are written meanwhile."
+    compiled = hasattr(model, "_orig_mod") or any(
+        getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in model.modules()
+    )
+    if not compiled:
+        return nullcontext()
+    if not hasattr(torch.compiler, "set_stance"):
+        raise Unavailable(
+            "This model is compiled, and torch before 2.6 cannot let it run uncompiled for a "
+            "while; use a newer torch, or the model before torch.compile"
+        )
+    return torch.compiler.set_stance("force_eager")
+
+
 @contextmanager
 def site_taps(
     structure: Structure,
@@ -74,6 +89,7 @@ def site_taps(
     inside = [t for t in taps if t[0] in ATTENTION_SITES or t[0] == "attn_bias"]
     structure.probe  # it must not run when taps are on
     with ExitStack() as stack:
+        stack.enter_context(_uncompiled(structure.model))
         stack.enter_context(attention_taps(structure, inside))
         for site, layer, tap in taps:
             if site not in ATTENTION_SITES and site != "attn_bias":

@@ -29,6 +29,7 @@ from tokenscope.text.names import (
     check_site,
     resolve_layers,
 )
+from .running import aside, logits_are_edited, raise_silent
 from .taps import site_taps
 
 # %% ../../nbs/core/trace.ipynb #fbe19254
@@ -95,6 +96,7 @@ class Collector:
     keep_grad: bool = False
     stop: bool = True  # nothing is needed after the last piece
     tensors: dict = field(default_factory=dict)
+    came: list = field(default_factory=list)  # (site, layer) of each piece that has come
 
     def tap(self, site: str, layer: int | None):
         "A function that takes in the tensor of one site and layer."
@@ -103,18 +105,24 @@ class Collector:
             if tensor.ndim == 2:  # routers see a flat list of tokens
                 tensor = tensor.unflatten(0, (self.n_rows, -1))
             if self.keep_grad:
-                shown = tensor
-                if not tensor.requires_grad:
-                    shown = tensor.detach().requires_grad_()
+                # a new tensor in either case, so that what follows is computed from this one
+                graph = tensor.requires_grad
+                shown = tensor.view_as(tensor) if graph else tensor.detach().requires_grad_()
                 self.tensors[site if layer is None else (site, layer)] = shown
             else:
                 self._store(site, layer, tensor)
             self.outstanding -= 1
+            self.came.append((site, layer))
             if self.stop and not self.outstanding:
                 raise EnoughRead
-            return shown if self.keep_grad and shown is not tensor else None
+            return shown if self.keep_grad else None
 
         return take
+
+    def check(self, pieces: list):
+        "Refuse a forward in which a piece did not come: its numbers would be made up."
+        if self.outstanding:
+            raise_silent([piece for piece in pieces if piece not in self.came])
 
     def _store(self, site, layer, tensor):
         if self.columns is not None:
@@ -174,13 +182,12 @@ def _body_returns(scope, hidden):
     "For the time of the block the body does not compute but returns `hidden`."
     bodies = {scope.structure.body, scope.structure.decoder}  # OPT's head calls the decoder itself
     before = {m: m.__dict__.get("forward") for m in bodies}
-    scope.handing = True  # an edit's bookkeeping must not mistake this for a forward
     try:
         for m in bodies:
             m.forward = lambda *a, **k: _Handed(hidden)
-        yield
+        with aside():  # an edit must not mistake this for a forward
+            yield
     finally:
-        scope.handing = False
         for m, own in before.items():
             if own is None:
                 m.__dict__.pop("forward", None)
@@ -270,6 +277,7 @@ def read(
         with site_taps(scope.structure, [(s, i, collector.tap(s, i)) for s, i in pieces]):
             try:
                 hidden = final_hidden(scope, batch)
+                collector.check(pieces)
             except EnoughRead:
                 hidden = None
         if "logits" in names:
@@ -287,7 +295,7 @@ def read(
 # %% ../../nbs/core/trace.ipynb #ee26731e
 def _logits(scope, batch, hidden, columns):
     "Logits at the chosen columns only; an edit of `logits` itself needs the model's whole forward."
-    if scope.edits_logits:
+    if logits_are_edited(scope.model):
         logits = scope.model(**body_inputs(scope, batch)).logits
         return (
             logits

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.running import logits_are_edited
 from ..core.scope import Scope
 from ..core.taps import site_taps
 from ..core.trace import body_inputs, final_hidden, unembed
@@ -43,7 +44,7 @@ class Prediction:
         ids = self.ids.repeat(n, 1)  # a copy: ids made in inference mode cannot stand in a graph
         batch = Batch(ids, torch.ones_like(ids), [self.tokens] * n)
         with site_taps(structure, [("embed", None, lambda tensor: embeddings.to(tensor.dtype))]):
-            if self.scope.edits_logits:
+            if logits_are_edited(self.scope.model):
                 logits = self.scope.model(**body_inputs(self.scope, batch)).logits
                 rows = [logits[:, p - 1] for p in self.positions]
             else:
