@@ -35,8 +35,9 @@ def additive_mask(
     if mask is None:
         mask = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device)
         if causal:
-            # the last query is the last key's token, also when earlier keys come from the cache
-            mask = mask.tril(n_key - n_query)
+            # as torch's own `is_causal`: the first query is the first key's token (a static cache
+            # has empty slots behind); a single query sees all
+            mask = mask.tril(0 if n_query > 1 else n_key - 1)
         mask = mask[None, None]
     lowest = torch.finfo(query.dtype).min
     nothing = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)

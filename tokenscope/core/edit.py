@@ -72,7 +72,10 @@ class Edit:
 
     @property
     def neutral(self) -> bool:
-        "Does it change nothing, whatever the tensor? (Adding zero, multiplying by one.)"
+        """Does it change nothing, whatever the tensor? (Adding zero, multiplying by one.) What is
+        trained changes."""
+        if getattr(self.add, "requires_grad", False) or getattr(self.scale, "requires_grad", False):
+            return False
         if self.add is not None:
             return not torch.as_tensor(self.add).any().item()
         return self.scale is not None and bool((torch.as_tensor(self.scale) == 1).all())
@@ -330,6 +333,7 @@ def edit(
     if not active:
         yield scope
         return
+    scope.structure.probe  # it must not run when taps are on
     with ExitStack() as stack:
         forward = stack.enter_context(follow(scope))
         taps = _taps_of(scope, active, forward)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..text.batch import Batch, make_batch, pad_id
+from ..text.batch import Batch, make_batch, pad_id, padded_left
 from .default_model import default_model
 from .edit import edit
 from ..text.names import BadArgument, BadFile, Positions, Unavailable
@@ -36,6 +36,11 @@ class Scope:
             raise BadArgument(
                 f"Not a Hugging Face model: {type(model).__name__}; give a PreTrainedModel, or a "
                 "name to load()"
+            )
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise Unavailable(
+                f"{type(model).__name__} is an encoder-decoder: its tokens see those that come "
+                "later, and its sites are of two stacks; give a decoder model"
             )
         self.model = model
         self.processor = tokenizer
@@ -121,7 +126,7 @@ class Scope:
         # also the ids
     ) -> str | list | tuple:
         "Let the model continue."
-        batch = self.encode(text, padding_side="left")
+        batch = padded_left(self.encode(text, padding_side="left"))
         n_prompt = batch.input_ids.shape[1]
         _check_room(n_prompt, max_new_tokens, self.structure.max_tokens)
         if kwargs.get("num_beams", 1) == 1:

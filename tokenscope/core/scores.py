@@ -16,6 +16,7 @@ from ..show.display import TokenScores
 from ..text.names import BadArgument, Heads, Layers, resolve_indices, resolve_layers
 from .running import logits_are_edited
 from .taps import site_taps
+from ..text.tokens import tokens_of
 from .trace import EnoughRead, final_hidden, unembed
 
 # %% ../../nbs/core/scores.ipynb #469f248f
@@ -112,7 +113,7 @@ def entropy(
     "How open the continuation is after each token, in nats."
     batch, hidden = _batch_and_hidden(scope, text)
     mask = batch.attention_mask.bool()
-    flat = over_logits(scope, hidden[mask], lambda lp, at: -(lp.exp() * lp).nan_to_num().sum(-1))
+    flat = over_logits(scope, hidden[mask], lambda lp, at: torch.special.entr(lp.exp()).sum(-1))
     rows = flat.split(batch.lengths)
     strips = [
         TokenScores(t, row.cpu().numpy(), name="entropy of the next token", unit="nats")
@@ -136,9 +137,10 @@ def next_tokens(
         raise BadArgument(f"next_tokens takes one text; given: {len(logits)}")
     p, top = logits[0, 0].float().softmax(-1).topk(k)
     ids = top.tolist()
-    pieces = [scope.tokenizer.decode([i]) for i in ids] if scope.tokenizer else ids
+    # the second of two alike: the first token of a text loses its space
+    pieces = [tokens_of(scope.tokenizer, [i, i])[1] for i in ids]
     return TokenScores(
-        [str(s) for s in pieces],
+        pieces,
         p.cpu().numpy(),
         name="probability of coming next",
         limits=(0, 1),
@@ -150,9 +152,9 @@ def _mean_received(pattern, real, heads):
     "Mean weight on each key from the real queries that can see it: (batch, key)."
     p = pattern if heads is None else pattern[:, heads]
     n = p.shape[-1]
-    sees = (real[:, :, None] & real[:, None, :]) & torch.ones(
-        n, n, dtype=torch.bool, device=p.device
-    ).tril()
+    causal = torch.ones(n, n, dtype=torch.bool, device=p.device).tril()
+    # what a window or another mask hides has weight 0 in every head
+    sees = real[:, :, None] & real[:, None, :] & causal & (pattern > 0).any(1)
     return (p.mean(1) * sees).sum(1) / sees.sum(1).clamp(min=1)
 
 # %% ../../nbs/core/scores.ipynb #0a05c492

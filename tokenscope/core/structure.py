@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..text.names import BadArgument
+from ..text.names import BadArgument, Unavailable
 
 # %% ../../nbs/core/structure.ipynb #37694377
 # Families that do not state their classes: (decoder layer, attention). Looked up by class name,
@@ -211,6 +211,19 @@ def _first(config, *names):
     return next((v for n in names if (v := getattr(config, n, None)) is not None), None)
 
 # %% ../../nbs/core/structure.ipynb #7da11fe4
+def _unwrapped(model):
+    "The Hugging Face model inside an adapter's wrapper (PEFT); itself without one."
+    if not hasattr(model, "get_base_model"):
+        return model
+    settings = getattr(model, "active_peft_config", None)
+    if getattr(settings, "is_prompt_learning", False):
+        raise Unavailable(
+            f"{type(settings).__name__} puts trained states before the text, which no token "
+            "stands for; give the model without them, or an adapter that changes weights (LoRA)"
+        )
+    return model.get_base_model()
+
+
 class Probe(NamedTuple):
     "What two tokens going through a model have shown."
 
@@ -230,7 +243,7 @@ class Structure:
 
     def __post_init__(self):
         self.decoder = find_decoder(self.model)
-        self.body = self.model.base_model
+        self.body = _unwrapped(self.model).base_model
         layer_classes = stated_classes(self.decoder, "hidden_states")
         attention_classes = stated_classes(self.decoder, "attentions")
         self.layers = [m for m in self.decoder.modules() if _is_one(m, layer_classes)]

@@ -213,7 +213,7 @@ def unembed(
     normed: bool = False,  # has the final norm been applied already?
 ) -> Float[Tensor, "*axes vocab"]:  # logits, with a graph only where `hidden` has one
     "From hidden states to logits: final norm, unembedding, and whatever the model does after it."
-    if scope.model is scope.structure.body:
+    if scope.model.get_output_embeddings() is None:
         raise Unavailable(
             f"No unembedding: {type(scope.model).__name__} has no language-model head; load it "
             "with AutoModelForCausalLM"
