@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..app.contract import control_of
 from ..core.edit import Edit
-from ..text.names import BadArgument, Layers, resolve_layers
+from ..text.names import BadArgument, Layers, check_number, resolve_layers
 from ..core.scope import Scope
 from ..app.contract import check_panel_scope
 from ..show.display import TokenScores
@@ -75,7 +75,7 @@ def zerotuning(
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     """Scale the attention to the initial token (Han et al. 2025), as ln(gamma) added before the
     softmax."""
-    if not (math.isfinite(gamma) and gamma > 0):
+    if check_number("gamma", gamma) <= 0:
         raise BadArgument(
             f"gamma must be a positive number; given: {gamma!r} (1 changes nothing, below 1 looks "
             "less at the token)"
