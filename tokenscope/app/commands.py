@@ -36,8 +36,11 @@ def _model_argument(command):
 
 # %% ../../nbs/app/commands.ipynb #e8409875
 def _scope(model):
+    from transformers.utils import logging
+
     from tokenscope.core.scope import load
 
+    logging.disable_progress_bar()  # a bar for every loading would stand among the lines
     return load(model)
 
 # %% ../../nbs/app/commands.ipynb #514864d4
