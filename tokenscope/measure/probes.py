@@ -38,28 +38,6 @@ def _checked(X, labels=None) -> tuple:
     return X, y
 
 # %% ../../nbs/measure/probes.ipynb #984a9a84
-def _left_out(X, y, alphas):
-    """Weights (feature, penalty), and errors on examples left out one at a time (example, penalty);
-    states and numbers have mean 0 (Golub, Heath and Wahba 1979)."""
-    n = len(y)
-    if n <= X.shape[1] + 1:
-        return _left_out_wide(X, y, alphas)
-    squares, axes = np.linalg.eigh(X.T @ X)
-    along = X @ axes
-    share = 1 / (squares[:, None].clip(0) + alphas)
-    found = share * (along.T @ y)[:, None]
-    return axes @ found, (y[:, None] - along @ found) / (1 - 1 / n - along**2 @ share)
-
-
-def _left_out_wide(X, y, alphas):
-    "The same for more features than examples, from the products of examples."
-    squares, axes = np.linalg.eigh(X @ X.T + 1)  # the mean is an axis too,
-    share = 1 / (squares[:, None].clip(0) + alphas)
-    share[np.abs(axes.sum(0)).argmax()] = 0  # and is not penalised
-    found = axes @ (share * (axes.T @ y)[:, None])
-    return X.T @ found, found / (axes**2 @ share)
-
-
 @dataclass
 class RidgeProbe:
     "A linear read-out of a number."
@@ -74,20 +52,18 @@ class RidgeProbe:
 
     def fit(self, X, y) -> "RidgeProbe":
         "Fit to states (example, feature) and numbers."
+        from sklearn.linear_model import RidgeCV
+
         X, y = _checked(X, y)
         if len(set(y.tolist())) < 2:
             raise BadArgument(
                 f"All {len(y)} numbers are the same ({y[0]}); there is nothing to read out"
             )
-        centre = X.mean(0)
-        apart = y.astype(float) - y.mean()
-        weights, errors = _left_out(X - centre, apart, np.asarray(self.alphas))
-        best = int((errors**2).mean(0).argmin())
-        self.alpha = float(self.alphas[best])
-        weights = weights[:, best]
-        self.weights = torch.from_numpy(weights).float()
-        self.bias = float(y.mean() - centre @ weights)
-        self.moves = torch.from_numpy((X - centre).T @ apart / len(y)).float()
+        found = RidgeCV(alphas=self.alphas).fit(X, y.astype(float))
+        self.weights = torch.from_numpy(found.coef_).float()
+        self.bias = float(found.intercept_)
+        self.alpha = float(found.alpha_)
+        self.moves = torch.from_numpy((X - X.mean(0)).T @ (y - y.mean()) / len(y)).float()
         return self
 
     @property

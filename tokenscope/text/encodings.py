@@ -100,6 +100,9 @@ def encodings(
 class Lattice(str):
     "An SVG that shows itself."
 
+    def __repr__(self):
+        return f"<Lattice: {len(self):,} characters of SVG>"
+
     def _repr_html_(self):
         return str(self)
 

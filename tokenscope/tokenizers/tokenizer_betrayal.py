@@ -522,12 +522,12 @@ def banned_share(
     seed: int = 0,
 ) -> tuple[float, set[int]]:  # the share of the next token that a ban takes away; the banned ids
     "What is lost when first pieces of other encodings, or as many random tokens, are closed."
+    if ban == "nothing":
+        return 0.0, set()
     keep = ways.ids[0][0]
     first = {ids[0] for ids in ways.ids} - {keep}
-    ahead = scope.logits(prefix)[0, -1].float().softmax(-1)
-    if ban == "nothing":
-        first = set()
-    elif ban == "random":
+    ahead = scope.logits(prefix, positions=-1)[0, 0].float().softmax(-1)
+    if ban == "random":
         likely = [i for i in ahead.topk(min(50 + len(first), len(ahead))).indices.tolist()]
         others = [i for i in likely if i != keep and i not in first]
         first = set(random.Random(seed).sample(others, min(len(first), len(others))))
@@ -542,9 +542,14 @@ def tokenizer_betrayal_panel(
     "The encodings of a word behind a prefix, what they weigh, and what a ban leaves of them."
     check_panel_scope(scope, "tokenizer_betrayal_panel")
 
+    @lru_cache(maxsize=64)  # the ban changes nothing about the encodings
+    def encoded(word, prefix, max_pieces):
+        "The encodings of a word and their log-probabilities."
+        return encoding_logprobs(scope, prefix, word, max_pieces=max_pieces, limit=64)
+
     def weigh(word, prefix, max_pieces, ban):
         "The lattice, and the weight of the canonical encoding and of the others."
-        ways = encoding_logprobs(scope, prefix, word, max_pieces=int(max_pieces), limit=64)
+        ways = encoded(word, prefix, int(max_pieces))
         share, closed = banned_share(scope, prefix, ways, ban)
         left = torch.tensor(ways.logp.tolist()).exp() / (1 - share)
         left[[ids[0] in closed for ids in ways.ids]] = 0
