@@ -83,11 +83,12 @@ def zerotuning(
     if gamma == 1:
         return []
     chosen = resolve_layers(layers, scope.n_layers)
-    groups = (
-        [(chosen, heads)]
-        if not isinstance(heads, dict)
-        else [([i], h) for i, h in heads.items() if i in chosen]
-    )
+    if not chosen:
+        raise BadArgument("No layers asked for: layers is empty; None stands for all")
+    groups = [(chosen, heads)]
+    if isinstance(heads, dict):
+        of_layer = dict(zip(resolve_layers(heads, scope.n_layers), heads.values()))
+        groups = [([i], h) for i, h in of_layer.items() if i in chosen]
     return [
         Edit("attn_scores", layers=i, heads=h, keys=token, add=math.log(gamma)) for i, h in groups
     ]
