@@ -36,9 +36,9 @@ export: .venv/.dev               ## format the notebooks, write tokenscope/ and 
 	$(BIN)/ruff format -q nbs
 	$(BIN)/nbdev-export
 	$(BIN)/python nbs/stubs.py
+	$(BIN)/python tests/house.py
 	$(BIN)/python nbs/readme.py
 	$(BIN)/python nbs/citation.py
-	$(BIN)/python tests/house.py
 
 clean-nbs: .venv/.dev
 	$(BIN)/nbdev-clean

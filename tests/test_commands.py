@@ -21,15 +21,19 @@ def no_model(monkeypatch):
 
 BAD = {
     "tour: nowhere": (["tour", "Hi", "-o", "missing/x.html"], "Nowhere to write: missing/x.html lies in no folder"),
-    "tour: a folder": (["tour", "Hi", "-o", "."], "is a folder"),
+    "tour: a folder": (["tour", "Hi", "-o", "."], "is a folder; give a file in it"),
     "tour: no text": (["tour", " "], "Nothing to tour"),
     "corpus: no data": (["corpus", "missing.txt", "out"], "No such corpus file: missing.txt"),
     "corpus: no kind": (["corpus", "data.docx", "out"], "Unknown kind of corpus"),
     "corpus: column": (["corpus", "data.jsonl", "out", "--column", "body"], "--column"),
     "corpus: site": (["corpus", "data.txt", "out", "--site", "resid_pots"], "resid_post"),
+    "corpus: empty": (["corpus", "empty.jsonl", "out"], "Nothing in the corpus: empty.jsonl"),
+    "corpus: a file": (["corpus", "data.txt", "data.jsonl"], "data.jsonl is a file; give a folder"),
+    "corpus: layers": (["corpus", "data.txt", "out", "--layers", "1"], "No sites asked for: --layers"),
     "panel: nobody": (["panel", "magic"], "No such technique: 'magic'"),
     "panel: none": (["panel", "grains"], "No panel: grains has none"),
     "toys: nothing": (["toys", "binders"], "No shipped model is called 'binders'"),
+    "toys: no name": (["toys"], "give names"),
     "panel: nowhere": (["panel", "zerotuning", "-o", "missing/x.html"], "Nowhere to write"),
 }
 USAGE = {
@@ -47,6 +51,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.txt").write_text("one text\n")
     (tmp_path / "data.jsonl").write_text('{"text": "one text"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "data.docx").write_text("no text")
 
 

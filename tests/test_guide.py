@@ -72,7 +72,7 @@ def followed(tmp_path_factory):
 
     python("-m", "ruff", "format", "-q", "nbs")  # the lines of `make export`
     python("-c", "from nbdev.doclinks import nbdev_export; nbdev_export()")
-    for step in ("nbs/stubs.py", "nbs/readme.py", "nbs/citation.py", "tests/house.py"):
+    for step in ("nbs/stubs.py", "tests/house.py", "nbs/readme.py", "nbs/citation.py"):
         python(step)
     return tree, python
 

@@ -1,5 +1,6 @@
 "The house in order: format, sizes, imports, and that each fault is named."
 import json
+import shutil
 import subprocess
 import sys
 
@@ -100,3 +101,15 @@ def test_export_stops_at_a_house_in_disorder(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(house.ROOT / 'tests')!r}); import house; house.homeless = lambda: ['nbs/x.ipynb: no such room']; print(house.disorder())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=house.ROOT)
     assert "no such room" in done.stdout, done.stderr
+
+
+def test_an_import_that_runs_upward_is_named_though_the_package_does_not_load(tmp_path):
+    package = tmp_path / "tokenscope"
+    shutil.copytree(house.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "learn", "data"))
+    names = package / "text/names.py"
+    names.write_text(names.read_text(encoding="utf-8") + "\nfrom tokenscope.core.edit import Edit\n", encoding="utf-8")
+    (tmp_path / "tests").mkdir()
+    shutil.copy(house.__file__, tmp_path / "tests")
+    done = subprocess.run([sys.executable, "tests/house.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["The house is not in order:", "text/names imports core.edit, which is not in a room above"]

@@ -66,7 +66,7 @@ def test_position_masks_never_touch_padding(rows, positions, made):
 
 @pytest.mark.parametrize("given, message", [
     ([], "batch is empty"), ([[]], "no tokens"), ([[VOCAB]], "outside the model's vocabulary"), ([[-1]], "outside"), ([list(range(3)) * 30], "too long"),
-    ("text", "No tokenizer"), (3.5, "Not a text"), ([[1], None], "Not a text"), ({"attention_mask": torch.ones(1, 1)}, "No input_ids"),
+    ("text", "No tokenizer"), (3.5, "Not a text"), (torch.zeros(1, 3), "Not a text: a tensor of torch.float32"), ([[1], None], "Not a text"), ({"attention_mask": torch.ones(1, 1)}, "No input_ids"),
     ({"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 3)}, "Wrong shape")])
 def test_what_cannot_be_read(scope, given, message):
     with pytest.raises(ScopeError, match=message):
@@ -74,7 +74,7 @@ def test_what_cannot_be_read(scope, given, message):
 
 
 @pytest.mark.parametrize("how, message", [
-    (dict(sites="resid"), "Unknown site"), (dict(sites=[]), "No sites"), (dict(layers=3), "No such layer"), (dict(layers=[]), "No layers"), (dict(layers=["all"]), "Not a layer|Type-check"),
+    (dict(sites="resid"), "Unknown site"), (dict(sites=[]), "No sites"), (dict(sites=5), "Unknown site|Type-check"), (dict(positions=1.5), "Not a position number|Type-check"), (dict(layers=3), "No such layer"), (dict(layers=[]), "No layers"), (dict(layers=["all"]), "Not a layer|Type-check"),
     (dict(positions=5), "No such position"), (dict(positions="second"), "Unknown positions"), (dict(positions=None), "No positions|Type-check"), (dict(positions=-1, grad=True), "does not go with")])
 def test_how_it_cannot_be_read(scope, how, message):
     with pytest.raises(REFUSED, match=message):
@@ -83,6 +83,7 @@ def test_how_it_cannot_be_read(scope, how, message):
 
 @pytest.mark.parametrize("edit, message", [
     (lambda: Edit("resid_post"), "exactly one"), (lambda: Edit("resid_post", add=1.0, scale=2.0), "exactly one"), (lambda: Edit("resid_post", fn=3), "must be a function|Type-check"),
+    (lambda: Edit("resid_post", add="x"), "must be a number or a tensor|Type-check"), (lambda: Edit("resid_post", add=1.0, positions=1.5), "Not a position number|Type-check"),
     (lambda: Edit("resid_post", add=float("nan")), "NaN or infinity"), (lambda: Edit("resid_post", add=1.0, heads=0), "no head axis"),
     (lambda: Edit("z", add=1.0, keys=0), "keys= belongs"), (lambda: Edit("z", add=1.0, when="never"), "Unknown when"), (lambda: Edit("z", add=1.0, positions="second"), "Unknown positions"), (lambda: Edit("z", add=1.0, positions=None), "No positions|Type-check"),
     (lambda: Edit("attn", add=1.0), "Unknown site"), (lambda: Edit("resid_post", layers=9, add=1.0), "No such layer"), (lambda: Edit("z", heads=4, add=1.0), "No such head"),
@@ -166,6 +167,23 @@ def test_a_name_that_is_no_model():
             load(name)
     with pytest.raises(ScopeError, match="Not a Hugging Face model"):
         Scope(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("given, message", [(dict(device="gpu"), "device must be a word of torch"), (dict(dtype="float3"), "did you mean 'float32'"), (dict(name=5), "Not a Hugging Face model|Type-check")])
+def test_how_a_model_cannot_be_loaded(given, message):
+    with pytest.raises(REFUSED, match=message):
+        load(**given)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ScopeError, match="the folder has none"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "x"])
+def test_a_number_of_new_tokens_is_whole_and_above_zero(scope, count):
+    with pytest.raises(REFUSED, match="max_new_tokens must be a whole number|Type-check"):
+        scope.generate([5, 6, 7], max_new_tokens=count)
 
 
 @pytest.mark.model

@@ -32,7 +32,7 @@ def test_one_token_has_nothing_to_move():
         torch.testing.assert_close(scope.logits([5]), plain)
 
 
-@pytest.mark.parametrize("wrong", [dict(gamma=0.0), dict(gamma=-1.0), dict(gamma=float("nan")), dict(gamma=float("inf")), dict(layers=9), dict(heads=[7])])
+@pytest.mark.parametrize("wrong", [dict(gamma=0.0), dict(gamma=-1.0), dict(gamma=float("nan")), dict(gamma=float("inf")), dict(layers=9), dict(layers=[]), dict(heads=[7]), dict(heads={99: [1]})])
 def test_what_cannot_be_meant(wrong):
     scope = Scope(tiny("llama"))
     with pytest.raises(ScopeError), scope.edit(*zerotuning(scope, **{"gamma": 2.0, **wrong})):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tokenscope
 from .tour import DEFAULT_TEXT, page_path, tour
-from ..text.names import ScopeError, check_site
+from ..text.names import BadArgument, ScopeError, check_site
 
 # %% ../../nbs/app/commands.ipynb #683992d9
 def command_tour(commands):
@@ -36,8 +36,11 @@ def _model_argument(command):
 
 # %% ../../nbs/app/commands.ipynb #e8409875
 def _scope(model):
+    from transformers.utils import logging
+
     from tokenscope.core.scope import load
 
+    logging.disable_progress_bar()  # a bar for every loading would stand among the lines
     return load(model)
 
 # %% ../../nbs/app/commands.ipynb #514864d4
@@ -109,8 +112,14 @@ def _run_corpus(options):
 
     for site in options.sites:
         check_site(site)
-    # refuses what cannot be read, before anything heavy is imported
-    next(iter(text_source(options.data, options.column)), None)
+    if options.layers and not options.sites:
+        raise BadArgument("No sites asked for: --layers says which layers of a --site are kept")
+    # refuses what cannot be read or written, before anything heavy is imported
+    source = text_source(options.data, options.column)
+    if next(iter(source), None) is None:
+        raise BadArgument(f"Nothing in the corpus: {source.name} holds no text")
+    if Path(options.folder).is_file():
+        raise BadArgument(f"Nowhere to write: {options.folder} is a file; give a folder")
     from tokenscope.corpus.corpus import run_corpus
 
     scores = options.scores or (() if options.sites else ("surprisal",))
@@ -141,7 +150,9 @@ def command_gallery(commands):
 def command_toys(commands):
     "`tokenscope toys NAME…`: train shipped small models again."
     c = commands.add_parser("toys", help="train shipped small models again")
-    c.add_argument("names", nargs="*", help="of tokenscope.learn.shipped (default: all)")
+    c.add_argument(
+        "names", nargs="*", help="as --list prints them; all is every one, which takes hours"
+    )
     c.add_argument("-o", "--output", help="the folder to write to (default: the package's own)")
     c.add_argument("--list", action="store_true", help="print a name for each run, and stop")
     c.set_defaults(run=_run_toys)
@@ -151,7 +162,12 @@ def _run_toys(asked):
     "Train what was asked for, one after the other."
     from tokenscope.learn.shipped import makings
 
-    runs = makings(asked.names)
+    if not (asked.names or asked.list):
+        raise BadArgument(
+            f"No shipped model is called {''!r}: give names, such as `tokenscope toys binding`; "
+            "--list prints them, and all trains every one"
+        )
+    runs = makings([] if asked.names == ["all"] else asked.names)
     if asked.list:
         return "\n".join(runs)
     if asked.output:

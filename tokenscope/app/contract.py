@@ -167,7 +167,11 @@ def check_panel_scope(
     scope,  # a `Scope`
     panel: str,  # its name, for the message
 ) -> None:
-    "Refuse a scope that cannot read words."
+    "Refuse what is no scope, or a scope that cannot read words."
+    if not hasattr(scope, "n_layers"):
+        raise BadArgument(
+            f"Not a scope: {type(scope).__name__}; {panel} takes a Scope, such as load() gives"
+        )
     if getattr(scope, "tokenizer", None) is None:
         raise BadArgument(
             f"No tokenizer for a panel: {panel} has a box for words, so give a Scope with its "

@@ -108,8 +108,12 @@ def page_path(path: str | Path) -> Path:
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
         raise BadArgument(
-            f"Nowhere to write: {path} {'is a folder' if path.is_dir() else 'lies in no folder'}; "
-            "make the folder first, or give another path"
+            f"Nowhere to write: {path} "
+            + (
+                "is a folder; give a file in it, such as page.html"
+                if path.is_dir()
+                else "lies in no folder; make the folder first, or give another path"
+            )
         )
     return path
 

@@ -9,7 +9,7 @@ import torch
 from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor
-from ..text.batch import Batch, batches_by_length, rows_of
+from ..text.batch import Batch, batches_by_length, id_rows
 from ..text.names import BadArgument
 from ..core.scores import over_logits
 from ..core.taps import site_taps

@@ -94,7 +94,11 @@ def _check_value(edit, word):
                 f"fn must be a function of the site's tensor; given: {type(edit.fn).__name__}"
             )
         return
-    value = torch.as_tensor(getattr(edit, word))
+    try:
+        value = torch.as_tensor(getattr(edit, word))
+    except (TypeError, ValueError, RuntimeError):
+        given = type(getattr(edit, word)).__name__
+        raise BadArgument(f"{word} must be a number or a tensor; given: {given}") from None
     if value.is_meta:
         raise BadArgument(
             f"{word} is on the meta device and holds no numbers; give a tensor that does"

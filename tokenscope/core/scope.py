@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from ..text.batch import Batch, make_batch, pad_id, padded_left
 from .default_model import default_model
 from .edit import edit
-from ..text.names import BadArgument, BadFile, Positions, Unavailable
+from tokenscope.text.names import (
+    BadArgument,
+    BadFile,
+    Positions,
+    Unavailable,
+    check_choice,
+    check_count,
+)
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
 from .structure import Structure
@@ -128,6 +135,7 @@ class Scope:
         "Let the model continue."
         batch = padded_left(self.encode(text, padding_side="left"))
         n_prompt = batch.input_ids.shape[1]
+        check_count("max_new_tokens", max_new_tokens)
         _check_room(n_prompt, max_new_tokens, self.structure.max_tokens)
         if kwargs.get("num_beams", 1) == 1:
             kwargs.setdefault("do_sample", False)
@@ -177,6 +185,18 @@ def _check_room(n_prompt, n_new, limit):
         )
 
 # %% ../../nbs/core/scope.ipynb #b9156a54
+def _check_place(device, dtype):
+    "Refuse a device and a type of numbers that torch does not know."
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise BadArgument(
+            f"device must be a word of torch, such as 'cpu', 'cuda' or 'mps'; given: {device!r}"
+        ) from None
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        check_choice("dtype", dtype, ["auto", "float32", "float16", "bfloat16"])
+
+
 def _from_name(name, kwargs):
     "A model from a folder or the hub: a causal language model, or else a vision-language one."
     from transformers import (
@@ -186,6 +206,8 @@ def _from_name(name, kwargs):
         AutoModelForImageTextToText,
     )
 
+    if Path(name).is_dir() and "gguf_file" not in kwargs and not Path(name, "config.json").exists():
+        raise OSError("the folder has none")
     trust = kwargs.get("trust_remote_code", False)
     config = AutoConfig.from_pretrained(
         name,
@@ -226,7 +248,7 @@ def load(
     **kwargs,
 ) -> Scope:
     "Put a model under the scope."
-    if isinstance(name, nn.Module):
+    if not isinstance(name, (str, Path, type(None))):  # a model; Scope refuses anything else
         return Scope(name, tokenizer)
     name = str(default_model() if name is None else name)
     if name.endswith(".gguf"):
@@ -234,6 +256,7 @@ def load(
             raise BadFile(f"No such GGUF file: {name}")
         kwargs["gguf_file"], name = Path(name).name, str(Path(name).parent)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_place(device, dtype)
     kwargs["dtype"] = dtype or (torch.float32 if device == "cpu" else "auto")
     try:
         model = _from_name(name, kwargs)

@@ -224,7 +224,7 @@ def unembed(
 # %% ../../nbs/core/trace.ipynb #c1976afe
 def _asked(scope, sites, layers):
     "Check the sites, resolve the layers, list the pieces to read."
-    sites = [sites] if isinstance(sites, str) else list(sites)
+    sites = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str) else [sites]
     names = list(dict.fromkeys(check_site(s) for s in sites))
     if not names:
         raise BadArgument(f"No sites asked for; accepted: {', '.join(SITES)}")

@@ -31,7 +31,7 @@ from ..data.declaration import udhr
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..show.marks import visible_text
-from ..text.names import BadArgument, Layers, Positions
+from ..text.names import BadArgument, Layers, Positions, check_number
 from ..core.reader import CorpusTask, read_batch, read_shard
 from ..core.scope import Scope
 from ..corpus.token_counts import TokenCounts, count_tokens, ngram_surprisal
@@ -72,8 +72,8 @@ def function_tokens(
 ) -> list:  # types, the most frequent first
     """The shortest prefix of the types, by frequency, whose counts sum to a share q of all tokens
     (section 3)."""
-    if not 0 <= q <= 1:
-        raise BadArgument(f"q must lie between 0 and 1, a share of all tokens; given: {q}")
+    if not 0 <= check_number("q", q) <= 1:
+        raise BadArgument(f"q must lie between 0 and 1, a share of all tokens; given: {q!r}")
     counts = dict(enumerate(counts.unigram.tolist())) if isinstance(counts, TokenCounts) else counts
     chosen = []
     held = 0

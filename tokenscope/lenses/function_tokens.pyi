@@ -21,7 +21,7 @@ from ..data.declaration import udhr
 from ..show.display import TokenScores
 from ..core.edit import Edit
 from ..show.marks import visible_text
-from ..text.names import BadArgument, Layers, Positions
+from ..text.names import BadArgument, Layers, Positions, check_number
 from ..core.reader import CorpusTask, read_batch, read_shard
 from ..core.scope import Scope
 from ..corpus.token_counts import TokenCounts, count_tokens, ngram_surprisal

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..app.contract import control_of
 from ..text.batch import choose_columns
 from ..show.display import TokenScores
-from ..text.names import BadArgument, Layers, Positions
+from ..text.names import BadArgument, Layers, Positions, check_number
 from ..show.links import token_arcs
 from ..core.states import token_states
 
@@ -404,7 +404,7 @@ def glot(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             pooler = TokenGraphPool(X.shape[-1], tau=tau)
-    edges = graph(X, mask, tau, mean)
+    edges = graph(X, mask, check_number("tau", tau), mean)
     unit = F.normalize(X if mean is None else X - mean, dim=-1)
     with torch.no_grad():
         weights = pooler.weigh(X, mask, edges)[1]

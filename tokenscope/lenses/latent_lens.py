@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..app.contract import control_of
 from ..show.display import TokenScores
-from ..text.names import BadArgument, Layers, Positions
+from ..text.names import BadArgument, Layers, Positions, check_count
 from ..measure.neighbours import VectorBank, small_bank
 from ..core.readouts import layer_table
 from ..core.scope import Scope
@@ -208,6 +208,7 @@ def latent_lens(
     bank: VectorBank | None = None,  # None for the small one
 ) -> LatentReading:
     "Which word of which sentence each state of a text resembles most (Krojer et al. 2026)."
+    check_count("k", k)
     trace = scope.read(text, "resid_pre", layers=layers, positions=positions)
     states = trace["resid_pre"]
     if len(states) != 1:

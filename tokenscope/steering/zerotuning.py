@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..app.contract import control_of
 from ..core.edit import Edit
-from ..text.names import BadArgument, Layers, resolve_layers
+from ..text.names import BadArgument, Layers, check_number, resolve_layers
 from ..core.scope import Scope
 from ..app.contract import check_panel_scope
 from ..show.display import TokenScores
@@ -75,7 +75,7 @@ def zerotuning(
 ) -> list[Edit]:  # put them in force with `scope.edit(*edits)`
     """Scale the attention to the initial token (Han et al. 2025), as ln(gamma) added before the
     softmax."""
-    if not (math.isfinite(gamma) and gamma > 0):
+    if check_number("gamma", gamma) <= 0:
         raise BadArgument(
             f"gamma must be a positive number; given: {gamma!r} (1 changes nothing, below 1 looks "
             "less at the token)"
@@ -83,11 +83,12 @@ def zerotuning(
     if gamma == 1:
         return []
     chosen = resolve_layers(layers, scope.n_layers)
-    groups = (
-        [(chosen, heads)]
-        if not isinstance(heads, dict)
-        else [([i], h) for i, h in heads.items() if i in chosen]
-    )
+    if not chosen:
+        raise BadArgument("No layers asked for: layers is empty; None stands for all")
+    groups = [(chosen, heads)]
+    if isinstance(heads, dict):
+        of_layer = dict(zip(resolve_layers(heads, scope.n_layers), heads.values()))
+        groups = [([i], h) for i, h in of_layer.items() if i in chosen]
     return [
         Edit("attn_scores", layers=i, heads=h, keys=token, add=math.log(gamma)) for i, h in groups
     ]

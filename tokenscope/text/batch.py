@@ -259,6 +259,8 @@ def _given_batch(given, tokenizer, device, vocab_size, max_tokens):
             f"No input_ids among {', '.join(map(str, given))}; a batch needs token ids"
         )
     ids = torch.as_tensor(given["input_ids"])
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise BadArgument(f"Not a text: a tensor of {ids.dtype}; token ids are whole numbers")
     mask = (
         torch.as_tensor(given["attention_mask"])
         if given.get("attention_mask") is not None

@@ -152,6 +152,12 @@ def resolve_positions(
             "No positions: None; give 'all' for every token, 'not first' for every token but the "
             "first, or numbers"
         )
+    positions = positions.tolist() if hasattr(positions, "tolist") else positions
+    if not (hasattr(positions, "__index__") or isinstance(positions, (slice, Iterable))):
+        raise BadArgument(
+            f"Not a {'position'} number: {positions!r}; give an integer, a slice, a list of "
+            "integers, or a word such as 'all'"
+        )
     if not isinstance(positions, str) or positions in more:
         return positions
     if positions not in POSITION_WORDS:
