@@ -68,6 +68,10 @@ class Edit:
         object.__setattr__(self, "site", check_site(self.site))
         if isinstance(self.positions, _Default):
             object.__setattr__(self, "positions", _default_positions(self.site))
+        for name in ("positions", "keys"):
+            given = getattr(self, name)
+            if hasattr(given, "tolist"):  # an array or a tensor
+                object.__setattr__(self, name, given.tolist())
         _check_edit(self)
 
     @property

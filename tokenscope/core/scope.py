@@ -27,6 +27,7 @@ from tokenscope.text.names import (
 )
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
+from .running import steady
 from .structure import Structure
 from .trace import read, unembed
 
@@ -125,36 +126,47 @@ class Scope:
     def generate(
         self,
         text,  # prompt or prompts, as in `encode`
-        max_new_tokens: int = 40,
+        max_new_tokens: int | None = None,  # None: 40, or what kwargs say of the length
         return_ids: bool = False,  # give the new token ids too: decoding loses how a text was cut
         seed: int | None = None,  # for sampling; the surrounding random state is left alone
         **kwargs,  # anything transformers' `generate` takes
         # one text for one prompt, a list for a list (ids without a tokenizer); with `return_ids`
-        # also the ids
+        # also the ids; with `return_dict_in_generate` what the model itself returns
     ) -> str | list | tuple:
         "Let the model continue."
         batch = padded_left(self.encode(text, padding_side="left"))
         n_prompt = batch.input_ids.shape[1]
-        check_count("max_new_tokens", max_new_tokens)
-        _check_room(n_prompt, max_new_tokens, self.structure.max_tokens)
-        if kwargs.get("num_beams", 1) == 1:
-            kwargs.setdefault("do_sample", False)
-        with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
+        settings = self._settings(n_prompt, max_new_tokens, kwargs)
+        fork = torch.random.fork_rng(enabled=seed is not None)
+        with fork, torch.no_grad(), steady(self.model):
             if seed is not None:
                 torch.manual_seed(seed)
-            ids = self.model.generate(
+            out = self.model.generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad_id(self.tokenizer),
                 **batch.extra,
-                **kwargs,
+                **settings,
             )
-        new = ids[:, n_prompt:].tolist()
+        if not torch.is_tensor(out):
+            return out
+        new = [_until_end(row, settings, self.model) for row in out[:, n_prompt:].tolist()]
         texts = new
         if self.tokenizer:
             texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in new]
         return (batch.unwrap(texts), batch.unwrap(new)) if return_ids else batch.unwrap(texts)
+
+    def _settings(self, n_prompt, max_new_tokens, kwargs):
+        "What `generate` is called with: the caller's settings, and ours where there are none."
+        ours = {"pad_token_id": pad_id(self.tokenizer)}
+        if max_new_tokens is not None:
+            check_count("max_new_tokens", max_new_tokens)
+            ours["max_new_tokens"] = max_new_tokens
+        elif not {"max_length", "generation_config"} & set(kwargs):
+            ours["max_new_tokens"] = 40
+        if "generation_config" not in kwargs and kwargs.get("num_beams", 1) == 1:
+            ours["do_sample"] = False
+        _check_room(n_prompt, ours.get("max_new_tokens", 1), self.structure.max_tokens)
+        return {**ours, **kwargs}
 
     read = read
     edit = edit
@@ -177,6 +189,14 @@ class Scope:
         )
 
 # %% ../../nbs/core/scope.ipynb #8afc28f3
+def _until_end(row, settings, model):
+    "New ids up to the end that was said; what fills the row behind it was not."
+    given = settings.get("generation_config", model.generation_config)
+    ends = settings.get("eos_token_id", given.eos_token_id)
+    ends = [ends] if isinstance(ends, int) else list(ends or ())
+    return row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))]
+
+
 def _check_room(n_prompt, n_new, limit):
     "Refuse a continuation that the model's context cannot hold."
     if limit and n_prompt + n_new > limit:
@@ -257,6 +277,7 @@ def load(
         kwargs["gguf_file"], name = Path(name).name, str(Path(name).parent)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_place(device, dtype)
+    dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype  # its older name
     kwargs["dtype"] = dtype or (torch.float32 if device == "cpu" else "auto")
     try:
         model = _from_name(name, kwargs)

@@ -29,7 +29,7 @@ from tokenscope.text.names import (
     check_site,
     resolve_layers,
 )
-from .running import aside, logits_are_edited, raise_silent
+from .running import aside, logits_are_edited, raise_silent, steady
 from .taps import site_taps
 
 # %% ../../nbs/core/trace.ipynb #fbe19254
@@ -159,8 +159,10 @@ def final_hidden(
     scope,  # a `Scope`
     batch: Batch,
 ) -> Float[Tensor, "batch token d_model"]:
-    "The hidden states that the unembedding would get (after the final norm)."
-    return scope.structure.body(**body_inputs(scope, batch))[0]
+    """The hidden states that the unembedding would get (after the final norm). What is read without
+    gradients is read in evaluation mode: dropout would make each reading another one."""
+    with nullcontext() if torch.is_grad_enabled() else steady(scope.model):
+        return scope.structure.body(**body_inputs(scope, batch))[0]
 
 # %% ../../nbs/core/trace.ipynb #121f2be8
 class _Handed(dict):

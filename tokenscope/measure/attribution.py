@@ -8,7 +8,6 @@ Docs: https://tokenscope.github.io/tokenscope/measure/attribution.html.md"""
 __all__ = ['Attribution', 'integrated_gradients', 'gradient_x_input', 'occlusion', 'random_attribution']
 
 # %% ../../nbs/measure/attribution.ipynb #277f1bc1
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..core.running import steady
 from ..core.scope import Scope
 from .paths import PathIntegral, path_integral, path_slopes
 from .predictions import Prediction, embedding_baseline, predictions_of
@@ -112,18 +112,6 @@ def _stated(attribution: Attribution, target: int) -> str:
         words += f" The gradient is not finite at {path.dropped} of the points."
     return words
 
-# %% ../../nbs/measure/attribution.ipynb #c604b714
-@contextmanager
-def _steady(model):
-    "Evaluation mode for the time of the block; every module gets its own mode back."
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
-
 # %% ../../nbs/measure/attribution.ipynb #61e6c869
 def _attribution(asked: Prediction, values: Tensor, method: str, **more) -> Attribution:
     "The result of a method: no share for what a target does not see."
@@ -162,7 +150,7 @@ def integrated_gradients(
     """Integrated gradients over the embeddings (Sundararajan, Taly and Yan 2017); all targets share
     one forward a point."""
     check_count("batch_tokens", batch_tokens)
-    with _steady(scope.model):
+    with steady(scope.model):
         asked = predictions_of(scope, text, continuation, quantity=quantity)
         x = asked.embeddings()
         start, words = embedding_baseline(scope, baseline, len(x))
@@ -191,7 +179,7 @@ def gradient_x_input(
     quantity: str = "logprob",  # or "logit", "prob"
 ) -> Attribution:
     "Gradient times embedding (Shrikumar et al. 2016): the slope at the text itself, one forward."
-    with _steady(scope.model):
+    with steady(scope.model):
         asked = predictions_of(scope, text, continuation, quantity=quantity)
         x = asked.embeddings()
         _, slopes = path_slopes(asked, x, torch.zeros_like(x), [1.0])
@@ -210,7 +198,7 @@ def occlusion(
 ) -> Attribution:
     "How far the score falls when one token is replaced (Zeiler and Fergus 2014; Li et al. 2016)."
     check_count("batch_tokens", batch_tokens)
-    with _steady(scope.model), torch.no_grad():
+    with steady(scope.model), torch.no_grad():
         asked = predictions_of(scope, text, continuation, quantity=quantity)
         x = asked.embeddings()
         other, words = embedding_baseline(scope, replace, len(x))
@@ -235,7 +223,7 @@ def random_attribution(
     seed: int = 0,
 ) -> Attribution:
     "The control: numbers from a normal distribution, which know nothing of the model."
-    with _steady(scope.model):
+    with steady(scope.model):
         asked = predictions_of(scope, text, continuation, quantity=quantity)
     values = torch.randn(
         len(asked.targets), len(asked.ids), generator=torch.Generator().manual_seed(seed)

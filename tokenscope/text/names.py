@@ -158,6 +158,11 @@ def resolve_positions(
             f"Not a {'position'} number: {positions!r}; give an integer, a slice, a list of "
             "integers, or a word such as 'all'"
         )
+    if not isinstance(positions, (str, slice)) and hasattr(positions, "__len__"):
+        if any(isinstance(p, bool) for p in positions):
+            raise BadArgument(
+                "Not position numbers: a mask of truth values; give the numbers where it is true"
+            )
     if not isinstance(positions, str) or positions in more:
         return positions
     if positions not in POSITION_WORDS:
