@@ -184,10 +184,10 @@ def check_count(
 # %% ../../nbs/text/names.ipynb #6ba6286f
 def check_number(
     name: str,  # the argument, for the message
-    value: float,  # what was given
-    least: float = -inf,
-    greatest: float = inf,
-) -> float:
+    value: int | float,  # what was given
+    least: int | float = -inf,
+    greatest: int | float = inf,
+) -> int | float:
     "The value, if it is a finite number within limits."
     fits = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
     if not fits or not least <= value <= greatest:
