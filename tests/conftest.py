@@ -25,7 +25,7 @@ SLOWER = {
     "steering/zerotuning.ipynb": 51, "steering/struct_transform.ipynb": 51, "measure/attribution.ipynb": 49, "measure/sae_texts.ipynb": 49,
     "lenses/counting_readout.ipynb": 47,
     "langfir": 44, "tokenizer_betrayal": 36, "rlvr_geometry": 35, "latent_lens": 32, "clas_bench": 31, "zerotuning": 29, "triadic_suffix": 28,
-    "hierarchical_ar": 27, "lmtraj": 26, "tokenization_counts": 25,
+    "hierarchical_ar": 27, "lmtraj": 26,
 }
 SITE = ("test_docs", "test_site")  # files that share the built site
 
