@@ -48,9 +48,9 @@ class WarmProvisioner(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], env: dict[str, str], cwd: str = ".", **kwargs):
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(SHARED)
-        self.process = Process(target=begin, args=(cmd[cmd.index("-f") + 1], env, cwd), daemon=True)
+        self.process = Process(target=begin, args=(cmd[cmd.index("-f") + 1], env, cwd))
         self.process.start()
-        self.pid, self.pgid, self.cwd = self.process.pid, None, cwd
+        self.pid, self.pgid, self.cwd = self.process.pid, self.process.pid, cwd
         return self.connection_info
 
 

@@ -164,8 +164,8 @@ def _run_toys(asked):
 
     if not (asked.names or asked.list):
         raise BadArgument(
-            f"No shipped model is called {''!r}: give names, such as `tokenscope toys binding`; "
-            "--list prints them, and all trains every one"
+            "No shipped model named: give names, such as `tokenscope toys binding`; --list prints "
+            "them, and all trains every one"
         )
     runs = makings([] if asked.names == ["all"] else asked.names)
     if asked.list:

@@ -59,6 +59,10 @@ def generate_each(
     "How a model goes on from prompts with each of some sets of edits in force."
     names = list(ways)
     n = len(prompts)
+    if n > n_at_once:
+        parts = [prompts[i : i + n_at_once] for i in range(0, n, n_at_once)]
+        made = [generate_each(scope, part, ways, max_new_tokens, n_at_once) for part in parts]
+        return {name: [text for some in made for text in some[name]] for name in names}
     many = max(1, n_at_once // max(1, n))
     out = {}
     for some in (names[i : i + many] for i in range(0, len(names), many)):

@@ -361,12 +361,18 @@ def only_rows(
     if edit.neutral:
         return edit
     if edit.site == "attn_scores" and edit.add is not None:
-        chosen = torch.zeros(n_rows, 1, 1, 1)
+        add = torch.as_tensor(edit.add)
+        chosen = torch.zeros(n_rows, 1, 1, 1, device=add.device)
         chosen[rows] = 1
-        return replace(edit, add=torch.as_tensor(edit.add) * chosen)
+        return replace(edit, add=add * chosen)
 
     def fn(x):
         "The site's tensor, changed in these rows."
+        if len(x) != n_rows:
+            raise BadArgument(
+                f"An edit for some rows of a batch of {n_rows}; this forward has {len(x)} "
+                "(beams and samples make more)"
+            )
         new = x.clone()
         new[rows] = _changed(edit, x[rows])
         return new

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..app.contract import control_of
 from ..core.edit import Edit
-from ..text.names import BadArgument, Layers, check_number, resolve_layers
+from ..text.names import BadArgument, Layers, check_count, check_number, resolve_layers
 from ..core.scope import Scope
 from ..app.contract import check_panel_scope
 from ..show.display import TokenScores
@@ -105,10 +105,7 @@ def random_column_tuning(
     seed: int = 0,
 ) -> list[Edit]:
     "The same edit on a random column other than the first: the control of `zerotuning`."
-    if among < 2:
-        raise BadArgument(
-            f"among must be at least 2, so that there is a column beside the first; given: {among}"
-        )
+    check_count("among", among, least=2)  # a column beside the first
     return zerotuning(
         scope,
         gamma=gamma,

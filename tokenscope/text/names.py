@@ -94,6 +94,14 @@ Positions = str | int | slice | Iterable[int]
 Text = str | Iterable | Mapping  # a text, a list of texts, a chat, token ids or a `BatchEncoding`
 
 # %% ../../nbs/text/names.ipynb #127c5383
+def _refuse_number(what, given):
+    "Say what may stand in place of a number; positions are the only ones with words."
+    every = "a word such as 'all'" if what == "position" else "None for all"
+    raise BadArgument(
+        f"Not a {what} number: {given!r}; give an integer, a slice, a list of integers, or {every}"
+    )
+
+
 def resolve_indices(
     given: None | int | slice | Iterable[int],  # what the user wrote
     size: int,  # how many there are
@@ -112,10 +120,7 @@ def resolve_indices(
     indices = []
     for one in many:
         if isinstance(one, bool) or not hasattr(one, "__index__"):
-            raise BadArgument(
-                f"Not a {what} number: {one!r}; give an integer, a slice, a list of integers, or "
-                "None for all"
-            )
+            _refuse_number(what, one)
         i = one.__index__()
         if not -size <= i < size:
             raise BadArgument(
@@ -154,10 +159,7 @@ def resolve_positions(
         )
     positions = positions.tolist() if hasattr(positions, "tolist") else positions
     if not (hasattr(positions, "__index__") or isinstance(positions, (slice, Iterable))):
-        raise BadArgument(
-            f"Not a {'position'} number: {positions!r}; give an integer, a slice, a list of "
-            "integers, or a word such as 'all'"
-        )
+        _refuse_number("position", positions)
     if not isinstance(positions, (str, slice)) and hasattr(positions, "__len__"):
         if any(isinstance(p, bool) for p in positions):
             raise BadArgument(
@@ -189,10 +191,10 @@ def check_count(
 # %% ../../nbs/text/names.ipynb #6ba6286f
 def check_number(
     name: str,  # the argument, for the message
-    value: float,  # what was given
-    least: float = -inf,
-    greatest: float = inf,
-) -> float:
+    value: int | float,  # what was given
+    least: int | float = -inf,
+    greatest: int | float = inf,
+) -> int | float:
     "The value, if it is a finite number within limits."
     fits = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
     if not fits or not least <= value <= greatest:
