@@ -121,7 +121,9 @@ class DigitTokens(NamedTuple):
 # %% ../../nbs/lenses/counting_readout.ipynb #9e1e8943
 def digit_tokens(scope: Scope) -> DigitTokens:
     "The tokens of the nine digits, and their lead."
-    bare, *full = id_rows(["Answer:", *(f"Answer: {k}" for k in range(1, 10))], scope.tokenizer)
+    bare, *full = id_rows(
+        ["Answer:", *(f"Answer: {k}" for k in range(1, 10))], scope.tokenizer, "begin"
+    )
     n = len(bare)
     if (
         any(row[:n] != bare or row[:-1] != full[0][:-1] for row in full)
@@ -141,7 +143,7 @@ def question_rows(
 ) -> list[list[int]]:
     "Token ids of questions."
     more = digit_tokens(scope).lead if lead else []
-    return [row + more for row in id_rows(list(texts), scope.tokenizer)]
+    return [row + more for row in id_rows(list(texts), scope.tokenizer, "begin")]
 
 # %% ../../nbs/lenses/counting_readout.ipynb #d0fe405a
 def running_counts(scope: Scope, prompts: CountPrompts) -> list[list[int]]:  # question x token

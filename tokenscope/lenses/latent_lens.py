@@ -25,6 +25,7 @@ from ..core.scope import Scope
 from ..core.scores import top_tokens
 from ..app.contract import check_panel_scope
 from ..show.explore import Choice, Text, explore
+from ..text.tokens import token_names
 
 # %% ../../nbs/lenses/latent_lens.ipynb #4aec55da
 technique = {
@@ -61,10 +62,7 @@ class VectorWords:
 
 # %% ../../nbs/lenses/latent_lens.ipynb #47f9ce86
 def _decode(scope, ids):
-    return [
-        [scope.tokenizer.decode([i]) if scope.tokenizer else str(i) for i in row]
-        for row in ids.tolist()
-    ]
+    return [token_names(scope.tokenizer, row) for row in ids.tolist()]
 
 # %% ../../nbs/lenses/latent_lens.ipynb #419eaa23
 def embedding_lens(

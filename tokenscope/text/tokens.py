@@ -6,10 +6,11 @@ Docs: https://tokenscope.github.io/tokenscope/text/tokens.html.md"""
 
 # %% auto #0
 __all__ = ['piece_text', 'Tokens', 'token_bytes', 'char_index', 'text_index', 'byte_spans_to_chars', 'align_bytes',
-           'tile_offsets', 'tokens_of']
+           'tile_offsets', 'tokens_of', 'token_names']
 
 # %% ../../nbs/text/tokens.ipynb #d3de41cc
 from collections.abc import Sequence
+from itertools import accumulate
 
 from .names import BadArgument
 from tokenscope.text.token_bytes import (
@@ -191,22 +192,45 @@ def byte_spans_to_chars(
     "Widen byte spans to whole characters."
     return [(index[a], index[b - 1] + 1 if b > a else index[a]) for a, b in spans]
 
+# %% ../../nbs/text/tokens.ipynb #tokplace
+def special_places(special, offsets, text: str) -> list[tuple[int, int]]:
+    "Where special tokens lie, in bytes: of those that are not in the text, nowhere."
+    sizes = (len(c.encode("utf-8", "surrogatepass")) for c in text)
+    ends = list(accumulate(sizes, initial=0))
+    stated = [(a, b) if mark and b > a else (0, 0) for mark, (a, b) in zip(special, offsets)]
+    return [(ends[a], ends[b]) for a, b in stated]
+
+
+def _end_of_special(piece, follows, data, at):
+    "Where a special token ends in the text, judged by the text alone; `at` if it is not in it."
+    start = at
+    if not data.startswith(piece, at) and not (follows and data.startswith(follows, at)):
+        start = len(data) - len(data[at:].lstrip())
+    return start + len(piece) if data.startswith(piece, start) else at
+
 # %% ../../nbs/text/tokens.ipynb #f79ca2d4
 def align_bytes(
     raw: list[bytes],  # the bytes of each token
     special: list[bool],  # which tokens are special
     data: bytes,  # the text's bytes
+    # where the tokenizer says that the special tokens lie, in bytes; None: it does not say
+    places: Sequence | None = None,
     # byte spans that tile the text, or None where the tokens say something else
 ) -> list[tuple[int, int]] | None:
     "Lay the tokens along the text."
     spans = []
     at = 0
-    for piece, mark in zip(raw, special):
+    for n, (piece, mark) in enumerate(zip(raw, special)):
         start = at
+        if mark:
+            follows = raw[n + 1] if n + 1 < len(raw) else None
+            end = places[n][1] if places else _end_of_special(piece, follows, data, at)
+            if places and data[at : places[n][0]].strip():
+                return None
+            spans.append((at, max(at, end)))
+            at = spans[-1][1]
+            continue
         if not data.startswith(piece, at):
-            if mark:
-                spans.append((at, at))
-                continue
             piece = piece.strip(b" ")
             while data[start : start + 1].isspace() and not data.startswith(piece, start):
                 start += 1
@@ -216,7 +240,8 @@ def align_bytes(
         at = start + len(piece)
     if spans and data[at:].isspace():
         spans[-1] = (spans[-1][0], len(data))
-    return spans
+        at = len(data)
+    return spans if at == len(data) else None
 
 # %% ../../nbs/text/tokens.ipynb #5e7780d4
 def tile_offsets(
@@ -247,7 +272,8 @@ def tokens_of(
     raw = token_bytes(tokenizer, ids)
     special, names = special_tokens(tokenizer, ids)
     data = b"".join(raw) if text is None else text.encode("utf-8", "surrogatepass")
-    spans = align_bytes(raw, special, data)
+    places = special_places(special, offsets, text) if offsets and text is not None else None
+    spans = align_bytes(raw, special, data, places)
     if spans is None and offsets is not None:
         chars = tile_offsets(offsets, text)
         at = 0
@@ -279,3 +305,16 @@ def special_tokens(tokenizer, ids: list[int]) -> tuple[list[bool], list[str]]:
         names = [added.get(i, e) for i, e in zip(ids, entries)]
     marked = [i in special or n is None for i, n in zip(ids, names)]
     return marked, [f"[{i}]" if n is None else n for i, n in zip(ids, names)]
+
+# %% ../../nbs/text/tokens.ipynb #toknames1
+def token_names(
+    tokenizer,  # any Hugging Face tokenizer, or None
+    ids,  # token ids, each for itself
+) -> list[str]:
+    "How each token reads inside a text; a part of a character is shown as its bytes."
+    ids = id_list(ids)
+    if tokenizer is None or not ids:
+        return [str(i) for i in ids]
+    inside = token_bytes(tokenizer, [ids[0], *ids, ids[-1]])[1:-1]
+    special, names = special_tokens(tokenizer, ids)
+    return [n if s or not r else piece_text(r) for r, s, n in zip(inside, special, names)]

@@ -41,6 +41,7 @@ from tokenscope.measure.byte_scores import (
     target_costs,
     token_rows,
 )
+from ..text.ends import plain_ids
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from tokenscope.learn.small_models import (
@@ -397,7 +398,7 @@ def flops_per_byte(
     of positions and each unit of width."""
     texts = list(texts)
     if isinstance(model, Scope):
-        total = stack_flops(model.model, [len(model.tokenizer(t)["input_ids"]) for t in texts])
+        total = stack_flops(model.model, [len(plain_ids(model.tokenizer, t)) for t in texts])
     else:
         rows = [model.split(t) for t in texts]
         inside = [len(word) + 1 for row in rows for word in row]

@@ -20,6 +20,7 @@ from transformers import LogitsProcessor
 from ..app.contract import control_of
 from ..data.declaration import stop_words
 from ..measure.diagnosis import Diagnosis
+from ..text.batch import id_rows
 from tokenscope.text.encodings import (
     byte_vocabulary,
     canonical_encoding,
@@ -27,6 +28,7 @@ from tokenscope.text.encodings import (
     lattice,
     piece_bytes,
 )
+from ..text.ends import inner_ids
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from ..text.tokens import tokens_of
@@ -66,7 +68,7 @@ def encoding_logprobs(
     import pandas as pd
 
     ways = encodings(scope.tokenizer, word, max_pieces, limit)
-    start = list(scope.encode(prefix).input_ids[0].tolist())
+    start = id_rows(prefix, scope.tokenizer, ends="begin")[0]
     rows = []
     for k in range(0, len(ways), 32):
         part = ways[k : k + 32]
@@ -99,7 +101,8 @@ def encoding_divergence(
     import pandas as pd
 
     tokenizer = scope.tokenizer
-    start, rest = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (left, right))
+    start = id_rows(left, tokenizer, ends="begin")[0]
+    rest = inner_ids(tokenizer, right)
     ways = encodings(tokenizer, word, max_pieces, limit)
     letters = (
         [table[c][0] for c in _single_bytes(tokenizer, word)]
@@ -526,7 +529,8 @@ def banned_share(
         return 0.0, set()
     keep = ways.ids[0][0]
     first = {ids[0] for ids in ways.ids} - {keep}
-    ahead = scope.logits(prefix, positions=-1)[0, 0].float().softmax(-1)
+    batch = scope.encode(prefix, ends="begin")
+    ahead = scope.logits(batch, positions=-1)[0, 0].float().softmax(-1)
     if ban == "random":
         likely = [i for i in ahead.topk(min(50 + len(first), len(ahead))).indices.tolist()]
         others = [i for i in likely if i != keep and i not in first]
