@@ -94,8 +94,8 @@ def continuation_nll(
 ) -> Float[Tensor, " pair"]:  # nats a token; NaN for an empty text
     "Mean negative log-likelihood of texts, each given the one before it."
 
-    n_begin = len(text_ends(scope.tokenizer)[0])
     contexts = id_rows([text + "\n" for text in before], scope.tokenizer, ends="begin")
+    n_begin = len(text_ends(scope.tokenizer)[0]) if contexts else 0
     answers = [inner_ids(scope.tokenizer, text)[:max_tokens] for text in after]
     cut = [row[: n_begin + max_tokens] for row in contexts]
     pairs = list(zip(cut, answers, strict=True))

@@ -10,7 +10,7 @@ __all__ = ['message_text', 'chat_text']
 # %% ../../nbs/text/chats.ipynb #chat0002
 from collections.abc import Mapping
 
-from .names import BadArgument, ScopeError
+from .names import BadArgument
 
 # %% ../../nbs/text/chats.ipynb #chat0005
 TEXT_KINDS = (None, "text", "input_text", "output_text")  # what a part with a text is called
@@ -113,7 +113,7 @@ def _first_whole(tokenizer, forms, how, wanted, strict):
         raise errors[0]
     if strict:
         raise BadArgument(
-            "A message without text that the template leaves out: it holds tool_calls alone, and "
-            "they are not in what this tokenizer's chat template writes; give the call as text"
+            "A message without text: it holds tool_calls alone, and these are not in what the "
+            "tokenizer's chat template writes; give the call as text"
         )
     return written[0]

@@ -20,7 +20,7 @@ def refuse_random_cuts(
         model = getattr(getattr(one, "backend_tokenizer", None), "model", None)
         if 0 < (getattr(model, "dropout", None) or 0) < 1:
             cause, cure = f"BPE dropout {model.dropout:g}", "backend_tokenizer.model.dropout = None"
-        elif getattr(model, "alpha", None) is not None and model.nbest_size not in (0, 1):
+        elif getattr(model, "alpha", None) is not None and model.nbest_size != 1:
             cause, cure = (
                 f"Unigram sampling, alpha {model.alpha:g}",
                 "backend_tokenizer.model.alpha = None",
@@ -62,6 +62,7 @@ def text_ends(
     tokenizer,
 ) -> tuple[list[int], list[int]]:  # ids that it sets before a text, and after it
     "The special tokens that a tokenizer sets around each text."
+    _check_tokenizer(tokenizer)
     for letter in ("a", "1", "+", "—"):
         bare = list(tokenizer(letter, add_special_tokens=False)["input_ids"])
         whole = list(tokenizer(letter)["input_ids"])
@@ -78,7 +79,9 @@ def whole_ids(
     around: tuple | None = None,  # of `text_ends`, if it is known
 ) -> tuple[list[int], list | None]:  # ids; offsets in characters, of a fast tokenizer
     "The tokens of a text with what the tokenizer sets around it, each end at most once."
-    _check_text(tokenizer, text)
+    check_choice("ends", ends, ENDS)
+    _check_tokenizer(tokenizer)
+    _check_text(text)
     fast = getattr(tokenizer, "is_fast", False)
     how = {"return_offsets_mapping": fast, "add_special_tokens": ends != "none"}
     made = tokenizer(text, **how, verbose=False)
@@ -93,14 +96,18 @@ def whole_ids(
     return ids[start:stop], offsets
 
 # %% ../../nbs/text/ends.ipynb #ends0012
-def _check_text(tokenizer, text):
-    "Refuse what cannot be cut, or not twice alike."
+def _check_tokenizer(tokenizer):
+    "Refuse what cannot cut, or not twice alike."
     if tokenizer is None:
         raise BadArgument(
             "No tokenizer: this scope can take token ids only; give a tokenizer to Scope(model, "
             "tokenizer) to use text"
         )
     refuse_random_cuts(tokenizer)
+
+
+def _check_text(text):
+    "Refuse a text that no bytes can hold."
     try:
         text.encode()
     except UnicodeEncodeError as error:

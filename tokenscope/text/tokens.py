@@ -11,6 +11,7 @@ __all__ = ['piece_text', 'Tokens', 'token_bytes', 'char_index', 'text_index', 'b
 # %% ../../nbs/text/tokens.ipynb #d3de41cc
 from collections.abc import Sequence
 from itertools import accumulate
+from unicodedata import category
 
 from .names import BadArgument
 from tokenscope.text.token_bytes import (
@@ -201,34 +202,31 @@ def special_places(special, offsets, text: str) -> list[tuple[int, int]]:
     return [(ends[a], ends[b]) for a, b in stated]
 
 
-def _end_of_special(piece, follows, data, at):
-    "Where a special token ends in the text, judged by the text alone; `at` if it is not in it."
+def _stated_end(place, data, at):
+    "Where a special token ends as the tokenizer says; None if it leaves out more than white space."
+    return None if data[at : place[0]].strip() else max(at, place[1])
+
+
+def _judged_end(piece, data, at, strips):
+    "Where a special token ends by the text alone, at `at` if it is not there. Does it strip?"
     start = at
-    if not data.startswith(piece, at) and not (follows and data.startswith(follows, at)):
-        start = len(data) - len(data[at:].lstrip())
+    while strips and data[start : start + 1].isspace() and not data.startswith(piece, start):
+        start += 1
     return start + len(piece) if data.startswith(piece, start) else at
 
-# %% ../../nbs/text/tokens.ipynb #f79ca2d4
-def align_bytes(
-    raw: list[bytes],  # the bytes of each token
-    special: list[bool],  # which tokens are special
-    data: bytes,  # the text's bytes
-    # where the tokenizer says that the special tokens lie, in bytes; None: it does not say
-    places: Sequence | None = None,
-    # byte spans that tile the text, or None where the tokens say something else
-) -> list[tuple[int, int]] | None:
-    "Lay the tokens along the text."
+
+def _laid(raw, special, data, end_of_special):
+    "Byte spans of the tokens along the text, or None."
     spans = []
     at = 0
     for n, (piece, mark) in enumerate(zip(raw, special)):
         start = at
         if mark:
-            follows = raw[n + 1] if n + 1 < len(raw) else None
-            end = places[n][1] if places else _end_of_special(piece, follows, data, at)
-            if places and data[at : places[n][0]].strip():
+            end = end_of_special(n, at)
+            if end is None:
                 return None
-            spans.append((at, max(at, end)))
-            at = spans[-1][1]
+            spans.append((at, end))
+            at = end
             continue
         if not data.startswith(piece, at):
             piece = piece.strip(b" ")
@@ -243,20 +241,63 @@ def align_bytes(
         at = len(data)
     return spans if at == len(data) else None
 
+# %% ../../nbs/text/tokens.ipynb #f79ca2d4
+def align_bytes(
+    raw: list[bytes],  # the bytes of each token
+    special: list[bool],  # which tokens are special
+    data: bytes,  # the text's bytes
+    # where the tokenizer says that the special tokens lie, in bytes; None: it does not say
+    places: Sequence | None = None,
+    # byte spans that tile the text, or None where the tokens say something else
+) -> list[tuple[int, int]] | None:
+    "Lay the tokens along the text."
+    if places is not None:
+        return _laid(raw, special, data, lambda n, at: _stated_end(places[n], data, at))
+    ends = [lambda n, at, own=own: _judged_end(raw[n], data, at, own) for own in (False, True)]
+    return _laid(raw, special, data, ends[0]) or _laid(raw, special, data, ends[1])
+
+# %% ../../nbs/text/tokens.ipynb #tokmarks
+def _with_marks(spans, text, at, stop):
+    "Give marks from `at` on to the tokens that end there; where the next token may begin."
+    end = at
+    while spans and end < stop and category(text[end]).startswith("M"):
+        end += 1
+    for n in reversed(range(len(spans)) if end > at else ()):
+        start, stop = spans[n]
+        if stop != at:
+            break
+        spans[n] = (start if start < stop else end, end)
+    return end
+
 # %% ../../nbs/text/tokens.ipynb #5e7780d4
 def tile_offsets(
     offsets: Sequence,  # as a fast tokenizer gives them, in characters
     text: str,  # the text
 ) -> list[tuple[int, int]]:  # the same, in order and without gaps
-    "Close the gaps between stated offsets; white space goes to the token after it."
+    """Close the gaps between stated offsets; white space goes to the token after it, the marks of a
+    character to the token before."""
     spans = []
     at = 0
     for a, b in offsets:
-        spans.append((min(a, at), max(b, at)) if b > a else (at, at))
-        at = max(at, b) if b > a else at
+        if b <= a:
+            spans.append((at, at))
+            continue
+        at = _with_marks(spans, text, at, a)
+        spans.append((min(a, at), max(b, at)))
+        at = max(at, b)
+    at = _with_marks(spans, text, at, len(text))
     if spans and text[at:].isspace():
         spans[-1] = (spans[-1][0], len(text))
     return spans
+
+# %% ../../nbs/text/tokens.ipynb #tokpiece
+def _piece(raw, own, special, name):
+    "What a token is shown as: its text, or its bytes if it is a part of a character."
+    if special or not (raw or own):
+        return name
+    if raw:
+        return piece_text(raw)
+    return name if "\\x" not in piece_text(own) else piece_text(own)
 
 # %% ../../nbs/text/tokens.ipynb #a0977c44
 def tokens_of(
@@ -269,7 +310,7 @@ def tokens_of(
     ids = id_list(ids)
     if tokenizer is None:
         return Tokens([str(i) for i in ids], ids)
-    raw = token_bytes(tokenizer, ids)
+    own = raw = token_bytes(tokenizer, ids)
     special, names = special_tokens(tokenizer, ids)
     data = b"".join(raw) if text is None else text.encode("utf-8", "surrogatepass")
     places = special_places(special, offsets, text) if offsets and text is not None else None
@@ -289,7 +330,7 @@ def tokens_of(
         text, index = char_index(data) if text is None else (text, text_index(text))
         chars = byte_spans_to_chars(spans, index)
         raw = [data[a:b] for a, b in spans]
-    pieces = [n if s or not r else piece_text(r) for r, s, n in zip(raw, special, names)]
+    pieces = [_piece(*row) for row in zip(raw, own, special, names)]
     return Tokens(pieces, ids, chars, text, special, raw)
 
 # %% ../../nbs/text/tokens.ipynb #be077b25
