@@ -108,7 +108,7 @@ class Scope:
         self,
         text,  # a text, a list of texts, a chat, ids, a BatchEncoding, or a `Batch`
         padding_side: str = "right",
-        # what the tokenizer sets around a text: "both" ends as it does, "begin" for a prompt, "none"
+        # which of the tokenizer's own marks a text gets: "both", "begin" for a prompt, "none"
         ends: str = "both",
     ) -> Batch:
         """A padded batch on the model's device, checked against its vocabulary and context. A chat

@@ -121,14 +121,11 @@ class DigitTokens(NamedTuple):
 # %% ../../nbs/lenses/counting_readout.ipynb #9e1e8943
 def digit_tokens(scope: Scope) -> DigitTokens:
     "The tokens of the nine digits, and their lead."
-    bare, *full = id_rows(
-        ["Answer:", *(f"Answer: {k}" for k in range(1, 10))], scope.tokenizer, "begin"
-    )
+    asked = [f"Answer: {k}" for k in range(1, 10)]
+    bare, *full = id_rows(["Answer:", *asked], scope.tokenizer, ends="begin")
     n = len(bare)
-    if (
-        any(row[:n] != bare or row[:-1] != full[0][:-1] for row in full)
-        or len({row[-1] for row in full}) < 9
-    ):
+    alike = all(row[:n] == bare and row[:-1] == full[0][:-1] for row in full)
+    if not alike or len({row[-1] for row in full}) < 9:
         raise BadArgument(
             f"Digits are not single tokens: ' 1' is {full[0][n:]} and ' 9' is {full[8][n:]}; this "
             "page needs a tokenizer that writes each digit as one token"

@@ -344,8 +344,7 @@ def patch_position(
     site: str = "resid_post",
 ) -> Float[Tensor, "pair vocab"]:
     "Next-token logits of prompts in which the state of one position is their donors'."
-    into = scope.encode(prompts, ends="begin")
-    source = scope.encode(donors, ends="begin")
+    into, source = (scope.encode(some, ends="begin") for some in (prompts, donors))
     if into.lengths != source.lengths:
         raise BadArgument(
             f"Prompts and donors differ in length: {into.lengths} and {source.lengths} tokens; a "

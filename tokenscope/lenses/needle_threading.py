@@ -380,8 +380,7 @@ def thread_batch(
             write_hops=rng.random() < 0.5,
             seed=rng.random(),
         )
-        prompt = id_rows(task.prompt, tokenizer, ends="begin")[0]
-        rows.append([prompt, inner_ids(tokenizer, task.answer_text)])
+        rows.append([tokenizer(text)["input_ids"] for text in (task.prompt, task.answer_text)])
     width = max(len(a + b) for a, b in rows)
 
     def pad(row, fill):

@@ -310,9 +310,8 @@ def au_tokens(
         ).float()
     logits = (logits[0] - logits[1]).cpu()
     ids = torch.cat([logits.topk(n).indices, (-logits).topk(n).indices.flip(0)])
-    words = token_names(scope.tokenizer, ids)
     return TokenScores(
-        words,
+        token_names(scope.tokenizer, ids),
         logits[ids].numpy(),
         name=f"what unit {index} of {site} {layer} writes",
         unit="logits",

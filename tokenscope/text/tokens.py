@@ -291,13 +291,21 @@ def tile_offsets(
     return spans
 
 # %% ../../nbs/text/tokens.ipynb #tokpiece
+def _bytes_at(chars, text):
+    "The bytes of tokens that tile a text; of a character that several share, the first has all."
+    raw = []
+    at = 0
+    for a, b in chars:
+        raw.append(text[max(a, at) : b].encode("utf-8", "surrogatepass"))
+        at = max(at, b)
+    return raw
+
+
 def _piece(raw, own, special, name):
     "What a token is shown as: its text, or its bytes if it is a part of a character."
-    if special or not (raw or own):
-        return name
-    if raw:
-        return piece_text(raw)
-    return name if "\\x" not in piece_text(own) else piece_text(own)
+    shown = piece_text(raw or own)
+    part = not raw and "\\x" in shown
+    return shown if not special and (raw or part) else name
 
 # %% ../../nbs/text/tokens.ipynb #a0977c44
 def tokens_of(
@@ -317,11 +325,7 @@ def tokens_of(
     spans = align_bytes(raw, special, data, places)
     if spans is None and offsets is not None:
         chars = tile_offsets(offsets, text)
-        at = 0
-        raw = []
-        for a, b in chars:
-            raw.append(text[max(a, at) : b].encode("utf-8", "surrogatepass"))
-            at = max(at, b)
+        raw = _bytes_at(chars, text)
     else:
         if spans is None:
             text = None

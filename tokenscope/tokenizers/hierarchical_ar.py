@@ -298,11 +298,8 @@ def word_tensor(
         for row in rows
         for word in [*row, *[b""] * (longest - len(row))]
     )
-    return (
-        torch.frombuffer(bytearray(padded), dtype=torch.uint8)
-        .long()
-        .view(len(rows), longest, width)
-    )
+    values = torch.frombuffer(bytearray(padded), dtype=torch.uint8).long()
+    return values.view(len(rows), longest, width)
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #7dc953c6
 @patch

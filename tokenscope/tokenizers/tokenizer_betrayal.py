@@ -20,7 +20,6 @@ from transformers import LogitsProcessor
 from ..app.contract import control_of
 from ..data.declaration import stop_words
 from ..measure.diagnosis import Diagnosis
-from ..text.batch import id_rows
 from tokenscope.text.encodings import (
     byte_vocabulary,
     canonical_encoding,
@@ -28,7 +27,7 @@ from tokenscope.text.encodings import (
     lattice,
     piece_bytes,
 )
-from ..text.ends import inner_ids
+from ..text.ends import inner_ids, whole_ids
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from ..text.tokens import tokens_of
@@ -68,7 +67,7 @@ def encoding_logprobs(
     import pandas as pd
 
     ways = encodings(scope.tokenizer, word, max_pieces, limit)
-    start = id_rows(prefix, scope.tokenizer, ends="begin")[0]
+    start = scope.encode(prefix, ends="begin").input_ids[0].tolist()
     rows = []
     for k in range(0, len(ways), 32):
         part = ways[k : k + 32]
@@ -101,14 +100,11 @@ def encoding_divergence(
     import pandas as pd
 
     tokenizer = scope.tokenizer
-    start = id_rows(left, tokenizer, ends="begin")[0]
+    start = whole_ids(tokenizer, left, "begin")[0]
     rest = inner_ids(tokenizer, right)
     ways = encodings(tokenizer, word, max_pieces, limit)
-    letters = (
-        [table[c][0] for c in _single_bytes(tokenizer, word)]
-        if (table := byte_vocabulary(tokenizer))
-        else []
-    )
+    table = byte_vocabulary(tokenizer)
+    letters = [table[c][0] for c in _single_bytes(tokenizer, word)] if table else []
     rows = [
         ("canonical", ways[0]),
         ("same ids", ways[0]),
