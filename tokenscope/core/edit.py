@@ -229,7 +229,7 @@ def vector_tap(
         if now is None and of_keys:
             raise Unavailable(
                 "Tokens of the prompt and new ones share their keys in this forward, so that "
-                f"when={edit.when!r} has no meaning at {edit.site}; generate without guessed tokens"
+                f"when={edit.when!r} has no meaning at {edit.site}; generate with a cache, and without guessed tokens"
             )
         if now is None:
             mask = mask & fit_index(_in_time(edit, forward).long(), x.shape[1]).bool()
@@ -320,16 +320,21 @@ def _taps_of(scope, edits, forward):
 def _logits_edited(scope, taps):
     "Edits of the logits act on what the whole model returns."
 
+    edited = None
+
     def hook(module, args, output):
+        nonlocal edited
+        if output.logits is edited:  # by the model inside the wrapper
+            return
         for tap in taps:
             new = tap(output.logits)
             output.logits = output.logits if new is None else new
+        edited = output.logits
 
-    handle = scope.model.register_forward_hook(hook)
-    try:
+    with ExitStack() as stack:  # a wrapper's `generate` calls the model inside it
+        for module in {scope.model, scope.structure.unwrapped}:
+            stack.callback(module.register_forward_hook(hook).remove)
         yield
-    finally:
-        handle.remove()
 
 # %% ../../nbs/core/edit.ipynb #44ea89f8
 @contextmanager

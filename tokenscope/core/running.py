@@ -181,7 +181,20 @@ def _by_name(module, args, kwargs):
     "A forward's arguments by name, also those given by place."
     if not args:
         return kwargs
-    return {**dict(zip(inspect.signature(module.forward).parameters, args)), **kwargs}
+    forward = getattr(module, "_orig_mod", module).forward  # inside torch.compile's wrapper
+    return {**dict(zip(inspect.signature(forward).parameters, args)), **kwargs}
+
+
+def _check_cache_kept(scope, given):
+    "Refuse a cache that the model would leave out."
+    layer = scope.structure.layers[0]
+    if given.get("past_key_values") is None or not layer.training:
+        return
+    if getattr(layer, "gradient_checkpointing", False):
+        raise Unavailable(
+            "In training mode with gradient checkpointing the model leaves out its cache, so each "
+            "new token would be read without those before it; model.eval() first"
+        )
 
 
 @contextmanager
@@ -197,7 +210,9 @@ def _watched(scope, forward):
         if depth == 1:
             thread = threading.get_ident()
             if not _aside.get():
-                forward.begin(_by_name(module, args, kwargs))
+                given = _by_name(module, args, kwargs)
+                _check_cache_kept(scope, given)
+                forward.begin(given)
         elif thread != threading.get_ident():
             raise Unavailable(
                 "Two threads run this model at once while an edit is in force: their tokens "
@@ -255,12 +270,10 @@ def _telling(plain):
     return generate
 
 
-def _generating(model):
+def _generating(scope):
     "The model and what it wraps, as far as it can generate."
-    inside = (model, getattr(model, "base_model", None), getattr(model, "model", None))
-    inside = [*inside, getattr(inside[1], "model", None)]
-    unique = {id(m): m for m in inside if isinstance(m, nn.Module)}
-    return [m for m in unique.values() if callable(getattr(type(m), "generate", None))]
+    unique = {scope.model, scope.structure.unwrapped}
+    return [m for m in unique if callable(getattr(type(m), "generate", None))]
 
 # %% ../../nbs/core/running.ipynb #3f1f8a02
 def _tell(model, forward):
@@ -287,10 +300,10 @@ def _tell_no_more(model, forward):
 
 
 @contextmanager
-def _generate_noted(model, forward):
+def _generate_noted(scope, forward):
     "Tell when `generate` begins and ends."
     with ExitStack() as stack:
-        for one in _generating(model):
+        for one in _generating(scope):
             _tell(one, forward)
             stack.callback(_tell_no_more, one, forward)
         yield
@@ -345,7 +358,7 @@ def follow(
 ):
     "A `RunningForward` that is kept up to date while the block runs."
     forward = RunningForward()
-    with _watched(scope, forward), _generate_noted(scope.model, forward):
+    with _watched(scope, forward), _generate_noted(scope, forward):
         yield forward
 
 # %% ../../nbs/core/running.ipynb #bb2b21c7

@@ -44,6 +44,11 @@ def stated_classes(
     return pair[:1] if kind == "hidden_states" else pair[1:] if kind == "attentions" else ()
 
 # %% ../../nbs/core/structure.ipynb #200a0931
+def _inside_compiled(module):
+    "The module inside `torch.compile`'s wrapper; itself without one."
+    return getattr(module, "_orig_mod", module)
+
+
 def _is_one(module, classes):
     "Is the module of one of these classes, given as classes or as names?"
     return any(
@@ -65,7 +70,7 @@ def find_decoder(
             layers = stated_classes(module, "hidden_states")
             # the deepest holder: OPTModel and OPTDecoder both state the class, the second runs them
             if layers and any(
-                isinstance(c, nn.ModuleList) and len(c) and _is_one(c[0], layers)
+                isinstance(c, nn.ModuleList) and len(c) and _is_one(_inside_compiled(c[0]), layers)
                 for c in module.children()
             ):
                 return module
@@ -222,7 +227,8 @@ def _first(config, *names):
 
 # %% ../../nbs/core/structure.ipynb #7da11fe4
 def _unwrapped(model):
-    "The Hugging Face model inside an adapter's wrapper (PEFT); itself without one."
+    "The Hugging Face model inside an adapter's (PEFT) or a compiler's wrapper; itself without one."
+    model = _inside_compiled(model)
     if not hasattr(model, "get_base_model"):
         return model
     settings = getattr(model, "active_peft_config", None)
@@ -245,7 +251,8 @@ class Probe(NamedTuple):
 class Structure:
     "What a model is made of, in the package's own words."
 
-    model: nn.Module  # the Hugging Face model
+    model: nn.Module  # as the user gave it
+    unwrapped: nn.Module = field(init=False)  # the Hugging Face model itself
     decoder: nn.Module = field(init=False)  # the text stack
     body: nn.Module = field(init=False)  # everything but the unembedding
     layers: list = field(init=False)  # decoder layers
@@ -253,7 +260,8 @@ class Structure:
 
     def __post_init__(self):
         self.decoder = find_decoder(self.model)
-        self.body = _unwrapped(self.model).base_model
+        self.unwrapped = _unwrapped(self.model)
+        self.body = self.unwrapped.base_model
         layer_classes = stated_classes(self.decoder, "hidden_states")
         attention_classes = stated_classes(self.decoder, "attentions")
         self.layers = [m for m in self.decoder.modules() if _is_one(m, layer_classes)]
@@ -343,7 +351,9 @@ def _around(structure):
     "What the decoder holds beside its stack of layers."
     children = list(structure.decoder.children())
     stack = next(
-        c for c in children if isinstance(c, nn.ModuleList) and c[0] is structure.layers[0]
+        c
+        for c in children
+        if isinstance(c, nn.ModuleList) and _inside_compiled(c[0]) is structure.layers[0]
     )
     return [c for c in children if c is not stack]
 

@@ -205,7 +205,8 @@ def _head_on(scope, hidden, normed):
             flat = module(flat)
     ids = torch.zeros(1, 1, dtype=torch.long, device=flat.device)
     with _body_returns(scope, flat):
-        logits = type(scope.model).forward(scope.model, input_ids=ids, use_cache=False).logits
+        model = scope.structure.unwrapped
+        logits = type(model).forward(model, input_ids=ids, use_cache=False).logits
     return logits.reshape(*hidden.shape[:-1], -1)
 
 # %% ../../nbs/core/trace.ipynb #97b4252c
