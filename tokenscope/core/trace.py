@@ -205,7 +205,8 @@ def _head_on(scope, hidden, normed):
             flat = module(flat)
     ids = torch.zeros(1, 1, dtype=torch.long, device=flat.device)
     with _body_returns(scope, flat):
-        logits = type(scope.model).forward(scope.model, input_ids=ids, use_cache=False).logits
+        model = scope.structure.unwrapped
+        logits = type(model).forward(model, input_ids=ids, use_cache=False).logits
     return logits.reshape(*hidden.shape[:-1], -1)
 
 # %% ../../nbs/core/trace.ipynb #97b4252c
@@ -219,6 +220,11 @@ def unembed(
         raise Unavailable(
             f"No unembedding: {type(scope.model).__name__} has no language-model head; load it "
             "with AutoModelForCausalLM"
+        )
+    if normed and logits_are_edited(scope.model):
+        raise BadArgument(
+            "An edit of the site logits is in force, and scores made from hidden states would not "
+            "see it; edit resid_post, or use read(text, 'logits')"
         )
     with nullcontext() if hidden.requires_grad else torch.no_grad():
         return _head_on(scope, hidden, normed)
