@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from oracle import SQUARES, Change, Oracle
 from tokenscope import Edit, Scope
-from tokenscope.core.running import steady
+from tokenscope.core.following import steady
 
 SMALL = dict(vocab_size=53, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=None, attention_dropout=0.0)

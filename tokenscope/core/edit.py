@@ -29,13 +29,8 @@ from tokenscope.text.names import (
     resolve_layers,
     resolve_positions,
 )
-from tokenscope.core.running import (
-    RunningForward,
-    fit_index,
-    follow,
-    held,
-    position_mask,
-)
+from .following import follow, held
+from .running import RunningForward, fit_index, position_mask
 from .taps import site_taps
 
 # %% ../../nbs/core/edit.ipynb #f5922e73

@@ -27,7 +27,7 @@ from tokenscope.text.names import (
 )
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
-from .running import steady
+from .following import steady
 from .structure import Structure
 from .trace import read, unembed
 

@@ -29,7 +29,8 @@ from tokenscope.text.names import (
     check_site,
     resolve_layers,
 )
-from .running import aside, logits_are_edited, raise_silent, steady
+from .following import aside, logits_are_edited, steady
+from .running import raise_silent
 from .taps import site_taps
 
 # %% ../../nbs/core/trace.ipynb #fbe19254
@@ -107,7 +108,7 @@ class Collector:
             if self.keep_grad:
                 # a new tensor in either case, so that what follows is computed from this one
                 graph = tensor.requires_grad
-                shown = tensor.view_as(tensor) if graph else tensor.detach().requires_grad_()
+                shown = tensor.clone() if graph else tensor.detach().requires_grad_()
                 self.tensors[site if layer is None else (site, layer)] = shown
             else:
                 self._store(site, layer, tensor)

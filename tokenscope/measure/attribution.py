@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.running import steady
+from ..core.following import steady
 from ..core.scope import Scope
 from .paths import PathIntegral, path_integral, path_slopes
 from .predictions import Prediction, embedding_baseline, predictions_of

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.running import logits_are_edited
+from ..core.following import logits_are_edited
 from ..core.scope import Scope
 from ..core.taps import site_taps
 from ..core.trace import body_inputs, final_hidden, unembed
