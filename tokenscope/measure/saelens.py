@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from ..core.scope import Scope
-from .sae import ACTIVATIONS, SparseAutoencoder
+from .sae import SparseAutoencoder
 from ..text.names import BadArgument, BadFile
 
 # %% ../../nbs/measure/saelens.ipynb #23900326
@@ -101,8 +101,13 @@ def _place_of(cfg: dict) -> tuple[str, int]:
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", str(cfg["hook_name"]))
     if not match or match[2] not in _hooks:
         raise BadArgument(
-            f"No site for the hook {cfg.get('hook_name')!r}; accepted: blocks.N. and one of "
+            f"No site for the hook {cfg['hook_name']!r}; accepted: blocks.N. and one of "
             f"{', '.join(_hooks)}"
+        )
+    if cfg["hook_name_out"] not in (None, cfg["hook_name"]):
+        raise BadArgument(
+            f"A transcoder: it reads {cfg['hook_name']} and writes {cfg['hook_name_out']!r}; give "
+            "an autoencoder, which reads and writes at one place"
         )
     return _hooks[match[2]], int(match[1])
 
