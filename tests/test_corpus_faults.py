@@ -9,7 +9,8 @@ import pytest
 from architectures import tiny
 from corpus_fixtures import bytes_of, scope, small, texts  # noqa: F401
 from notebooks import ROOT
-from tokenscope.corpus.corpus import Corpus, model_fingerprint, run_corpus
+from tokenscope.corpus.corpus import Corpus, run_corpus
+from tokenscope.corpus.fingerprint import model_fingerprint
 from tokenscope.core.edit import Edit
 from tokenscope.text.names import ScopeError
 from tokenscope.core.reader import CorpusTask, read_shard

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, linear
 from tqdm.auto import tqdm
 
 from ..text.names import BadArgument, Unavailable
+from ..core.structure import table_rows
 from ..core.trace import final_hidden, unembed
 
 # %% ../../nbs/change/adapters.ipynb #5e710953
@@ -44,7 +45,7 @@ class RowEdit:
                 f"No such row of the head: ids {self.ids.tolist()[:9]}; give at least one, from 0 "
                 f"to {len(self.head.weight) - 1}"
             )
-        self.rows = self.head.weight[self.ids].detach().float().clone()
+        self.rows = table_rows(self.head, self.ids).float().clone()
 
     @contextmanager
     def applied(self):

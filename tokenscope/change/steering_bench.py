@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .answers import ask, distinct_pairs, harmonic_mean, own_question
 from .steering_tasks import SteeringTask
-from ..corpus.corpus import model_fingerprint
+from ..corpus.fingerprint import model_fingerprint
 from ..core.edit import Edit
 from ..data.languages import parallel_text
 from ..text.names import BadArgument, SQUARE_SITES, resolve_layers

@@ -33,7 +33,7 @@ from tokenscope.core.running import (
     RunningForward,
     fit_index,
     follow,
-    logits_edited,
+    held,
     position_mask,
 )
 from .taps import site_taps
@@ -208,7 +208,14 @@ def vector_tap(
             return None
         flat = tensor.ndim == 2  # routers see a flat list of tokens
         x = tensor.unflatten(0, (forward.index.shape[0], -1)) if flat else tensor
-        about = (edit.site, _key(edit.positions), _key(edit.heads), edit.when, x.shape[1:-1])
+        about = (
+            edit.site,
+            _key(edit.positions),
+            _key(edit.heads),
+            edit.when,
+            x.shape[1:-1],
+            x.device,
+        )
         mask, everywhere = forward.once(about, lambda: masked(x, now))
         new = _changed(edit, x)
         new = new.contiguous() if everywhere else torch.where(mask, new, x)
@@ -221,12 +228,12 @@ def vector_tap(
         mask = position_mask(edit.positions, fit_index(index, x.shape[1]), forward.n_prompt)
         if now is None and of_keys:
             raise Unavailable(
-                f"when={edit.when!r} at {edit.site}: this forward holds tokens of the prompt and "
-                "new ones, which share their keys; generate without guessed tokens"
+                "Tokens of the prompt and new ones share their keys in this forward, so that "
+                f"when={edit.when!r} has no meaning at {edit.site}; generate without guessed tokens"
             )
         if now is None:
             mask = mask & fit_index(_in_time(edit, forward).long(), x.shape[1]).bool()
-        mask = mask.view(*mask.shape, *[1] * (x.ndim - 2))
+        mask = mask.to(x.device).view(*mask.shape, *[1] * (x.ndim - 2))
         if edit.heads is not None:
             mask = mask & _head_mask(edit, x.shape[2], x.device)[:, None]
         # often all: a step of generation, without padding, is one token
@@ -257,17 +264,17 @@ def square_tap(
 ) -> tuple[str, Callable]:  # the tap's site, and the tap
     "The tap of an edit at `attn_scores` or `pattern`."
 
-    def shared_mask(*sizes):
+    def shared_mask(device, *sizes):
         "The cells that are changed; layers of one shape share it."
-        about = (_key(edit.positions), _key(edit.keys), _key(edit.heads), edit.when, sizes)
-        return forward.once(about, lambda: _square_mask(edit, forward, *sizes))
+        about = (_key(edit.positions), _key(edit.keys), _key(edit.heads), edit.when, device, sizes)
+        return forward.once(about, lambda: _square_mask(edit, forward, *sizes).to(device))
 
     def bias(query, key):
         "What is added to the scores before the softmax: an additive mask."
         value = torch.as_tensor(edit.add).to(query.device, query.dtype)
         if _now(edit, forward) is False:
             return torch.zeros_like(value)
-        mask = shared_mask(query.shape[1], query.shape[2], key.shape[2])
+        mask = shared_mask(query.device, query.shape[1], query.shape[2], key.shape[2])
         try:
             return torch.where(mask, value, torch.zeros_like(value))
         except RuntimeError as e:
@@ -280,7 +287,7 @@ def square_tap(
         "The scores or the pattern as the edit would have them; None if it does not concern them."
         if _now(edit, forward) is False:
             return None
-        mask = shared_mask(*tensor.shape[1:])
+        mask = shared_mask(tensor.device, *tensor.shape[1:])
         return torch.where(mask, _changed(edit, tensor), tensor)
 
     if edit.site == "attn_scores" and edit.add is not None:
@@ -320,8 +327,7 @@ def _logits_edited(scope, taps):
 
     handle = scope.model.register_forward_hook(hook)
     try:
-        with logits_edited(scope.model):
-            yield
+        yield
     finally:
         handle.remove()
 
@@ -345,6 +351,7 @@ def edit(
     with ExitStack() as stack:
         forward = stack.enter_context(follow(scope))
         taps = _taps_of(scope, active, forward)
+        stack.enter_context(held(scope.model, active))
         on_logits = [tap for site, _, tap in taps if site == "logits"]
         if on_logits:
             stack.enter_context(_logits_edited(scope, on_logits))

@@ -20,6 +20,7 @@ from ..show.colours import contrast_ratio
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Layers, Positions
 from .scores import over_logits, top_tokens
+from .structure import table_rows
 from .trace import unembed
 
 # %% ../../nbs/core/readouts.ipynb #dcee7939
@@ -183,7 +184,7 @@ def readout_rows(
     """The direction along which the head reads each token: its row, or its logit's mean gradient
     through the final norm."""
     if states is None:
-        return scope.model.get_output_embeddings().weight[ids.to(scope.device)].detach().float()
+        return table_rows(scope.model.get_output_embeddings(), ids).float()
     with torch.enable_grad():
         h = states.to(scope.device, scope.dtype).detach().requires_grad_()
         logits = unembed(scope, h)[:, ids.to(scope.device)].sum(0)

@@ -89,8 +89,8 @@ class Scope:
 
     @property
     def device(self) -> torch.device:
-        "Where the weights are."
-        return self.structure.embedding.weight.device
+        "Where the weights are, or where accelerate brings them to be used."
+        return self.structure.device
 
     @property
     def dtype(self) -> torch.dtype:

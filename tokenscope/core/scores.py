@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Heads, Layers, resolve_indices, resolve_layers
-from .running import logits_are_edited
 from .taps import site_taps
 from ..text.tokens import tokens_of
 from .trace import EnoughRead, final_hidden, unembed
@@ -61,11 +60,6 @@ def top_tokens(
 def _batch_and_hidden(scope, text):
     batch = scope.encode(text)
     with torch.no_grad():
-        if logits_are_edited(scope.model):
-            raise BadArgument(
-                "Surprisal and entropy do not see edits of the site logits; edit resid_post, or "
-                "use read(text, 'logits')"
-            )
         return batch, final_hidden(scope, batch)
 
 # %% ../../nbs/core/scores.ipynb #14511e8b

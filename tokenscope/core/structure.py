@@ -6,7 +6,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/structure.html.md"""
 
 # %% auto #0
 __all__ = ['stated_classes', 'find_decoder', 'Call', 'first_tensor', 'watch', 'Place', 'layer_places', 'Probe', 'Structure',
-           'place_of']
+           'place_of', 'table_rows']
 
 # %% ../../nbs/core/structure.ipynb #38329c7f
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .running import steady
 from ..text.names import BadArgument, Unavailable
 
 # %% ../../nbs/core/structure.ipynb #37694377
@@ -130,8 +131,17 @@ class Place(NamedTuple):
     inplace: bool = False  # an edit must write into the tensor, because it is used twice
 
 # %% ../../nbs/core/structure.ipynb #cc7938ce
+def _is_matrix(module):
+    """Does it multiply by a matrix? A quantised module may hide its weight, and still says how wide
+    it is."""
+    return getattr(getattr(module, "weight", None), "ndim", 0) == 2 or hasattr(
+        module, "out_features"
+    )
+
+
 def _has_matrix(module):
-    return any(p.ndim >= 2 for p in module.parameters())
+    "Is there a matrix anywhere inside?"
+    return any(p.ndim >= 2 for p in module.parameters()) or any(map(_is_matrix, module.modules()))
 
 # %% ../../nbs/core/structure.ipynb #da1e708b
 def _passed_on(calls, start):
@@ -284,6 +294,15 @@ class Structure:
         return self.model.get_input_embeddings()
 
     @property
+    def device(self) -> torch.device:
+        "Where the model's input belongs: where its weights are, or where accelerate brings them."
+        hook = getattr(self.embedding, "_hf_hook", None)
+        steps = getattr(hook, "hooks", [hook])  # several hooks in one
+        places = [getattr(step, "execution_device", None) for step in steps]
+        place = next((p for p in places if p is not None), self.embedding.weight.device)
+        return torch.device(place)
+
+    @property
     def vocab_size(self) -> int:
         "Rows of the embedding."
         return self.embedding.weight.shape[0]
@@ -312,10 +331,12 @@ class Structure:
         return self.probe.after_layers
 
 # %% ../../nbs/core/structure.ipynb #425465ce
-def _matrices(layer):
-    "The leaf modules of a layer that hold a matrix."
-    inside = (m for m in layer.modules() if m is not layer and not list(m.children()))
-    return [m for m in inside if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
+def _matrices(module):
+    """The outermost modules that are a matrix each. A matrix with an adapter around it counts as
+    one, with the adapter."""
+    if _is_matrix(module):
+        return [module]
+    return [matrix for child in module.children() for matrix in _matrices(child)]
 
 
 def _around(structure):
@@ -329,13 +350,9 @@ def _around(structure):
 
 def _two_tokens(structure, modules):
     "The calls of some modules while two tokens go through the decoder."
-    ids = torch.tensor([[0, 1]], device=structure.embedding.weight.device)
-    was_training = structure.model.training
-    structure.model.eval()
-    try:
+    ids = torch.tensor([[0, 1]], device=structure.device)
+    with steady(structure.model):
         return watch(lambda: structure.decoder(input_ids=ids, use_cache=False), modules)
-    finally:
-        structure.model.train(was_training)
 
 
 def _call_of(module, calls):
@@ -394,3 +411,22 @@ def place_of(
         }.get(site, "the layer has no such block, or one that adds the residual itself")
         raise BadArgument(f"No {site} in layer {layer} of {type(structure.model).__name__}: {why}")
     return place
+
+# %% ../../nbs/core/structure.ipynb #822ac416
+def table_rows(
+    module: nn.Module,  # an embedding, or a head
+    ids: torch.Tensor | None = None,  # which rows; None for all
+) -> torch.Tensor:  # (row, d_model)
+    "Rows of a table as numbers."
+    from accelerate.utils import align_module_device
+
+    weight = getattr(module, "weight", None)
+    plain = torch.is_tensor(weight) and not hasattr(weight, "__tensor_flatten__")
+    if not plain or not weight.is_floating_point() or hasattr(module, "base_layer"):
+        raise Unavailable(
+            f"No rows to read: the weights of this {type(module).__name__} are quantised or inside "
+            "an adapter; load them in floating point, or merge the adapter"
+        )
+    with align_module_device(module):
+        weight = module.weight.detach()
+        return weight if ids is None else weight[ids.to(weight.device)]

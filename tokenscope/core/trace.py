@@ -220,6 +220,11 @@ def unembed(
             f"No unembedding: {type(scope.model).__name__} has no language-model head; load it "
             "with AutoModelForCausalLM"
         )
+    if normed and logits_are_edited(scope.model):
+        raise BadArgument(
+            "An edit of the site logits is in force, and scores made from hidden states would not "
+            "see it; edit resid_post, or use read(text, 'logits')"
+        )
     with nullcontext() if hidden.requires_grad else torch.no_grad():
         return _head_on(scope, hidden, normed)
 

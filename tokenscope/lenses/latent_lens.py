@@ -23,6 +23,7 @@ from ..measure.neighbours import VectorBank, small_bank
 from ..core.readouts import layer_table
 from ..core.scope import Scope
 from ..core.scores import top_tokens
+from ..core.structure import table_rows
 from ..app.contract import check_panel_scope
 from ..show.explore import Choice, Text, explore
 
@@ -73,7 +74,7 @@ def embedding_lens(
     k: int = 5,
 ) -> VectorWords:
     "Nearest rows of the input embedding matrix, by cosine."
-    table = scope.structure.embedding.weight
+    table = table_rows(scope.structure.embedding)
     unit = torch.nn.functional.normalize(vectors.to(table), dim=-1)
     lengths = table.norm(dim=1).clamp(min=1e-12)
     parts = [((part @ table.T) / lengths).topk(k) for part in unit.split(256)]
