@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..text.batch import Batch, make_batch, pad_id, padded_left
 from .default_model import default_model
-from .loading import model_from, place_of, tokenizer_from
+from .loading import model_from, device_and_dtype, tokenizer_from
 from .edit import edit
 from tokenscope.text.names import (
     BadArgument,
@@ -256,7 +256,7 @@ def load(
         kwargs["gguf_file"], name = Path(name).name, str(Path(name).parent)
     _one_answer(dtype, device, kwargs)
     older = kwargs.pop("torch_dtype", None)  # the older name of dtype
-    place, kwargs["dtype"] = place_of(device, older if dtype is None else dtype)
+    place, kwargs["dtype"] = device_and_dtype(device, older if dtype is None else dtype)
     model = model_from(name, kwargs)
     if "device_map" not in kwargs:
         model = _moved(model, place)
