@@ -135,3 +135,45 @@ def test_control_vector_as_repeng_writes_it(tmp_path):
     writer.close()
     found = load_control_vector(tmp_path / "r.gguf")
     assert found.layers == [1, 2] and torch.equal(found.at(2), torch.from_numpy(vectors[2])) and found.meta["model"] == "mistral"
+
+
+def gguf_of(path, kind="controlvector", **tensors):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), kind)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_no_control_vector_for_layer_zero(tmp_path):
+    with pytest.raises(ScopeError, match="No control vector for layer 0"):
+        save_control_vector(Directions(torch.randn(2, 32), [0, 1], torch.ones(2)), tmp_path / "v.gguf", "llama")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_control_vector(tmp_path):
+    vector = torch.randn(8).half()
+    found = load_control_vector(gguf_of(tmp_path / "h.gguf", **{"direction.3": vector}))
+    assert found.layers == [3] and torch.equal(found.at(3), vector.float()) and found.vectors.dtype == torch.float32
+
+
+@pytest.mark.parametrize("tensors", [{}, {"direction.0": torch.ones(8)}, {"direction.1": torch.ones(8), "bias": torch.ones(8)}, {"direction.1": torch.ones(8), "direction.2": torch.ones(9)}, {"direction.1": torch.ones(2, 8)},
+                                     {"direction.one": torch.ones(8)}, {"direction.-1": torch.ones(8)}, {"direction.1": torch.ones(8, dtype=torch.int32)}, {"direction.1": torch.ones(8), "direction.1.weight": torch.ones(8)}], ids=lambda t: " ".join(t) or "none")
+def test_files_that_hold_more_or_less_than_directions(tmp_path, tensors):
+    with pytest.raises(ScopeError, match="Not a control vector"):
+        load_control_vector(gguf_of(tmp_path / "w.gguf", **tensors))
+    if tensors:
+        with pytest.raises(ScopeError, match="Not a control vector"):
+            load_control_vector(gguf_of(tmp_path / "m.gguf", "llama", **{"direction.1": torch.ones(8)}))
+
+
+def test_control_vectors_cut_short(tmp_path):
+    whole = gguf_of(tmp_path / "w.gguf", **{"direction.1": torch.ones(64), "direction.2": torch.ones(64)}).read_bytes()
+    for size in [*range(0, len(whole), 37), len(whole) - 1]:
+        (tmp_path / "cut.gguf").write_bytes(whole[:size])
+        with pytest.raises(ScopeError, match="Not a control vector"):
+            load_control_vector(tmp_path / "cut.gguf")

@@ -113,3 +113,40 @@ def test_saelens_hooks_and_models(tmp_path):
     (path / "cfg.json").write_text(json.dumps(dict(hook_name="blocks.0.attn.hook_z")))
     with pytest.raises(ScopeError, match="No site for the hook"):
         load_saelens(path)
+
+
+def test_a_setting_that_is_left_out_is_what_saelens_takes(tmp_path):
+    for cfg in ({}, dict(normalize_activations=None), dict(normalize_activations=False, activation_fn_str="relu")):
+        sae = load_saelens(folder_of(tmp_path / "a", WEIGHTS, **cfg))
+        torch.testing.assert_close(sae.reconstruct(X), by_hand(X, WEIGHTS, "standard", True, "none"), rtol=1e-3, atol=1e-3)
+    averaged = load_saelens(folder_of(tmp_path / "a", WEIGHTS, normalize_activations=True), mean_norm=2.0)
+    torch.testing.assert_close(averaged.reconstruct(X), by_hand(X, WEIGHTS, "standard", True, "expected_average_only_in", 2.0), rtol=1e-3, atol=1e-3)
+    older = folder_of(tmp_path / "a", WEIGHTS | {"scaling_factor": torch.ones(9)})
+    (older / "cfg.json").write_text(json.dumps(dict(hook_point="blocks.2.hook_mlp_out", dtype="torch.float16")))
+    assert (load_saelens(older).site, load_saelens(older).layer) == ("mlp_out", 2)
+
+
+def test_rows_of_zeros_do_not_change_which_codes_are_largest(tmp_path):
+    weights = WEIGHTS | {"W_dec": WEIGHTS["W_dec"] * (torch.arange(9) != 4)[:, None]}
+    sae = load_saelens(folder_of(tmp_path / "a", weights, architecture="topk", k=3, rescale_acts_by_decoder_norm=True))
+    lengths = weights["W_dec"].norm(dim=-1)
+    top = (((X - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]) * lengths).topk(3, dim=-1)
+    z = torch.zeros(len(X), 9).scatter(-1, top.indices, top.values.relu()) / lengths.where(lengths > 0, 1)
+    torch.testing.assert_close(sae.reconstruct(X), z @ weights["W_dec"] + weights["b_dec"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cfg", [dict(activation_fn="tanh-relu"), dict(apply_b_dec_to_input="false"), dict(hook_head_index=2), dict(hook_name_out="blocks.1.hook_mlp_out"), dict(d_sae=8), dict(metadata=[1]), dict(architecture=["standard"]),
+                                 dict(metadata=dict(apply_b_dec_to_input=False)), dict(architecture="topk", k="three"), dict(architecture="topk", k=3, activation_fn_kwargs=dict(k=4)), dict(architecture="transcoder"), dict(architecture="Standard")], ids=str)
+def test_settings_that_are_not_read_here(tmp_path, cfg):
+    path = folder_of(tmp_path / "a", WEIGHTS)
+    (path / "cfg.json").write_text(json.dumps(dict(hook_name="blocks.1.hook_resid_post") | cfg))
+    with pytest.raises(ScopeError):
+        load_saelens(path)
+
+
+@pytest.mark.parametrize("size", [0, 7, 60, 300, 700])
+def test_a_file_that_is_cut_short(tmp_path, size):
+    path = folder_of(tmp_path / "a", WEIGHTS) / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ScopeError, match="Not a SAELens folder"):
+        load_saelens(path.parent)

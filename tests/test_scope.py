@@ -7,7 +7,7 @@ from architectures import VOCAB, tiny
 from tokenscope.text.batch import choose_columns, make_batch, real_index
 from tokenscope.core.edit import Edit
 from tokenscope.core.running import position_mask
-from tokenscope.text.names import ScopeError
+from tokenscope.text.names import BadArgument, ScopeError
 from tokenscope.core.scope import Scope, load
 
 
@@ -224,3 +224,21 @@ def test_positions_mean_the_same_in_a_read_and_in_an_edit(scope):
             assert [str(i) for i, on in zip(rows[row], edited) if on] == read, word
     assert Edit("resid_post", add=1.0).positions == "not first" and Edit("logits", add=1.0).positions == Edit("pattern", add=1.0).positions == "all"
     assert Edit("logits", add=1.0, positions="not first").positions == "not first"
+
+
+def test_half_precision_does_not_overflow_in_silence():
+    scope = Scope(tiny("llama").half())
+    for change in (dict(add=1e5), dict(set=7e4), dict(scale=1e6), dict(fn=lambda x: x + 6e4 + 6e4), dict(fn=lambda x: x.float() * 1e9), dict(add=torch.full((32,), -1e5))):
+        for site in ("resid_post", "z", "mlp_out"):
+            with pytest.raises(BadArgument, match="Too large for float16|does not fit"), scope.edit(Edit(site, layers=1, **change)):
+                scope.logits([5, 6, 7])
+    with pytest.raises(BadArgument, match="Too large for float16"), scope.edit(Edit("attn_scores", add=1e5)):
+        scope.logits([5, 6, 7])
+    with scope.edit(Edit("attn_scores", add=-1e9, keys=1, positions=2), Edit("logits", add=-1e9, positions="last")):
+        assert not scope.logits([5, 6, 7], positions=[0, 1]).isnan().any()
+
+
+def test_what_is_not_edited_may_be_as_large_as_it_likes():
+    scope = Scope(tiny("llama").half())
+    with scope.edit(Edit("resid_post", layers=0, set=6e4, positions="first"), Edit("resid_post", layers=0, scale=2.0)):
+        assert scope.read([5, 6, 7], "resid_post", layers=0).at("resid_post", 0)[0, 0, 0] == 6e4

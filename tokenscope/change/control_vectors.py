@@ -8,6 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/change/control_vectors.html.md"""
 __all__ = ['save_control_vector', 'load_control_vector']
 
 # %% ../../nbs/change/control_vectors.ipynb #b4e33653
+import re
 from pathlib import Path
 
 import torch
@@ -30,6 +31,11 @@ def save_control_vector(
             "A control vector is added to the residual stream; these directions are for "
             f"{directions.site}; make them at resid_post"
         )
+    if 0 in directions.layers:
+        raise BadArgument(
+            f"No control vector for layer 0: the directions are for layers {directions.layers}, "
+            "and llama.cpp skips a file with one for layer 0; make them for layers from 1"
+        )
     with written_whole(Path(path)) as draft:
         writer = GGUFWriter(str(draft), "controlvector")
         writer.add_string("controlvector.model_hint", model_type)
@@ -51,6 +57,14 @@ def _word(reader, key):
     return bytes(field.parts[field.data[0]]).decode("utf-8", "replace")
 
 
+def _layer_of(tensor):
+    "The layer of a tensor of a GGUF file, if it is a direction."
+    match = re.fullmatch(r"direction\.([1-9]\d*)", tensor.name)
+    if not match or tensor.tensor_type.name not in ("F32", "F16"):
+        raise ValueError(f"a tensor {tensor.name!r} of type {tensor.tensor_type.name}")
+    return int(match[1])
+
+
 def _read_control_vector(path):
     "{layer: vector} and the hint of a GGUF file, or the reason why it holds no control vector."
     from gguf import GGUFReader
@@ -58,19 +72,17 @@ def _read_control_vector(path):
     try:
         reader = GGUFReader(str(path))
         kind = _word(reader, "general.architecture")
-        by_layer = {
-            int(t.name.removeprefix("direction.")): torch.from_numpy(t.data.copy()).float()
-            for t in reader.tensors
-            if t.name.startswith("direction.")
-        }
-        alike = len({v.shape for v in by_layer.values()}) == 1
-        if kind != "controlvector" or not alike or any(v.ndim != 1 for v in by_layer.values()):
-            raise ValueError(f"architecture {kind!r}, {len(by_layer)} directions")
+        if kind != "controlvector":
+            raise ValueError(f"architecture {kind!r}")
+        by_layer = {_layer_of(t): torch.from_numpy(t.data.copy()).float() for t in reader.tensors}
+        shapes = {tuple(vector.shape) for vector in by_layer.values()}
+        if len(shapes) != 1 or any(len(shape) != 1 for shape in shapes):
+            raise ValueError(f"{len(by_layer)} directions of shapes {sorted(shapes)}")
         return by_layer, _word(reader, "controlvector.model_hint")
-    except (OSError, ValueError, IndexError, KeyError) as e:
+    except Exception as e:  # the reader of GGUF raises of many kinds on a damaged file
         raise BadFile(
-            f"Not a control vector: {path.name} ({type(e).__name__}: {e}); give a GGUF file "
-            "with one direction a layer"
+            f"Not a control vector: {path.name} ({type(e).__name__}: {e}); give a whole GGUF file "
+            "with one direction a layer, direction.1 and so on, and no other tensor"
         ) from e
 
 # %% ../../nbs/change/control_vectors.ipynb #cea09a6f
@@ -84,9 +96,7 @@ def load_control_vector(
     vectors = torch.stack([by_layer[i] for i in layers])
     if not vectors.isfinite().all():
         raise BadFile(f"A damaged control vector: {Path(path).name} holds NaN or infinity")
-    if scope is not None and (
-        vectors.shape[1] != scope.d_model or layers[0] < 0 or layers[-1] >= scope.n_layers
-    ):
+    if scope is not None and (vectors.shape[1] != scope.d_model or layers[-1] >= scope.n_layers):
         raise BadArgument(
             f"The control vector does not fit this model: it is for a {hint} model with width "
             f"{vectors.shape[1]} and layers up to {layers[-1]}; "

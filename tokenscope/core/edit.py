@@ -31,7 +31,7 @@ from tokenscope.text.names import (
 )
 from .following import follow, held
 from .running import RunningForward, fit_index, position_mask
-from .taps import site_taps
+from .taps import check_overflow, in_type_of, site_taps
 
 # %% ../../nbs/core/edit.ipynb #f5922e73
 class _Default(str):
@@ -145,7 +145,7 @@ def _changed(edit, tensor):
                 )
             return new.to(tensor.dtype)
         value = next(v for v in (edit.add, edit.scale, edit.set) if v is not None)
-        value = torch.as_tensor(value).to(tensor.device, tensor.dtype)
+        value = in_type_of(tensor, value, edit.site)
         if edit.set is not None:
             return value.expand_as(tensor)
         return (tensor + value if edit.add is not None else tensor * value).view_as(tensor)
@@ -214,6 +214,8 @@ def vector_tap(
         mask, everywhere = forward.once(about, lambda: masked(x, now))
         new = _changed(edit, x)
         new = new.contiguous() if everywhere else torch.where(mask, new, x)
+        if x.dtype == torch.float16:  # the one type whose range a state can leave
+            check_overflow(edit.site, x, new)
         return new.flatten(0, 1) if flat else new
 
     def masked(x, now):
@@ -266,7 +268,7 @@ def square_tap(
 
     def bias(query, key):
         "What is added to the scores before the softmax: an additive mask."
-        value = torch.as_tensor(edit.add).to(query.device, query.dtype)
+        value = in_type_of(query, edit.add, edit.site)
         if _now(edit, forward) is False:
             return torch.zeros_like(value)
         mask = shared_mask(query.device, query.shape[1], query.shape[2], key.shape[2])

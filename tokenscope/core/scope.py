@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ..text.batch import Batch, make_batch, pad_id, padded_left
 from .default_model import default_model
+from .loading import model_from, device_and_dtype, tokenizer_from
 from .edit import edit
 from tokenscope.text.names import (
     BadArgument,
     BadFile,
     Positions,
     Unavailable,
-    check_choice,
     check_count,
 )
 from .readouts import logit_lens
@@ -209,55 +209,26 @@ def _check_room(n_prompt, n_new, limit):
             f"Too long: {n_prompt} tokens and {n_new} new ones exceed the context of {limit}"
         )
 
-# %% ../../nbs/core/scope.ipynb #b9156a54
-def _check_place(device, dtype):
-    "Refuse a device and a type of numbers that torch does not know."
+# %% ../../nbs/core/scope.ipynb #scopemoved
+def _one_answer(dtype, device, kwargs):
+    "Refuse two names for one thing."
+    for word, value, other in (("dtype", dtype, "torch_dtype"), ("device", device, "device_map")):
+        if value is not None and kwargs.get(other) is not None:
+            raise BadArgument(f"Both {word} and {other} were given; give one of them")
+
+
+def _moved(model, place):
+    "The model on a device, if there is such a device here."
     try:
-        torch.device(device)
-    except RuntimeError:
-        raise BadArgument(
-            f"device must be a word of torch, such as 'cpu', 'cuda' or 'mps'; given: {device!r}"
-        ) from None
-    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        check_choice("dtype", dtype, ["auto", "float32", "float16", "bfloat16"])
-
-
-def _from_name(name, kwargs):
-    "A model from a folder or the hub: a causal language model, or else a vision-language one."
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-    )
-
-    if Path(name).is_dir() and "gguf_file" not in kwargs and not Path(name, "config.json").exists():
-        raise OSError("the folder has none")
-    trust = kwargs.get("trust_remote_code", False)
-    config = AutoConfig.from_pretrained(
-        name,
-        trust_remote_code=trust,
-        **({"gguf_file": kwargs["gguf_file"]} if "gguf_file" in kwargs else {}),
-    )
-    known = [
-        c
-        for c in (AutoModelForCausalLM, AutoModelForImageTextToText)
-        if type(config) in c._model_mapping
-    ]
-    return (known[0] if known else AutoModelForCausalLM if trust else AutoModel).from_pretrained(
-        name, **kwargs
-    )
-
-# %% ../../nbs/core/scope.ipynb #8f9451bc
-def _tokenizer_of(name, model, kwargs):
-    from transformers import AutoProcessor, AutoTokenizer
-
-    loading = {k: kwargs[k] for k in ("gguf_file", "trust_remote_code") if k in kwargs}
-    cls = AutoProcessor if hasattr(model.config, "vision_config") else AutoTokenizer
-    try:
-        return cls.from_pretrained(name, **loading)
-    except (OSError, ValueError):
-        return None  # a model without a tokenizer can still be read by ids
+        return model.to(place)
+    except (RuntimeError, AssertionError, ValueError) as e:
+        if getattr(model, "is_quantized", False):  # placed by its quantiser, and stays there
+            return model
+        if isinstance(e, torch.OutOfMemoryError):
+            raise
+        raise Unavailable(
+            f"No device {str(place)!r} here: {type(e).__name__}: {e}; load on 'cpu'"
+        ) from e
 
 # %% ../../nbs/core/scope.ipynb #a5d845bb
 def load(
@@ -266,34 +237,34 @@ def load(
     | nn.Module
     | None = None,  # hub id, folder, GGUF file, or a model; None for the default
     tokenizer=None,  # a tokenizer or processor, if not the model's own
-    dtype: torch.dtype | str | None = None,  # default: float32 on a processor, as saved on a GPU
-    device: str | None = None,  # default: a GPU if there is one
+    # default: float32 on a processor, as saved on a GPU; a dict for the parts of a composite model
+    dtype: torch.dtype | str | dict | None = None,
+    device: str | torch.device | int | None = None,  # default: a GPU if there is one
     # anything `from_pretrained` takes: attn_implementation, device_map, revision,
     # trust_remote_code, …
     **kwargs,
 ) -> Scope:
     "Put a model under the scope."
+    chosen = dict(dtype=dtype, device=device)
     if not isinstance(name, (str, Path, type(None))):  # a model; Scope refuses anything else
-        return Scope(name, tokenizer)
+        scope = Scope(name, tokenizer)
+        if given := [*kwargs, *(word for word, value in chosen.items() if value is not None)]:
+            raise BadArgument(
+                f"A model that you hold is taken as it is: {', '.join(given)} cannot change it; "
+                "give its name, or change it yourself, as with model.to(...)"
+            )
+        return scope
     name = str(default_model() if name is None else name)
     if name.endswith(".gguf"):
         if not Path(name).exists():
             raise BadFile(f"No such GGUF file: {name}")
         kwargs["gguf_file"], name = Path(name).name, str(Path(name).parent)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_place(device, dtype)
-    dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype  # its older name
-    kwargs["dtype"] = dtype or (torch.float32 if device == "cpu" else "auto")
-    try:
-        model = _from_name(name, kwargs)
-    except OSError as e:
-        raise Unavailable(
-            f"No such model: {name!r} is neither a folder with a config.json nor a model that the "
-            "hub gave us "
-            f"({str(e).splitlines()[0]}); load() without a name gives the default"
-        ) from e
+    _one_answer(dtype, device, kwargs)
+    older = kwargs.pop("torch_dtype", None)  # the older name of dtype
+    place, kwargs["dtype"] = device_and_dtype(device, older if dtype is None else dtype)
+    model = model_from(name, kwargs)
     if "device_map" not in kwargs:
-        model = model.to(device)
-    return Scope(
-        model.eval().requires_grad_(False), tokenizer or _tokenizer_of(name, model, kwargs)
-    )
+        model = _moved(model, place)
+    if tokenizer is None:
+        tokenizer = tokenizer_from(name, model, kwargs)
+    return Scope(model.eval().requires_grad_(False), tokenizer)

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from ..core.scope import Scope
-from .sae import ACTIVATIONS, SparseAutoencoder
+from .sae import SparseAutoencoder
 from ..text.names import BadArgument, BadFile
 
 # %% ../../nbs/measure/saelens.ipynb #23900326
@@ -32,53 +32,131 @@ _norms = {
     "expected_average_only_in": "none",
 }
 
+# %% ../../nbs/measure/saelens.ipynb #saelensfull
+# what the settings of a cfg.json are when it does not say, and the older names of some
+_defaults = {
+    "architecture": "standard",
+    "activation_fn": "relu",
+    "apply_b_dec_to_input": True,
+    "normalize_activations": "none",
+    "rescale_acts_by_decoder_norm": False,
+    "reshape_activations": "none",
+    "hook_name": None,
+    "hook_name_out": None,
+    "hook_head_index": None,
+    "model_name": None,
+    "k": None,
+}
+_older_names = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+_described = {"hook_name", "hook_name_out", "hook_head_index", "model_name"}  # or in `metadata`
+# architecture and activation_fn, which newer files leave out, in our words
+_kinds = {
+    ("standard", "relu"): "relu",
+    ("standard", "topk"): "topk",
+    ("topk", "relu"): "topk",
+    ("topk", "topk"): "topk",
+    ("jumprelu", "relu"): "jumprelu",
+}
+# settings that are read in these values only
+_unless_said = {
+    "normalize_activations": tuple(_norms),
+    "apply_b_dec_to_input": (True, False),
+    "rescale_acts_by_decoder_norm": (True, False),
+    "reshape_activations": ("none",),
+    "hook_head_index": (None,),
+}
 
+
+def _in_full(cfg: dict) -> dict:
+    "The config with today's names, its inner level, and what SAELens takes for granted."
+    inner = cfg.get("metadata") or {}
+    said = {_older_names.get(name, name): value for name, value in cfg.items()}
+    for name in (_defaults.keys() & inner.keys()) - _described:
+        if said.get(name, _defaults[name]) != inner[name]:
+            raise BadArgument(
+                f"Two answers in cfg.json: {name} is {inner[name]!r} in its metadata, and "
+                f"{said.get(name, 'not given')!r} outside, where SAELens looks; give one"
+            )
+    full = {**_defaults, **{name: inner[name] for name in _described & inner.keys()}, **said}
+    norm = full["normalize_activations"]
+    if norm is None or isinstance(norm, bool):  # as in older files
+        full["normalize_activations"] = "expected_average_only_in" if norm else "none"
+    full["activation_fn"] = full["activation_fn"] or "relu"
+    k = (full.get("activation_fn_kwargs") or {}).get("k")
+    if full["k"] is not None and k not in (None, full["k"]):
+        raise BadArgument(
+            f"Two answers in cfg.json: k is {full['k']!r}, and {k!r} in activation_fn_kwargs; "
+            "give one"
+        )
+    full["k"] = k if full["k"] is None else full["k"]
+    return full
+
+# %% ../../nbs/measure/saelens.ipynb #saelensplace
 def _place_of(cfg: dict) -> tuple[str, int]:
     "Site and layer of a hook name."
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", str(cfg.get("hook_name")))
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", str(cfg["hook_name"]))
     if not match or match[2] not in _hooks:
         raise BadArgument(
-            f"No site for the hook {cfg.get('hook_name')!r}; accepted: blocks.N. and one of "
+            f"No site for the hook {cfg['hook_name']!r}; accepted: blocks.N. and one of "
             f"{', '.join(_hooks)}"
+        )
+    if cfg["hook_name_out"] not in (None, cfg["hook_name"]):
+        raise BadArgument(
+            f"A transcoder: it reads {cfg['hook_name']} and writes {cfg['hook_name_out']!r}; give "
+            "an autoencoder, which reads and writes at one place"
         )
     return _hooks[match[2]], int(match[1])
 
 # %% ../../nbs/measure/saelens.ipynb #ff576750
+def _check_sizes(folder, cfg, tensors):
+    "Refuse tensors of other sizes than the config says."
+    says = (cfg.get("d_sae"), cfg.get("d_in"))
+    has = tuple(tensors["W_dec"].shape) if "W_dec" in tensors else says
+    if any(said not in (None, size) for said, size in zip(says, has)):
+        raise BadFile(
+            f"Not a SAELens folder: {folder.name} (d_sae and d_in are {says} in cfg.json, and "
+            f"W_dec has {has}); it needs a cfg.json and tensors that belong together"
+        )
+
+
 def _read_folder(folder: Path) -> tuple[dict, dict]:
-    "Config (one level) and tensors of a folder."
+    "Config and tensors of a folder."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        if not isinstance(cfg, dict) or not isinstance(cfg.get("metadata") or {}, dict):
+            raise ValueError("cfg.json holds no named settings")
         tensors = load_file(folder / "sae_weights.safetensors")
-        return {**(cfg.pop("metadata", None) or {}), **cfg}, {
-            name: t.float() for name, t in tensors.items()
-        }
-    except (OSError, ValueError, AttributeError, SafetensorError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         raise BadFile(
             f"Not a SAELens folder: {folder.name} ({type(e).__name__}: {e}); it needs cfg.json and "
             "sae_weights.safetensors"
         ) from e
+    _check_sizes(folder, cfg, tensors)
+    scaling = tensors.get("scaling_factor")
+    if scaling is not None and (scaling == 1).all():  # older files hold it without a use
+        del tensors["scaling_factor"]
+    return cfg, {name: t.float() for name, t in tensors.items()}
 
 # %% ../../nbs/measure/saelens.ipynb #78a316c3
 def _activation_of(cfg: dict, weights: dict) -> str:
     "The activation, if the autoencoder is of a kind that is read here."
-    kind = cfg.get("architecture", "standard")
-    kind = "relu" if kind == "standard" else kind
-    if cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":
-        kind = "topk"
+    kind = _kinds.get((str(cfg["architecture"]), str(cfg["activation_fn"])))
     needed = {"W_enc", "W_dec", "b_enc", "b_dec", *(["threshold"] if kind == "jumprelu" else [])}
-    if (
-        kind not in ACTIVATIONS
-        or cfg.get("normalize_activations") not in (None, *_norms)
-        or set(weights) != needed
-        or cfg.get("reshape_activations", "none") != "none"
-    ):
+    odd = [name for name, usual in _unless_said.items() if cfg[name] not in usual]
+    if kind == "topk" and type(cfg["k"]) is not int:
+        odd.append("k")
+    if kind is None or odd or set(weights) != needed:
+        said = {name: cfg[name] for name in ("architecture", "activation_fn", *odd)}
         raise BadArgument(
-            "A SAELens autoencoder of a kind that is not read here: architecture "
-            f"{cfg.get('architecture')!r}, normalize_activations "
-            f"{cfg.get('normalize_activations')!r}, "
+            "A SAELens autoencoder of a kind that is not read here: "
+            f"{', '.join(f'{name} {value!r}' for name, value in said.items())}, "
             f"tensors {', '.join(sorted(weights))}; accepted: standard, topk, jumprelu with "
             f"{', '.join(_norms)}"
         )
@@ -91,13 +169,15 @@ def _put_right(weights: dict, cfg: dict, kind: str, mean_norm: float | None) -> 
     if mean_norm is not None:  # the encoder was trained on h * sqrt(d) / mean_norm
         factor = w["W_dec"].shape[1] ** 0.5 / mean_norm
         w.update(W_enc=w["W_enc"] * factor, W_dec=w["W_dec"] / factor, b_dec=w["b_dec"] / factor)
-    if cfg.get("apply_b_dec_to_input", False):
+    if cfg["apply_b_dec_to_input"]:
         w["b_enc"] = w["b_enc"] - w["b_dec"] @ w["W_enc"]
     lengths = w["W_dec"].norm(dim=-1)
-    if (kind != "topk" or cfg.get("rescale_acts_by_decoder_norm")) and (lengths > 0).all():
+    if kind != "topk" or cfg["rescale_acts_by_decoder_norm"]:
+        shared = lengths.where(lengths > 0, 1)  # a row of zeros stays one
+        lengths = lengths if kind == "topk" else shared
         w["W_enc"] = w["W_enc"] * lengths
         w["b_enc"] = w["b_enc"] * lengths
-        w["W_dec"] = w["W_dec"] / lengths[:, None]
+        w["W_dec"] = w["W_dec"] / shared[:, None]
         if kind == "jumprelu":
             w["threshold"] = w["threshold"] * lengths
     return w
@@ -112,9 +192,10 @@ def load_saelens(
 ) -> SparseAutoencoder:
     "Read an autoencoder in the format of SAELens."
     cfg, weights = _read_folder(Path(folder))
+    cfg = _in_full(cfg)
     kind = _activation_of(cfg, weights)
     site, layer = _place_of(cfg)
-    way = cfg.get("normalize_activations") or "none"
+    way = cfg["normalize_activations"]
     if (way == "expected_average_only_in") != (mean_norm is not None):
         raise BadArgument(
             f"normalize_activations is {way!r}: mean_norm= belongs to 'expected_average_only_in' "
@@ -123,10 +204,10 @@ def load_saelens(
     sae = SparseAutoencoder(
         **_put_right(weights, cfg, kind, mean_norm),
         activation=kind,
-        k=int(cfg.get("k") or (cfg.get("activation_fn_kwargs") or {}).get("k") or 0),
+        k=cfg["k"] if kind == "topk" else 0,
         inputs=_norms[way],
         site=site,
         layer=layer,
-        meta=dict(format="SAELens", model=str(cfg.get("model_name") or "")),
+        meta=dict(format="SAELens", model=str(cfg["model_name"] or "")),
     )
     return sae if scope is None else sae.check(scope)
