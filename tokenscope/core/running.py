@@ -152,11 +152,11 @@ def raise_silent(
 ):
     "Refuse: these sites did not run in a forward that was to pass them."
     named = [site if layer is None else f"{site} of layer {layer}" for site, layer in missing]
+    shown = ", ".join(named[:4]) + ", …" * (len(named) > 4)
     raise Unavailable(
-        f"Sites that did not run in this forward: {', '.join(named[:4])}{', …' * (len(named) > 4)}. "
-        "Nothing was read or changed there. Likely causes: a module was replaced, merged or wrapped "
-        "after the Scope was made (make a new one), or the model skipped it (embed, with "
-        "inputs_embeds)"
+        f"Sites that did not run in this forward: {shown}. Nothing was "
+        "read or changed there. Likely causes: a module was replaced, merged or wrapped after the "
+        "Scope was made (make a new one), or the model skipped it (embed, with inputs_embeds)"
     )
 
 # %% ../../nbs/core/running.ipynb #bb2b21c7
