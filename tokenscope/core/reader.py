@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..text.batch import Batch, batches_by_length
+from ..text.batch import Batch, batches_by_length, id_rows
 from tokenscope.text.names import (
     BadArgument,
     LAYERLESS_SITES,
@@ -179,7 +179,7 @@ def _tokenise_all(scope, texts):
         clean = [
             t.encode("utf-8", "replace").decode() for t in texts
         ]  # a lone surrogate cannot be tokenised
-        rows = scope.tokenizer(clean, verbose=False)["input_ids"]
+        rows = id_rows(clean, scope.tokenizer)
     if (top := max((max(r) for r in rows if r), default=0)) >= scope.vocab_size:
         raise BadArgument(
             f"Token id {top} is outside the model's vocabulary of {scope.vocab_size}: the "

@@ -67,6 +67,11 @@ def _unit_states(scope, batch, layers):  # {"unit": (batch, token, layer, d_mode
     states = scope.read(batch, "resid_pre", layers=layers)["resid_pre"]
     return {"unit": torch.nn.functional.normalize(states.float(), dim=-1).movedim(1, 2)}
 
+# %% ../../nbs/measure/neighbours.ipynb #nbwhole1
+def _whole_text(text):
+    "A text as Unicode allows it: half a surrogate pair becomes a question mark."
+    return text.encode("utf-8", "replace").decode()
+
 # %% ../../nbs/measure/neighbours.ipynb #06a87f01
 @dataclass
 class VectorBank:
@@ -171,11 +176,6 @@ def _ids_of(scope: Scope, texts: list) -> list[list[int]]:
     if not isinstance(texts[0], str):
         return texts
     return id_rows([_whole_text(text) for text in texts], scope.tokenizer)
-
-
-def _whole_text(text):
-    "A text as Unicode allows it: half a surrogate pair becomes a question mark."
-    return text.encode("utf-8", "replace").decode()
 
 # %% ../../nbs/measure/neighbours.ipynb #77ae1dca
 def build_bank(
