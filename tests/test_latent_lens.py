@@ -8,6 +8,7 @@ from corpus_fixtures import small  # noqa: F401
 from tokenscope.text.names import ScopeError
 from tokenscope.measure.neighbours import build_bank, choose_contexts, default_bank_layers, layer_match, open_bank
 from tokenscope.lenses.latent_lens import LENSES, embedding_lens, latent_lens, output_lens, shuffled_bank_lens, vector_words
+from tokenscope.text.tokens import token_names
 
 TEXTS = ["The cat sat on the mat and every human being is born free and equal.", "The cat sat on the chair while the rendering of the thing was slow.", "A dog ran <b>over</b> the hill, and nobody saw it again 👩‍👩‍👧 today."]
 
@@ -105,7 +106,7 @@ def test_output_lens_is_the_prediction(small):
     best = small.logits(TEXTS[0])[0].softmax(-1).topk(4)
     made = output_lens(small, last, 4)
     torch.testing.assert_close(made.scores, best.values, rtol=1e-4, atol=1e-6)
-    assert made.words == [[small.tokenizer.decode([i]) for i in row] for row in best.indices.tolist()]
+    assert made.words == [token_names(small.tokenizer, row) for row in best.indices]
 
 
 def test_embedding_lens_finds_the_row(small):

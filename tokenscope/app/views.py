@@ -158,11 +158,13 @@ def view_hidden(scope, text, max_tokens: int = 60) -> View:
     "Which tokens could go?"
     from tokenscope.core.edit import Edit
 
+    batch = scope.encode(text, ends="begin")
+
     def last():
         "Log-probabilities of the next token."
-        return scope.read(text, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)
+        return scope.read(batch, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)
 
-    tokens = scope.encode(text).tokens[0]
+    tokens = batch.tokens[0]
     plain = last()
     moved = [float("nan")] * len(tokens)
     for j in range(max(0, len(tokens) - max_tokens), len(tokens) - 1):
@@ -193,7 +195,8 @@ def mood_direction(scope, layer: int):  # a tensor (d_model,)
 
     def at_end(texts):
         "Mean state of the last tokens."
-        trace = scope.read(list(texts), "resid_post", layers=layer, positions=-1)
+        batch = scope.encode(list(texts), ends="begin")
+        trace = scope.read(batch, "resid_post", layers=layer, positions=-1)
         return trace["resid_post"][:, 0, 0].mean(0)
 
     return at_end(_joy) - at_end(_gloom)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..text.batch import batches_by_length, id_rows
 from .contrasts import answer_logprobs
 from ..core.edit import Edit, only_rows
+from ..text.ends import inner_ids, text_ends
 from ..text.names import BadArgument
 from ..core.scores import over_logits
 from ..core.trace import final_hidden
@@ -93,11 +94,11 @@ def continuation_nll(
 ) -> Float[Tensor, " pair"]:  # nats a token; NaN for an empty text
     "Mean negative log-likelihood of texts, each given the one before it."
 
-    def ids(text):
-        "The tokens that are used."
-        return scope.tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
-
-    pairs = [(ids(a + "\n"), ids(b)) for a, b in zip(before, after, strict=True)]
+    contexts = id_rows([text + "\n" for text in before], scope.tokenizer, ends="begin")
+    n_begin = len(text_ends(scope.tokenizer)[0]) if contexts else 0
+    answers = [inner_ids(scope.tokenizer, text)[:max_tokens] for text in after]
+    cut = [row[: n_begin + max_tokens] for row in contexts]
+    pairs = list(zip(cut, answers, strict=True))
     out = torch.full((len(pairs),), math.nan)
     scored = [i for i, (_, b) in enumerate(pairs) if b]
     if scored:
@@ -198,8 +199,8 @@ def option_scores(
 ) -> Float[Tensor, "prompt option"]:  # nats, over the whole option
     """Log-probability of each option after each prompt; what goes on to a longer option (1, 10)
     counts for that one alone."""
-    before = id_rows(list(prompts), scope.tokenizer)
-    cut = [tuple(scope.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options]
+    before = id_rows(list(prompts), scope.tokenizer, ends="begin")
+    cut = [tuple(inner_ids(scope.tokenizer, option)) for option in options]
     if not cut or not before or not all(cut) or not all(before):
         raise BadArgument(
             f"No options to score: {len(cut)} options, {len(before)} prompts; give at least one "

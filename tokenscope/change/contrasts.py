@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..text.batch import Batch, batches_by_length, id_rows
+from ..text.ends import inner_ids
 from ..text.names import BadArgument
 from ..core.scores import over_logits
 from ..core.taps import site_taps
@@ -107,11 +108,8 @@ def answer_rows(
     list[list[int]], list[int]
 ]:  # ids of prompt and answer together, and where each answer starts
     "Token ids of each prompt with its answer."
-    before = id_rows(list(prompts), scope.tokenizer)
-    after = [
-        scope.tokenizer(a, add_special_tokens=False)["input_ids"] if isinstance(a, str) else list(a)
-        for a in answers
-    ]
+    before = id_rows(list(prompts), scope.tokenizer, ends="begin")
+    after = [inner_ids(scope.tokenizer, a) if isinstance(a, str) else list(a) for a in answers]
     if empty := [i for i, (p, a) in enumerate(zip(before, after, strict=True)) if not p or not a]:
         raise BadArgument(
             f"A prompt or an answer without tokens: pair {empty[0]}; give at least one character "

@@ -10,6 +10,7 @@ from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor
 from ..text.batch import Batch, batches_by_length, id_rows
+from ..text.ends import inner_ids
 from ..text.names import BadArgument
 from ..core.scores import over_logits
 from ..core.taps import site_taps

@@ -161,7 +161,8 @@ def tapped_attention(
         explicit = additive_mask(attention_mask, query, key, getattr(module, "is_causal", True))
         pattern = eager_attention(module)(module, query, key, value, explicit, **kw)[1]
         pattern, changed = _run(taps, "pattern", pattern)
-        weights = pattern if changed else None
+        hidden = explicit <= torch.finfo(explicit.dtype).min  # stays hidden, whatever is set there
+        weights = pattern.masked_fill(hidden, 0) if changed else None
     if weights is None:
         z, weights = plain(module, query, key, value, attention_mask, **kw)
     else:

@@ -22,6 +22,7 @@ from ..text.names import BadArgument, Layers, Positions
 from .scores import over_logits, top_tokens
 from .structure import table_rows
 from .trace import unembed
+from ..text.tokens import token_names
 
 # %% ../../nbs/core/readouts.ipynb #dcee7939
 @dataclass
@@ -152,8 +153,7 @@ def logit_lens(
     logp, ids = top_tokens(scope, states.flatten(0, 1), k, normed=False)
     probs = logp.double().exp().float().cpu().view(*states.shape[:2], k)
     ids = ids.cpu().view(*states.shape[:2], k)
-    decode = scope.tokenizer.decode if scope.tokenizer else lambda i: str(i[0])
-    words = [[decode([int(i)]) for i in row] for row in ids[..., 0]]
+    words = [token_names(scope.tokenizer, row) for row in ids[..., 0]]
     return LensReading([str(t) for t in trace.tokens[0]], trace.layers, ids, probs, words)
 
 # %% ../../nbs/core/readouts.ipynb #5fd5e9bb

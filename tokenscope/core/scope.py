@@ -27,7 +27,7 @@ from tokenscope.text.names import (
 )
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
-from .running import steady
+from .following import steady
 from .structure import Structure
 from .trace import read, unembed
 
@@ -108,12 +108,17 @@ class Scope:
         self,
         text,  # a text, a list of texts, a chat, ids, a BatchEncoding, or a `Batch`
         padding_side: str = "right",
+        # which of the tokenizer's own marks a text gets: "both", "begin" for a prompt, "none"
+        ends: str = "both",
     ) -> Batch:
-        "A padded batch on the model's device, checked against its vocabulary and context."
+        """A padded batch on the model's device, checked against its vocabulary and context. A chat
+        that ends in the assistant's words is left open; no end is set twice."""
         if isinstance(text, Batch):
             return text
         limit = self.structure.max_tokens
-        return make_batch(text, self.tokenizer, self.device, padding_side, self.vocab_size, limit)
+        return make_batch(
+            text, self.tokenizer, self.device, padding_side, self.vocab_size, limit, ends
+        )
 
     def logits(
         self,
@@ -134,7 +139,7 @@ class Scope:
         # also the ids; with `return_dict_in_generate` what the model itself returns
     ) -> str | list | tuple:
         "Let the model continue."
-        batch = padded_left(self.encode(text, padding_side="left"))
+        batch = padded_left(self.encode(text, padding_side="left", ends="begin"))
         n_prompt = batch.input_ids.shape[1]
         settings = self._settings(n_prompt, max_new_tokens, kwargs)
         fork = torch.random.fork_rng(enabled=seed is not None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..show.display import TokenScores
 from ..text.names import BadArgument, Heads, Layers, resolve_indices, resolve_layers
 from .taps import site_taps
-from ..text.tokens import tokens_of
+from ..text.tokens import token_names
 from .trace import EnoughRead, final_hidden, unembed
 
 # %% ../../nbs/core/scores.ipynb #469f248f
@@ -126,15 +126,13 @@ def next_tokens(
         raise BadArgument(
             f"k must lie between 1 and the vocabulary's {scope.vocab_size}; given: {k}"
         )
-    logits = scope.read(text, "logits", positions=-1)["logits"]
+    logits = scope.read(scope.encode(text, ends="begin"), "logits", positions=-1)["logits"]
     if len(logits) != 1:
         raise BadArgument(f"next_tokens takes one text; given: {len(logits)}")
     p, top = logits[0, 0].float().softmax(-1).topk(k)
     ids = top.tolist()
-    # the second of two alike: the first token of a text loses its space
-    pieces = [tokens_of(scope.tokenizer, [i, i])[1] for i in ids]
     return TokenScores(
-        pieces,
+        token_names(scope.tokenizer, ids),
         p.cpu().numpy(),
         name="probability of coming next",
         limits=(0, 1),

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .attention import attention_taps
 from ..text.names import ATTENTION_SITES, BadArgument, Unavailable
-from .structure import Place, Structure, first_tensor, place_of
+from .anatomy import Place, first_tensor
+from .structure import Structure, place_of
 
 # %% ../../nbs/core/taps.ipynb #7fb12abc
 def _replace(container, index, tensor):

@@ -29,7 +29,9 @@ from tokenscope.text.names import (
     check_site,
     resolve_layers,
 )
-from .running import aside, logits_are_edited, raise_silent, steady
+from .edit_taps import is_all
+from .following import aside, logits_are_edited, steady
+from .running import raise_silent
 from .taps import site_taps
 
 # %% ../../nbs/core/trace.ipynb #fbe19254
@@ -107,7 +109,7 @@ class Collector:
             if self.keep_grad:
                 # a new tensor in either case, so that what follows is computed from this one
                 graph = tensor.requires_grad
-                shown = tensor.view_as(tensor) if graph else tensor.detach().requires_grad_()
+                shown = tensor.clone() if graph else tensor.detach().requires_grad_()
                 self.tensors[site if layer is None else (site, layer)] = shown
             else:
                 self._store(site, layer, tensor)
@@ -205,7 +207,8 @@ def _head_on(scope, hidden, normed):
             flat = module(flat)
     ids = torch.zeros(1, 1, dtype=torch.long, device=flat.device)
     with _body_returns(scope, flat):
-        logits = type(scope.model).forward(scope.model, input_ids=ids, use_cache=False).logits
+        model = scope.structure.unwrapped
+        logits = type(model).forward(model, input_ids=ids, use_cache=False).logits
     return logits.reshape(*hidden.shape[:-1], -1)
 
 # %% ../../nbs/core/trace.ipynb #97b4252c
@@ -257,6 +260,17 @@ def _tokens_at(batch, columns, real):
     return rows
 
 # %% ../../nbs/core/trace.ipynb #effcf1f5
+def _run(scope, batch, pieces, collector):
+    "Let the body run as far as it is needed: its last hidden states, or None if it was stopped."
+    with site_taps(scope.structure, [(s, i, collector.tap(s, i)) for s, i in pieces]):
+        try:
+            hidden = final_hidden(scope, batch)
+        except EnoughRead:
+            return None
+    collector.check(pieces)
+    return hidden
+
+
 def read(
     scope,  # a `Scope`
     text,  # a text, a list of texts, a chat, ids, a BatchEncoding
@@ -265,39 +279,28 @@ def read(
     positions: Positions = "all",  # or "not first", "first", "last", numbers among real tokens
     grad: bool = False,  # keep the graph, for gradients at the sites
 ) -> Trace:
-    """Read sites of a model for chosen layers and tokens; nothing after the last of them is
-    computed."""
+    "Read sites for chosen layers and tokens; nothing after the last of them is computed."
+    if grad and torch.is_inference_mode_enabled():  # its tensors can stand in no graph
+        with torch.inference_mode(False):
+            return read(scope, text, sites, layers, positions, grad)
     names, layers, pieces = _asked(scope, sites, layers)
-    batch = scope.encode(text)
-    columns, real = choose_columns(positions, batch.attention_mask)
-    whole = isinstance(positions, str) and positions == "all"
-    gather = None if whole else columns
-    collector = Collector(
-        layers, gather, len(batch), len(pieces), keep_grad=grad, stop="logits" not in names
-    )
-    if grad and not whole:
+    if grad and not is_all(positions):
         raise BadArgument(
             "positions= does not go with grad=True: a gradient needs the whole tensor; choose "
             "positions of the gradient"
         )
-    with nullcontext() if grad else torch.no_grad():
-        with site_taps(scope.structure, [(s, i, collector.tap(s, i)) for s, i in pieces]):
-            try:
-                hidden = final_hidden(scope, batch)
-                collector.check(pieces)
-            except EnoughRead:
-                hidden = None
+    batch = scope.encode(text)
+    columns, real = choose_columns(positions, batch.attention_mask)
+    gather = None if is_all(positions) else columns
+    collector = Collector(
+        layers, gather, len(batch), len(pieces), keep_grad=grad, stop="logits" not in names
+    )
+    with torch.set_grad_enabled(grad):
+        hidden = _run(scope, batch, pieces, collector)
         if "logits" in names:
             collector.tensors["logits"] = _logits(scope, batch, hidden, gather)
-    return Trace(
-        collector.tensors,
-        layers,
-        batch.tokens if whole else _tokens_at(batch, columns, real),
-        real,
-        batch,
-        scope.n_layers,
-        grad,
-    )
+    tokens = batch.tokens if gather is None else _tokens_at(batch, columns, real)
+    return Trace(collector.tensors, layers, tokens, real, batch, scope.n_layers, grad)
 
 # %% ../../nbs/core/trace.ipynb #ee26731e
 def _logits(scope, batch, hidden, columns):

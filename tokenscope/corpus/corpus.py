@@ -9,7 +9,6 @@ __all__ = ['run_corpus', 'Corpus']
 
 # %% ../../nbs/corpus/corpus.ipynb #b7923c2a
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext

@@ -14,7 +14,7 @@ import json
 import torch
 from torch import Tensor, nn
 
-from ..core.running import edits_in_force
+from ..core.following import edits_in_force
 from ..core.scope import Scope
 from ..text.names import BadArgument
 

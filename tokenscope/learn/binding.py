@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..text.batch import Batch
+from ..text.batch import Batch, id_rows
 from ..measure.intervals import wilson_interval
+from ..text.ends import inner_ids
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from tokenscope.learn.small_models import (
@@ -101,12 +102,7 @@ class BindingTask:
 # %% ../../nbs/learn/binding.ipynb #2c984e00
 def _entities(scope, words):
     "One token id for each word, all different."
-    ids = [
-        [w]
-        if isinstance(w, int)
-        else scope.tokenizer(" " + w, add_special_tokens=False)["input_ids"]
-        for w in words
-    ]
+    ids = [[w] if isinstance(w, int) else inner_ids(scope.tokenizer, " " + w) for w in words]
     if bad := [
         w
         for w, i in zip(words, ids)
@@ -132,11 +128,7 @@ def _pieces(scope, template):
         x
         for p in parts
         if p
-        for x in (
-            [p]
-            if re.fullmatch(r"\{[abi]\}", p)
-            else scope.tokenizer(p, add_special_tokens=False)["input_ids"]
-        )
+        for x in ([p] if re.fullmatch(r"\{[abi]\}", p) else inner_ids(scope.tokenizer, p))
     ]
 
 # %% ../../nbs/learn/binding.ipynb #2bcf4d83
@@ -170,7 +162,7 @@ def binding_task(
         )
     words = _entities(scope, [*names, *objects])
     start = (
-        scope.tokenizer(prefix)["input_ids"]
+        id_rows(prefix, scope.tokenizer, ends="begin")[0]
         if isinstance(prefix, str) and scope.tokenizer
         else list(prefix)
     )

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..text.batch import batches_by_length
+from ..text.ends import text_ends
 from ..text.names import BadArgument, resolve_layers
 from ..core.scope import Scope
 from .small_models import small_llama, train_lm, word_tokenizer
@@ -108,9 +109,11 @@ def step_batch(
 ) -> StepBatch:
     "Contexts and steps as token ids."
     contexts, steps, (sep_ids, eos_ids) = _checked_ids(tokenizer, list(pairs), sep, eos)
-    starts = torch.tensor([len(c[-max_tokens:]) + len(sep_ids) for c in contexts])[:, None]
+    begin = text_ends(tokenizer)[0]
+    contexts = [begin + context[-max_tokens:] for context in contexts]
+    starts = torch.tensor([len(context) + len(sep_ids) for context in contexts])[:, None]
     rows = [
-        torch.tensor(context[-max_tokens:] + sep_ids + step[:max_tokens] + eos_ids)
+        torch.tensor(context + sep_ids + step[:max_tokens] + eos_ids)
         for context, step in zip(contexts, steps)
     ]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

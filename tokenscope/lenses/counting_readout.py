@@ -121,12 +121,11 @@ class DigitTokens(NamedTuple):
 # %% ../../nbs/lenses/counting_readout.ipynb #9e1e8943
 def digit_tokens(scope: Scope) -> DigitTokens:
     "The tokens of the nine digits, and their lead."
-    bare, *full = id_rows(["Answer:", *(f"Answer: {k}" for k in range(1, 10))], scope.tokenizer)
+    asked = [f"Answer: {k}" for k in range(1, 10)]
+    bare, *full = id_rows(["Answer:", *asked], scope.tokenizer, ends="begin")
     n = len(bare)
-    if (
-        any(row[:n] != bare or row[:-1] != full[0][:-1] for row in full)
-        or len({row[-1] for row in full}) < 9
-    ):
+    alike = all(row[:n] == bare and row[:-1] == full[0][:-1] for row in full)
+    if not alike or len({row[-1] for row in full}) < 9:
         raise BadArgument(
             f"Digits are not single tokens: ' 1' is {full[0][n:]} and ' 9' is {full[8][n:]}; this "
             "page needs a tokenizer that writes each digit as one token"
@@ -141,7 +140,7 @@ def question_rows(
 ) -> list[list[int]]:
     "Token ids of questions."
     more = digit_tokens(scope).lead if lead else []
-    return [row + more for row in id_rows(list(texts), scope.tokenizer)]
+    return [row + more for row in id_rows(list(texts), scope.tokenizer, "begin")]
 
 # %% ../../nbs/lenses/counting_readout.ipynb #d0fe405a
 def running_counts(scope: Scope, prompts: CountPrompts) -> list[list[int]]:  # question x token

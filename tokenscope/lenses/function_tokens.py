@@ -36,6 +36,7 @@ from ..core.reader import CorpusTask, read_batch, read_shard
 from ..core.scope import Scope
 from ..corpus.token_counts import TokenCounts, count_tokens, ngram_surprisal
 from ..measure.units import FeatureSwitches, mlp_switches
+from ..text.tokens import token_names
 
 # %% ../../nbs/lenses/function_tokens.ipynb #08d492e4
 technique = {
@@ -250,7 +251,7 @@ def degrees(self: TokenFeatureGraph):  # a DataFrame, the most frequent type fir
 
     types, bits = self.edges
     seen = self.table.groupby("id")["text"].agg(["size", "nunique"])
-    names = [self.tokenizer.decode([t]) if self.tokenizer else str(t) for t in types.tolist()]
+    names = token_names(self.tokenizer, types)
     found = pd.DataFrame(
         {
             "id": types,
@@ -343,8 +344,7 @@ def patch_position(
     site: str = "resid_post",
 ) -> Float[Tensor, "pair vocab"]:
     "Next-token logits of prompts in which the state of one position is their donors'."
-    into = scope.encode(prompts)
-    source = scope.encode(donors)
+    into, source = (scope.encode(some, ends="begin") for some in (prompts, donors))
     if into.lengths != source.lengths:
         raise BadArgument(
             f"Prompts and donors differ in length: {into.lengths} and {source.lengths} tokens; a "

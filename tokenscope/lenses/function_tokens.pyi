@@ -26,6 +26,7 @@ from ..core.reader import CorpusTask, read_batch, read_shard
 from ..core.scope import Scope
 from ..corpus.token_counts import TokenCounts, count_tokens, ngram_surprisal
 from ..measure.units import FeatureSwitches, mlp_switches
+from ..text.tokens import token_names
 technique = {'title': 'Function tokens', 'paper': 'Memory Retrieval and Consolidation in Large Language Models through Function Tokens (Zhang, Lin, Li, 2025)', 'arxiv': '2510.08203', 'family': 'lenses', 'returns': 'reading', 'model': 'causal-lm', 'front': 'function_token_lens', 'control': 'random_token_lens', 'panel': '', 'neutral': {}, 'example': {'q': 0.4}, 'builds_on': [], 'extra': 'data', 'cost': 'one forward a text; thresholds of the hidden units from one forward over 1,700 tokens, once', 'picture': 'the text coloured by class, underlined by loss, over a strip of features switched on', 'differs': {'types': 'fixed: it is what makes this the control', 'seed': 'of the random classes'}}
 
 def function_tokens(counts: TokenCounts | dict, q: int | float=..., *, order: Iterable | None=...) -> list:

@@ -26,6 +26,7 @@ from ..core.scores import top_tokens
 from ..core.structure import table_rows
 from ..app.contract import check_panel_scope
 from ..show.explore import Choice, Text, explore
+from ..text.tokens import token_names
 
 # %% ../../nbs/lenses/latent_lens.ipynb #4aec55da
 technique = {
@@ -62,10 +63,7 @@ class VectorWords:
 
 # %% ../../nbs/lenses/latent_lens.ipynb #47f9ce86
 def _decode(scope, ids):
-    return [
-        [scope.tokenizer.decode([i]) if scope.tokenizer else str(i) for i in row]
-        for row in ids.tolist()
-    ]
+    return [token_names(scope.tokenizer, row) for row in ids.tolist()]
 
 # %% ../../nbs/lenses/latent_lens.ipynb #419eaa23
 def embedding_lens(

@@ -20,12 +20,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ..app.contract import control_of
-from ..text.batch import batches_by_length, rows_of
+from ..text.batch import batches_by_length, id_rows
 from ..data.cuts import token_counts
 from ..show.display import TokenScores
 from ..data.haystacks import SYLLABLES, make_haystack
 from ..data.needle_answers import score_answer
 from ..data.needles import PLANTERS, NeedleTask, multi_thread
+from ..text.ends import inner_ids
 from ..text.names import BadArgument, Heads, Layers, resolve_indices
 from ..core.scope import Scope
 from ..core.scores import over_logits
@@ -69,15 +70,12 @@ def task_ids(
 ) -> tuple:
     "A task with its answer in the model's tokens; refused if it does not fit into the context."
 
-    def encode(text):
-        return scope.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    ids = list(rows_of(task.prompt, scope.tokenizer)[0][0])
+    ids = list(id_rows(task.prompt, scope.tokenizer, ends="begin")[0])
     where = []
     for t, h, given, said in task.pieces():
-        ids += encode(given)
+        ids += inner_ids(scope.tokenizer, given)
         start = len(ids)
-        ids += encode(said)
+        ids += inner_ids(scope.tokenizer, said)
         where.append((t, h, start, len(ids)))
     limit = scope.structure.max_tokens
     if limit and len(ids) > limit:
@@ -337,7 +335,8 @@ def pair_attention(
     import pandas as pd
 
     scores = thread_attention(scope, task, **where)
-    starts = [start for start, _ in scope.encode(task.prompt).tokens[0].offsets]
+    tokens = scope.encode(task.prompt, ends="begin").tokens[0]
+    starts = [-1 if mark else start for mark, (start, _) in zip(tokens.special, tokens.offsets)]
     place = {i: (t, h) for t, places in enumerate(task.threads) for h, i in enumerate(places)}
     inside = [
         [j for j, start in enumerate(starts) if first <= start < last]

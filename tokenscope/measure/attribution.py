@@ -15,14 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.running import steady
+from ..core.following import steady
 from ..core.scope import Scope
 from .paths import PathIntegral, path_integral, path_slopes
 from .predictions import Prediction, embedding_baseline, predictions_of
 from ..show.colours import short_number
 from ..show.display import TokenScores, strips
 from ..text.names import BadArgument, check_count
-from ..text.tokens import Tokens
+from ..text.tokens import Tokens, token_names
 
 # %% ../../nbs/measure/attribution.ipynb #e68050cc
 @dataclass
@@ -117,7 +117,7 @@ def _attribution(asked: Prediction, values: Tensor, method: str, **more) -> Attr
     "The result of a method: no share for what a target does not see."
 
     def name(i):
-        return asked.scope.tokenizer.decode([i]) if asked.scope.tokenizer else str(i)
+        return token_names(asked.scope.tokenizer, [i])[0]
 
     values = values.cpu().float().masked_fill(~asked.seen(), 0.0)
     more = {"gap": torch.full((len(values),), float("nan")), **more}

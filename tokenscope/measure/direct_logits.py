@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..core.scope import Scope
 from ..show.display import TokenScores
+from ..text.ends import inner_ids
 from ..text.names import BadArgument, ScopeError
 from .paths import relative_gap
 from ..show.pictures import figure_html
 from ..core.structure import place_of
 from ..core.trace import unembed
+from ..text.tokens import token_names
 
 # %% ../../nbs/measure/direct_logits.ipynb #2c9d3c0d
 def _layer_parts(before, middle, after, is_stream: bool) -> list[Tensor]:
@@ -231,7 +233,7 @@ def _one_token(scope, token, what):
     if isinstance(token, str):
         if scope.tokenizer is None:
             raise BadArgument("No tokenizer: this scope can take a target as token id only")
-        ids = scope.tokenizer(token, add_special_tokens=False)["input_ids"]
+        ids = inner_ids(scope.tokenizer, token)
         if len(ids) != 1:
             raise BadArgument(
                 f"The {what} {token!r} is {len(ids)} tokens; give one token, or an id"
@@ -276,6 +278,7 @@ def direct_logit_attribution(
 ) -> DirectLogits:
     """A logit split into what each part of the model wrote (direct logit attribution; Elhage et al.
     2021), the final norm's scale held."""
+    text = scope.encode(text, ends="begin")
     names, parts = residual_parts(scope, text, position)
     logits = scope.logits(text, positions=position)[0, 0].float()
     ids = [int(logits.argmax()) if target is None else _one_token(scope, target, "target")]
@@ -286,7 +289,7 @@ def direct_logit_attribution(
     row, constant, logit = _contrast(scope, ids, hidden, logits)
     values = torch.cat([parts @ row, (bias @ row + constant)[None]])
     keep = len(values) if values[-1] else -1
-    words = [scope.tokenizer.decode([i]) if scope.tokenizer else str(i) for i in ids]
-    where = position if position >= 0 else len(scope.encode(text).tokens[0]) + position
+    words = token_names(scope.tokenizer, ids)
+    where = position if position >= 0 else len(text.tokens[0]) + position
     names = [*names, "bias"][:keep]
     return DirectLogits(names, values[:keep].cpu(), words[0], where, logit, *words[1:])

@@ -21,7 +21,7 @@ from ..text.names import BadArgument
 # %% ../../nbs/measure/language_mass.ipynb #8b7a4929
 def _token_counts(scope: Scope, texts: Iterable) -> Float[Tensor, " vocab"]:
     "How often each token occurs."
-    ids = [i for row in id_rows(list(texts), scope.tokenizer) for i in row]
+    ids = [i for row in id_rows(list(texts), scope.tokenizer, "none") for i in row]
     counts = torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=scope.vocab_size)
     return counts.double()
 
@@ -89,6 +89,7 @@ def language_mass(
 
     probs = []
     for i in range(0, len(prompts), n_at_once):
-        trace = scope.read(prompts[i : i + n_at_once], "logits", positions="last")
+        batch = scope.encode(prompts[i : i + n_at_once], ends="begin")
+        trace = scope.read(batch, "logits", positions="last")
         probs.append(trace["logits"][:, 0].float().softmax(-1).cpu())
     return mass_of(torch.cat(probs), sets)

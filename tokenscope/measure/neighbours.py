@@ -25,9 +25,9 @@ from torch import Tensor
 from ..core.scope import Scope
 from ..corpus.corpus import Corpus, run_corpus
 from ..data.declaration import udhr
+from ..text.batch import id_rows, rows_of
 from ..text.names import BadArgument, Layers, resolve_layers
 from ..core.reader import CorpusTask, read_shard
-from ..text.tokens import tokens_of
 
 # %% ../../nbs/measure/neighbours.ipynb #7d99ed78
 def choose_contexts(
@@ -106,8 +106,7 @@ class VectorBank:
                 span=(0, 0),
             )
         if text not in self._tokens:
-            ids = self.tokenizer(self.texts[text], verbose=False)["input_ids"]
-            self._tokens[text] = tokens_of(self.tokenizer, ids, text=self.texts[text])
+            self._tokens[text] = rows_of(_whole_text(self.texts[text]), self.tokenizer)[1][0]
         tokens = self._tokens[text]
         start, end = tokens.offsets[position]
         whole = tokens.text
@@ -171,8 +170,12 @@ def _ids_of(scope: Scope, texts: list) -> list[list[int]]:
     "Token ids of texts, which may be ids already."
     if not isinstance(texts[0], str):
         return texts
-    whole = [text.encode("utf-8", "replace").decode() for text in texts]
-    return scope.tokenizer(whole, verbose=False)["input_ids"]
+    return id_rows([_whole_text(text) for text in texts], scope.tokenizer)
+
+
+def _whole_text(text):
+    "A text as Unicode allows it: half a surrogate pair becomes a question mark."
+    return text.encode("utf-8", "replace").decode()
 
 # %% ../../nbs/measure/neighbours.ipynb #77ae1dca
 def build_bank(

@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.running import logits_are_edited
+from ..core.following import logits_are_edited
 from ..core.scope import Scope
 from ..core.taps import site_taps
 from ..core.trace import body_inputs, final_hidden, unembed
 from ..text.batch import Batch
+from ..text.ends import inner_ids
 from ..text.names import BadArgument
-from ..text.tokens import Tokens
+from ..text.tokens import Tokens, token_names
 
 # %% ../../nbs/measure/predictions.ipynb #7d8fcfd9
 @dataclass
@@ -69,7 +70,7 @@ class Prediction:
 # %% ../../nbs/measure/predictions.ipynb #000444fd
 def _only_row(scope, text):
     "Ids and tokens of one text, without padding."
-    batch = scope.encode(text)
+    batch = scope.encode(text, ends="begin")
     if len(batch) != 1:
         raise BadArgument(f"Attribution takes one text; given: {len(batch)}. Call it once for each")
     if "pixel_values" in batch.extra:
@@ -91,7 +92,7 @@ def _with_continuation(scope, text, continuation):
             return whole, tokens, len(ids)
         if scope.tokenizer is None:
             raise BadArgument("No tokenizer: this scope can take a continuation as token ids only")
-        continuation = scope.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+        continuation = inner_ids(scope.tokenizer, continuation)
     more = torch.as_tensor(continuation).reshape(-1).tolist() if continuation is not None else []
     return ids + more, _only_row(scope, [ids + more])[1] if more else tokens, len(ids)
 
@@ -144,7 +145,7 @@ def _token_embedding(scope: Scope, i: int) -> tuple[Float[Tensor, " d_model"], s
         raise BadArgument(
             f"Baseline token {i} is outside the model's vocabulary of {scope.vocab_size}"
         )
-    name = repr(scope.tokenizer.decode([i])) if scope.tokenizer else f"token {i}"
+    name = repr(token_names(scope.tokenizer, [i])[0]) if scope.tokenizer else f"token {i}"
     value = _no_hooks(scope.structure.embedding, [i], scope.device)[0]
     return value, f"the embedding of {name}"
 

@@ -35,6 +35,7 @@ from tokenscope.text.names import (
 from ..show.pictures import figure_html
 from ..core.scope import Scope
 from ..core.states import last_states
+from ..text.tokens import token_names
 
 # %% ../../nbs/steering/austeer.ipynb #70e6d710
 technique = {
@@ -309,9 +310,8 @@ def au_tokens(
         ).float()
     logits = (logits[0] - logits[1]).cpu()
     ids = torch.cat([logits.topk(n).indices, (-logits).topk(n).indices.flip(0)])
-    words = [scope.tokenizer.decode([i]) if scope.tokenizer else str(i) for i in ids.tolist()]
     return TokenScores(
-        words,
+        token_names(scope.tokenizer, ids),
         logits[ids].numpy(),
         name=f"what unit {index} of {site} {layer} writes",
         unit="logits",

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..app.contract import control_of
-from ..text.batch import rows_of
+from ..text.batch import id_rows
 from ..change.directions import checked_length
 from ..core.edit import Edit
 from ..measure.language_mass import mass_of, token_sets
@@ -145,7 +145,7 @@ def causal_lift(
         mass = torch.stack(
             [
                 mass_along(scope, ids, layer, added, sets)
-                for ids in rows_of(prompts, scope.tokenizer)[0]
+                for ids in id_rows(prompts, scope.tokenizer, ends="begin")
             ]
         )
     gain = (mass[:, 1:] - mass[:, :1]).mean(0).view(len(shares), -1)
@@ -248,7 +248,8 @@ def language_layer(
             x @ geometry.basis.T @ geometry.basis, dim=-1, eps=1e-30
         )
 
-    weak = sae.encode(last_states(scope, prompts, layers=sae.layer)[:, 0])[:, chosen]
+    rows = id_rows(prompts, scope.tokenizer, ends="begin")
+    weak = sae.encode(last_states(scope, rows, layers=sae.layer)[:, 0])[:, chosen]
     return LanguageLayer(sae, sel, lift, chosen, geometry, unit(shifts.mean(0)), unit(weak.mean(0)))
 
 # %% ../../nbs/steering/neural_foxp2.ipynb #fbf74167

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..app.contract import control_of
 from ..core.edit import Edit
+from ..text.ends import inner_ids
 from ..text.names import BadArgument, Layers, check_count, check_number, resolve_layers
 from ..core.scope import Scope
 from ..app.contract import check_panel_scope
@@ -127,8 +128,10 @@ def leverage(
     "How far the last prediction moves when one column's weight is scaled."
     import pandas as pd
 
+    batch = scope.encode(text, ends="begin")
+
     def last():
-        return scope.read(text, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)
+        return scope.read(batch, "logits", positions=-1)["logits"][0, 0].double().log_softmax(-1)
 
     base = last()
     rows = []
@@ -220,9 +223,7 @@ def label_logprobs(
     "The labels' log-probabilities and the entropy of the next token, for each prompt."
     if not len(task):
         raise BadArgument("The task is empty: give at least one labelled prompt")
-    first = [
-        scope.tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in task.labels
-    ]
+    first = [inner_ids(scope.tokenizer, label)[0] for label in task.labels]
     if len(set(first)) < len(first):
         raise BadArgument(
             f"Two labels begin with the same token: {task.labels}; choose labels that differ in "
@@ -236,11 +237,9 @@ def label_logprobs(
     with scope.edit(*edits):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            lp = (
-                scope.read([task.prompts[i] for i in rows], "logits", positions=-1)["logits"][:, 0]
-                .float()
-                .log_softmax(-1)
-            )
+            batch = scope.encode([task.prompts[i] for i in rows], ends="begin")
+            logits = scope.read(batch, "logits", positions=-1)["logits"][:, 0]
+            lp = logits.float().log_softmax(-1)
             scores[rows], entropies[rows] = lp[:, first].cpu(), -(lp.exp() * lp).sum(-1).cpu()
     return scores, entropies
 
@@ -393,8 +392,9 @@ def zerotuning_panel(
         tune = zerotuning if column == "the first token" else random_column_tuning
         edits = tune(scope, gamma=2.0**log2_gamma, layers=groups[layers])
         with scope.edit(*edits):
-            trace = scope.read(text, "pattern", layers=groups[layers], positions=-1)
-            ahead = scope.next_tokens(text, k=4)
+            batch = scope.encode(text, ends="begin")
+            trace = scope.read(batch, "pattern", layers=groups[layers], positions=-1)
+            ahead = scope.next_tokens(batch, k=4)
         row = trace["pattern"][0].mean((0, 1))[0].float().cpu().numpy()
         name = "where the last token looks"
         return [TokenScores(trace.batch.tokens[0], row, name=name, limits=(0, 0.5)), ahead]

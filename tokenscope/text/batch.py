@@ -16,10 +16,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .chats import chat_text
+from .ends import ENDS, text_ends, whole_ids
 from tokenscope.text.names import (
     BadArgument,
     Positions,
     ScopeError,
+    check_choice,
     resolve_indices,
     resolve_positions,
 )
@@ -105,36 +108,10 @@ def _is_single(text):
         return isinstance(text[0], int) or _is_message(text[0])
     return isinstance(text, str)
 
-# %% ../../nbs/text/batch.ipynb #20f18696
-def _chat_text(tokenizer, messages):
-    "A conversation as one text, by the tokenizer's chat template."
-    if not getattr(tokenizer, "chat_template", None):
-        raise BadArgument(
-            "No chat template: this tokenizer cannot turn messages into text; give a text instead"
-        )
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
-    )
-
-# %% ../../nbs/text/batch.ipynb #2d265086
-def _tokenise(tokenizer, text, is_chat):
-    "One text as (ids, text, offsets)."
-    if tokenizer is None:
-        raise BadArgument(
-            "No tokenizer: this scope can take token ids only; give a tokenizer to Scope(model, "
-            "tokenizer) to use text"
-        )
-    fast = getattr(tokenizer, "is_fast", False)
-    encoded = tokenizer(
-        text, return_offsets_mapping=fast, add_special_tokens=not is_chat
-    )  # a chat template writes its own
-    ids = list(encoded["input_ids"])
-    offsets = encoded["offset_mapping"] if fast else None
-    return ids, text, offsets
-
 # %% ../../nbs/text/batch.ipynb #2c7c87f1
-def _encoded(text, tokenizer):
+def _encoded(text, tokenizer, ends):
     "(ids, text, offsets) of each row of whatever was given."
+    check_choice("ends", ends, ENDS)
     if _is_single(text):
         text = [text]
     if not isinstance(text, (list, tuple)):
@@ -143,11 +120,16 @@ def _encoded(text, tokenizer):
             "token ids, or a BatchEncoding"
         )
     rows = []
+    texts = tokenizer is not None and any(isinstance(one, str) for one in text)
+    around = text_ends(tokenizer) if texts else None
     for one in text:
         if isinstance(one, str):
-            rows.append(_tokenise(tokenizer, one, False))
+            ids, offsets = whole_ids(tokenizer, one, ends, around)
+            rows.append((ids, one, offsets))
         elif isinstance(one, (list, tuple)) and one and all(_is_message(m) for m in one):
-            rows.append(_tokenise(tokenizer, _chat_text(tokenizer, list(one)), True))
+            one = chat_text(tokenizer, list(one))
+            ids, offsets = whole_ids(tokenizer, one, "none")
+            rows.append((ids, one, offsets))
         elif isinstance(one, (list, tuple)) and all(isinstance(i, int) for i in one):
             rows.append((list(one), None, None))
         else:
@@ -162,17 +144,19 @@ def id_rows(
     # a text, a list of texts, a chat, a list of chats, a list of ids, or a list of such lists
     text,
     tokenizer,  # a Hugging Face tokenizer, or None if ids are given
+    ends: str = "both",  # as in `whole_ids`: "begin" for texts that go on
 ) -> list[list[int]]:  # ids of each row, without padding
     "Token ids of whatever was given; their pieces are not looked up."
-    return [ids for ids, _, _ in _encoded(text, tokenizer)]
+    return [ids for ids, _, _ in _encoded(text, tokenizer, ends)]
 
 
 def rows_of(
     text,  # as in `id_rows`
     tokenizer,
+    ends: str = "both",
 ) -> tuple[list[list[int]], list[Tokens]]:  # ids and tokens of each row, without padding
     "Token ids and tokens of whatever was given."
-    rows = _encoded(text, tokenizer)
+    rows = _encoded(text, tokenizer, ends)
     return [ids for ids, _, _ in rows], [tokens_of(tokenizer, *row) for row in rows]
 
 # %% ../../nbs/text/batch.ipynb #faf49789
@@ -214,6 +198,7 @@ def make_batch(
     padding_side: str = "right",  # "left" for generation
     vocab_size: int | None = None,  # refuse ids beyond it
     max_tokens: int | None = None,  # refuse texts beyond it
+    ends: str = "both",  # as in `whole_ids`, for what is given as text
 ) -> Batch:
     "A padded batch from whatever was given."
     if padding_side not in ("left", "right"):
@@ -222,7 +207,7 @@ def make_batch(
         text = {"input_ids": text if text.ndim == 2 else text[None]}
     if isinstance(text, Mapping):
         return _given_batch(text, tokenizer, device, vocab_size, max_tokens)
-    rows, tokens = rows_of(text, tokenizer)
+    rows, tokens = rows_of(text, tokenizer, ends)
     _check_rows(rows, vocab_size, max_tokens)
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id(tokenizer))

@@ -6,10 +6,12 @@ Docs: https://tokenscope.github.io/tokenscope/text/tokens.html.md"""
 
 # %% auto #0
 __all__ = ['piece_text', 'Tokens', 'token_bytes', 'char_index', 'text_index', 'byte_spans_to_chars', 'align_bytes',
-           'tile_offsets', 'tokens_of']
+           'tile_offsets', 'tokens_of', 'token_names']
 
 # %% ../../nbs/text/tokens.ipynb #d3de41cc
 from collections.abc import Sequence
+from itertools import accumulate
+from unicodedata import category
 
 from .names import BadArgument
 from tokenscope.text.token_bytes import (
@@ -191,22 +193,42 @@ def byte_spans_to_chars(
     "Widen byte spans to whole characters."
     return [(index[a], index[b - 1] + 1 if b > a else index[a]) for a, b in spans]
 
-# %% ../../nbs/text/tokens.ipynb #f79ca2d4
-def align_bytes(
-    raw: list[bytes],  # the bytes of each token
-    special: list[bool],  # which tokens are special
-    data: bytes,  # the text's bytes
-    # byte spans that tile the text, or None where the tokens say something else
-) -> list[tuple[int, int]] | None:
-    "Lay the tokens along the text."
+# %% ../../nbs/text/tokens.ipynb #tokplace
+def special_places(special, offsets, text: str) -> list[tuple[int, int]]:
+    "Where special tokens lie, in bytes: of those that are not in the text, nowhere."
+    sizes = (len(c.encode("utf-8", "surrogatepass")) for c in text)
+    ends = list(accumulate(sizes, initial=0))
+    stated = [(a, b) if mark and b > a else (0, 0) for mark, (a, b) in zip(special, offsets)]
+    return [(ends[a], ends[b]) for a, b in stated]
+
+
+def _stated_end(place, data, at):
+    "Where a special token ends as the tokenizer says; None if it leaves out more than white space."
+    return None if data[at : place[0]].strip() else max(at, place[1])
+
+
+def _judged_end(piece, data, at, strips):
+    "Where a special token ends by the text alone, at `at` if it is not there. Does it strip?"
+    start = at
+    while strips and data[start : start + 1].isspace() and not data.startswith(piece, start):
+        start += 1
+    return start + len(piece) if data.startswith(piece, start) else at
+
+
+def _laid(raw, special, data, end_of_special):
+    "Byte spans of the tokens along the text, or None."
     spans = []
     at = 0
-    for piece, mark in zip(raw, special):
+    for n, (piece, mark) in enumerate(zip(raw, special)):
         start = at
+        if mark:
+            end = end_of_special(n, at)
+            if end is None:
+                return None
+            spans.append((at, end))
+            at = end
+            continue
         if not data.startswith(piece, at):
-            if mark:
-                spans.append((at, at))
-                continue
             piece = piece.strip(b" ")
             while data[start : start + 1].isspace() and not data.startswith(piece, start):
                 start += 1
@@ -216,22 +238,74 @@ def align_bytes(
         at = start + len(piece)
     if spans and data[at:].isspace():
         spans[-1] = (spans[-1][0], len(data))
-    return spans
+        at = len(data)
+    return spans if at == len(data) else None
+
+# %% ../../nbs/text/tokens.ipynb #f79ca2d4
+def align_bytes(
+    raw: list[bytes],  # the bytes of each token
+    special: list[bool],  # which tokens are special
+    data: bytes,  # the text's bytes
+    # where the tokenizer says that the special tokens lie, in bytes; None: it does not say
+    places: Sequence | None = None,
+    # byte spans that tile the text, or None where the tokens say something else
+) -> list[tuple[int, int]] | None:
+    "Lay the tokens along the text."
+    if places is not None:
+        return _laid(raw, special, data, lambda n, at: _stated_end(places[n], data, at))
+    ends = [lambda n, at, own=own: _judged_end(raw[n], data, at, own) for own in (False, True)]
+    return _laid(raw, special, data, ends[0]) or _laid(raw, special, data, ends[1])
+
+# %% ../../nbs/text/tokens.ipynb #tokmarks
+def _with_marks(spans, text, at, stop):
+    "Give marks from `at` on to the tokens that end there; where the next token may begin."
+    end = at
+    while spans and end < stop and category(text[end]).startswith("M"):
+        end += 1
+    for n in reversed(range(len(spans)) if end > at else ()):
+        start, stop = spans[n]
+        if stop != at:
+            break
+        spans[n] = (start if start < stop else end, end)
+    return end
 
 # %% ../../nbs/text/tokens.ipynb #5e7780d4
 def tile_offsets(
     offsets: Sequence,  # as a fast tokenizer gives them, in characters
     text: str,  # the text
 ) -> list[tuple[int, int]]:  # the same, in order and without gaps
-    "Close the gaps between stated offsets; white space goes to the token after it."
+    """Close the gaps between stated offsets; white space goes to the token after it, the marks of a
+    character to the token before."""
     spans = []
     at = 0
     for a, b in offsets:
-        spans.append((min(a, at), max(b, at)) if b > a else (at, at))
-        at = max(at, b) if b > a else at
+        if b <= a:
+            spans.append((at, at))
+            continue
+        at = _with_marks(spans, text, at, a)
+        spans.append((min(a, at), max(b, at)))
+        at = max(at, b)
+    at = _with_marks(spans, text, at, len(text))
     if spans and text[at:].isspace():
         spans[-1] = (spans[-1][0], len(text))
     return spans
+
+# %% ../../nbs/text/tokens.ipynb #tokpiece
+def _bytes_at(chars, text):
+    "The bytes of tokens that tile a text; of a character that several share, the first has all."
+    raw = []
+    at = 0
+    for a, b in chars:
+        raw.append(text[max(a, at) : b].encode("utf-8", "surrogatepass"))
+        at = max(at, b)
+    return raw
+
+
+def _piece(raw, own, special, name):
+    "What a token is shown as: its text, or its bytes if it is a part of a character."
+    shown = piece_text(raw or own)
+    part = not raw and "\\x" in shown
+    return shown if not special and (raw or part) else name
 
 # %% ../../nbs/text/tokens.ipynb #a0977c44
 def tokens_of(
@@ -244,17 +318,14 @@ def tokens_of(
     ids = id_list(ids)
     if tokenizer is None:
         return Tokens([str(i) for i in ids], ids)
-    raw = token_bytes(tokenizer, ids)
+    own = raw = token_bytes(tokenizer, ids)
     special, names = special_tokens(tokenizer, ids)
     data = b"".join(raw) if text is None else text.encode("utf-8", "surrogatepass")
-    spans = align_bytes(raw, special, data)
+    places = special_places(special, offsets, text) if offsets and text is not None else None
+    spans = align_bytes(raw, special, data, places)
     if spans is None and offsets is not None:
         chars = tile_offsets(offsets, text)
-        at = 0
-        raw = []
-        for a, b in chars:
-            raw.append(text[max(a, at) : b].encode("utf-8", "surrogatepass"))
-            at = max(at, b)
+        raw = _bytes_at(chars, text)
     else:
         if spans is None:
             text = None
@@ -263,7 +334,7 @@ def tokens_of(
         text, index = char_index(data) if text is None else (text, text_index(text))
         chars = byte_spans_to_chars(spans, index)
         raw = [data[a:b] for a, b in spans]
-    pieces = [n if s or not r else piece_text(r) for r, s, n in zip(raw, special, names)]
+    pieces = [_piece(*row) for row in zip(raw, own, special, names)]
     return Tokens(pieces, ids, chars, text, special, raw)
 
 # %% ../../nbs/text/tokens.ipynb #be077b25
@@ -279,3 +350,16 @@ def special_tokens(tokenizer, ids: list[int]) -> tuple[list[bool], list[str]]:
         names = [added.get(i, e) for i, e in zip(ids, entries)]
     marked = [i in special or n is None for i, n in zip(ids, names)]
     return marked, [f"[{i}]" if n is None else n for i, n in zip(ids, names)]
+
+# %% ../../nbs/text/tokens.ipynb #toknames1
+def token_names(
+    tokenizer,  # any Hugging Face tokenizer, or None
+    ids,  # token ids, each for itself
+) -> list[str]:
+    "How each token reads inside a text; a part of a character is shown as its bytes."
+    ids = id_list(ids)
+    if tokenizer is None or not ids:
+        return [str(i) for i in ids]
+    inside = token_bytes(tokenizer, [ids[0], *ids, ids[-1]])[1:-1]
+    special, names = special_tokens(tokenizer, ids)
+    return [n if s or not r else piece_text(r) for r, s, n in zip(inside, special, names)]

@@ -41,6 +41,7 @@ from tokenscope.measure.byte_scores import (
     target_costs,
     token_rows,
 )
+from ..text.ends import plain_ids
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from tokenscope.learn.small_models import (
@@ -297,11 +298,8 @@ def word_tensor(
         for row in rows
         for word in [*row, *[b""] * (longest - len(row))]
     )
-    return (
-        torch.frombuffer(bytearray(padded), dtype=torch.uint8)
-        .long()
-        .view(len(rows), longest, width)
-    )
+    values = torch.frombuffer(bytearray(padded), dtype=torch.uint8).long()
+    return values.view(len(rows), longest, width)
 
 # %% ../../nbs/tokenizers/hierarchical_ar.ipynb #7dc953c6
 @patch
@@ -397,7 +395,7 @@ def flops_per_byte(
     of positions and each unit of width."""
     texts = list(texts)
     if isinstance(model, Scope):
-        total = stack_flops(model.model, [len(model.tokenizer(t)["input_ids"]) for t in texts])
+        total = stack_flops(model.model, [len(plain_ids(model.tokenizer, t)) for t in texts])
     else:
         rows = [model.split(t) for t in texts]
         inside = [len(word) + 1 for row in rows for word in row]

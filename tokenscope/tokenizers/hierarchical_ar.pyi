@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, LlamaForCausalLM, LlamaModel, Pr
 from transformers.modeling_outputs import ModelOutput
 from ..app.contract import control_of
 from tokenscope.measure.byte_scores import book_passages, bpe_tokenizer, layer_weights, passage_batches, ratio_draws, spelling_targets, stack_flops, target_costs, token_rows
+from ..text.ends import plain_ids
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from tokenscope.learn.small_models import load_weights, save_small, save_weights, small_llama, train_lm

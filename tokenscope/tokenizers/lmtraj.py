@@ -24,6 +24,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from ..app.contract import control_of
 from ..data.books import moby_dick
 from ..show.colours import Markup
+from ..text.batch import id_rows
+from ..text.ends import inner_ids
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from ..learn.small_models import load_small, save_small, small_llama, train_lm
@@ -282,8 +284,8 @@ def walker_batch(
     "Fresh walks as token ids; all tokens are learned, not the answer alone."
     texts = walk_texts(*sample_walks(size, 1000 * (seed + 1) + step))
     rows = [
-        tokenizer(prompt + answer)["input_ids"] + [tokenizer.eos_token_id]
-        for prompt, answer in texts
+        [*ids, tokenizer.eos_token_id]
+        for ids in id_rows(["".join(pair) for pair in texts], tokenizer, ends="begin")
     ]
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(r) for r in rows], batch_first=True, padding_value=tokenizer.pad_token_id
@@ -408,11 +410,7 @@ def predict_trajectories(
         )
     greedy = temperature == 0 or beams
     longest = traj_to_text([[-10, -10]] * frames, decimals)
-    most = (
-        len(longest) + 2
-        if constrained
-        else len(scope.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8
-    )
+    most = len(longest) + 2 if constrained else len(inner_ids(scope.tokenizer, longest)) + 8
     how = (
         dict(num_beams=beams or 1)
         if greedy
@@ -427,7 +425,7 @@ def predict_trajectories(
     each = max(1, rows // (1 if greedy else n))
     texts = []
     for k in range(0, len(prompts), each):
-        batch = scope.encode(list(prompts[k : k + each]), padding_side="left")
+        batch = scope.encode(list(prompts[k : k + each]), padding_side="left", ends="begin")
         grammar = (
             [CoordinateGrammar(scope.tokenizer, batch.input_ids.shape[1], frames, decimals)]
             if constrained

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from ..app.contract import control_of
-from ..text.batch import batches_by_length, rows_of
+from ..text.batch import batches_by_length, id_rows
 from ..show.colours import Markup
 from ..data.cuts import number_pieces
 from ..data.tokenizer_catalogue import named_tokenizers
 from ..measure.diagnosis import Diagnosis
 from ..measure.intervals import wilson_interval
+from ..text.ends import inner_ids
 from ..text.names import BadArgument
 from tokenscope.text.numbers import (
     add_carries,
@@ -513,7 +514,7 @@ def _written(model, prompts, said, batch_size):
         return [model(prompt) for prompt in prompts]
     most = max(
         20,
-        4 + max(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said),
+        4 + max(len(inner_ids(model.tokenizer, text)) for text in said),
     )  # the paper: 20
     return [
         text
@@ -531,13 +532,9 @@ def answer_scores(
 ) -> torch.Tensor:  # (problem, 2): nats of all tokens of the answer, and of those that hold digits
     "Teacher-forced log-probability of right answers, with and without their separators."
 
-    def ids(text):
-        return scope.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    before = [
-        list(row) + ids(r) for row, r in zip(rows_of(list(prompts), scope.tokenizer)[0], again)
-    ]
-    after = [ids(total) for total in totals]
+    rows = id_rows(list(prompts), scope.tokenizer, ends="begin")
+    before = [row + inner_ids(scope.tokenizer, said) for row, said in zip(rows, again)]
+    after = [inner_ids(scope.tokenizer, total) for total in totals]
 
     def holds(i):
         return any(c.isdecimal() for c in scope.tokenizer.decode([i]))

@@ -27,6 +27,7 @@ from tokenscope.text.encodings import (
     lattice,
     piece_bytes,
 )
+from ..text.ends import inner_ids, whole_ids
 from ..text.names import BadArgument
 from ..core.scope import Scope
 from ..text.tokens import tokens_of
@@ -66,7 +67,7 @@ def encoding_logprobs(
     import pandas as pd
 
     ways = encodings(scope.tokenizer, word, max_pieces, limit)
-    start = list(scope.encode(prefix).input_ids[0].tolist())
+    start = scope.encode(prefix, ends="begin").input_ids[0].tolist()
     rows = []
     for k in range(0, len(ways), 32):
         part = ways[k : k + 32]
@@ -99,13 +100,11 @@ def encoding_divergence(
     import pandas as pd
 
     tokenizer = scope.tokenizer
-    start, rest = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (left, right))
+    start = whole_ids(tokenizer, left, "begin")[0]
+    rest = inner_ids(tokenizer, right)
     ways = encodings(tokenizer, word, max_pieces, limit)
-    letters = (
-        [table[c][0] for c in _single_bytes(tokenizer, word)]
-        if (table := byte_vocabulary(tokenizer))
-        else []
-    )
+    table = byte_vocabulary(tokenizer)
+    letters = [table[c][0] for c in _single_bytes(tokenizer, word)] if table else []
     rows = [
         ("canonical", ways[0]),
         ("same ids", ways[0]),
@@ -526,7 +525,8 @@ def banned_share(
         return 0.0, set()
     keep = ways.ids[0][0]
     first = {ids[0] for ids in ways.ids} - {keep}
-    ahead = scope.logits(prefix, positions=-1)[0, 0].float().softmax(-1)
+    batch = scope.encode(prefix, ends="begin")
+    ahead = scope.logits(batch, positions=-1)[0, 0].float().softmax(-1)
     if ban == "random":
         likely = [i for i in ahead.topk(min(50 + len(first), len(ahead))).indices.tolist()]
         others = [i for i in likely if i != keep and i not in first]

@@ -25,6 +25,7 @@ from transformers import BatchEncoding
 from ..app.contract import control_of
 from ..data.tokenizer_catalogue import tokenizer_of
 from ..text.encodings import middle_encoding, piece_bytes
+from ..text.ends import text_ends
 from ..text.names import BadArgument, ScopeError
 from ..text.numbers import group_number, number_spans, read_groups
 from ..core.scope import Scope
@@ -329,18 +330,8 @@ def encode(
         ids += between(text[at : span.start]) + [self.ids[t] for t in dealt]
         at = span.end
     ids += between(text[at:])
-    before, after = self._ends() if add_special_tokens else ([], [])
+    before, after = text_ends(self.own) if add_special_tokens else ([], [])
     return before + ids + after
-
-
-@patch
-def _ends(self: TriadicTokenizer):
-    "The special tokens that the tokenizer sets before and after a text."
-    bare, full = (
-        list(self.own("a", add_special_tokens=special)["input_ids"]) for special in (False, True)
-    )
-    at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return full[:at], full[at + len(bare) :]
 
 # %% ../../nbs/tokenizers/triadic_suffix.ipynb #ab09c828
 @patch

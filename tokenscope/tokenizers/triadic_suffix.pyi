@@ -15,6 +15,7 @@ from transformers import BatchEncoding
 from ..app.contract import control_of
 from ..data.tokenizer_catalogue import tokenizer_of
 from ..text.encodings import middle_encoding, piece_bytes
+from ..text.ends import text_ends
 from ..text.names import BadArgument, ScopeError
 from ..text.numbers import group_number, number_spans, read_groups
 from ..core.scope import Scope
@@ -93,9 +94,6 @@ class TriadicTokenizer:
         ...
 
     def encode(self, text: str, add_special_tokens: bool=...) -> list[int]:
-        ...
-
-    def _ends(self):
         ...
 
     def decode(self, ids, skip_special_tokens: bool=..., **kwargs) -> str:
