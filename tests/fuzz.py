@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from oracle import SQUARES, Change, Oracle
 from tokenscope import Edit, Scope
 from tokenscope.core.following import steady
+from tokenscope.text.names import ScopeError
 
 SMALL = dict(vocab_size=53, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=None, attention_dropout=0.0)
@@ -269,11 +270,6 @@ def read_site(scope, judge, rows):
             judge.near(got, want, before, f"{site} of layer {layer}")
 
 
-def with_cache(scope, judge, rows):
-    "The first tokens go through before the edit begins."
-    raise NotImplementedError  # run by `tried`, which knows when the edit begins
-
-
 def generated(scope, judge, rows, **settings):
     ids, mask = padded(rows, "left")
     out = scope.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=N_NEW, do_sample=False, pad_token_id=0, **settings)
@@ -335,7 +331,7 @@ USES = {
     "forward, mask by place": forward_by_place,
     "forward, padded left": forward_left,
     "forward, last logits only": forward_last,
-    "forward after a cache": with_cache,
+    "forward after a cache": None,  # `run` knows when its edit begins
     "scope.logits": read_logits,
     "scope.read": read_site,
     "model.generate": generated,
@@ -361,27 +357,49 @@ def nothing_left(scope):
         raise Wrong(f"something is left: {before} before, {state()} now")
 
 
-def tried(example: Example):
-    "Run one example: None if it was right, the `ScopeError` if it was refused; anything else is raised."
+def run(example: Example, edits: list, judge: Judge, scope: Scope):
+    "One use of the model with some edits in force."
+    graph = example.form in ("trainable", "gradient checkpointing")
+    rows = [list(row) for row in example.rows]
+    if example.use != "forward after a cache":
+        with torch.set_grad_enabled(graph), scope.edit(*edits):
+            USES[example.use](scope, judge, rows)
+        return
+    row = rows[0]
+    start = len(row) // 2
+    with torch.no_grad():
+        with steady(scope.model):
+            cache = scope.model(input_ids=torch.tensor([row[:start]]), use_cache=True).past_key_values
+        with scope.edit(*edits):
+            out = scope.model(input_ids=torch.tensor([row[start:]]), past_key_values=cache).logits
+    judge.logits(out[0], row, start, start)
+
+
+def unable(example: Example, scope: Scope, error: Exception) -> bool:
+    "Does the model itself, without any edit, stop with the same error?"
+    try:
+        run(example, [], Judge(example, made(example.family, example.form)[1]), scope)
+    except Wrong:
+        return False
+    except Exception as own:
+        return type(own) is type(error)
+    return False
+
+
+def tried(example: Example) -> str:
+    """Run one example: "right", or the text of the `ScopeError` that refused it, or what stops transformers itself. Anything else is
+    raised."""
     scope, same = made(example.family, example.form)
-    judge = Judge(example, same)
-    edits = [edit_of(c, same) for c in example.changes]
+    edits = [edit_of(change, same) for change in example.changes]
     with nothing_left(scope):
         try:
-            if example.use == "forward after a cache":
-                row = example.rows[0]
-                start = len(row) // 2
-                with torch.no_grad():
-                    with steady(scope.model):
-                        cache = scope.model(input_ids=torch.tensor([row[:start]]), use_cache=True).past_key_values
-                    with scope.edit(*edits):
-                        out = scope.model(input_ids=torch.tensor([row[start:]]), past_key_values=cache).logits
-                judge.logits(out[0], row, start, start)
-                return None
-            with torch.set_grad_enabled(example.form in ("trainable", "gradient checkpointing")), scope.edit(*edits):
-                USES[example.use](scope, judge, [list(r) for r in example.rows])
-            return None
-        except ValueError as e:
-            if type(e).__module__ == "tokenscope.text.names":
-                return e
+            run(example, edits, Judge(example, same), scope)
+        except Wrong:
             raise
+        except Exception as error:
+            if isinstance(error, ScopeError):
+                return f"{error}"
+            if unable(example, scope, error):
+                return f"transformers: {error}"
+            raise
+    return "right"

@@ -1,8 +1,12 @@
 """Random edits on random forms of a model in random uses, against an oracle in plain PyTorch: right numbers or a `ScopeError`.
 
 `TOKENSCOPE_FUZZ=50000` tries more; failures that were found stand below as examples."""
+import json
 import os
+from collections import Counter
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fuzz import FORMS, Example, USES, tried
@@ -33,7 +37,23 @@ examples = st.builds(Example, st.sampled_from(["llama", "llama", "mistral"]), st
                      st.sampled_from(["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post", "q", "k", "v", "z", "attn_scores", "pattern"]))
 
 
-@settings(max_examples=int(os.environ.get("TOKENSCOPE_FUZZ", 2000)), deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+N = int(os.environ.get("TOKENSCOPE_FUZZ", 2000))
+TABLE = os.environ.get("TOKENSCOPE_FUZZ_TABLE")  # where `make fuzz` writes what it saw
+seen = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    yield
+    if TABLE:
+        rows = [dict(form=f, use=u, outcome=o, n=n) for (f, u, o), n in sorted(seen.items())]
+        Path(TABLE).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# the same examples in each run of `make test`; others in each run of `make fuzz`
+@pytest.mark.timeout(36_000 if TABLE else 900)
+@settings(max_examples=N, deadline=None, derandomize=not TABLE, suppress_health_check=list(HealthCheck), print_blob=True, database=None)
 @given(examples)
 def test_right_or_refused(example):
-    tried(example)
+    outcome = tried(example)
+    seen[example.form, example.use, outcome.split(":")[0] if outcome != "right" else outcome] += 1
