@@ -221,7 +221,9 @@ _users = {}  # id of a config -> (config, its own implementation, how many taps 
 
 def _use(config):
     "From now on the config names the implementation with taps."
-    _, plain, n = _users.get(id(config), (config, config._attn_implementation, 0))
+    # a copy of a model, made while it was tapped, still names the implementation with taps
+    own = config._attn_implementation.removeprefix("tokenscope_")
+    _, plain, n = _users.get(id(config), (config, own, 0))
     if not n:
         config._attn_implementation = _register(plain)
     _users[id(config)] = (config, plain, n + 1)

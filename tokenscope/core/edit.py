@@ -152,10 +152,12 @@ def _logits_edited(scope, taps):
     "Edits of the logits act on what the whole model returns."
 
     edited = None
+    watched = {scope.model, scope.structure.unwrapped}
 
     def hook(module, args, output):
         nonlocal edited
-        if output.logits is edited:  # by the model inside the wrapper
+        # the model inside the wrapper has done it; a copy, made meanwhile, is another model
+        if output.logits is edited or module not in watched:
             return
         for tap in taps:
             new = tap(output.logits)
@@ -163,7 +165,7 @@ def _logits_edited(scope, taps):
         edited = output.logits
 
     with ExitStack() as stack:  # a wrapper's `generate` calls the model inside it
-        for module in {scope.model, scope.structure.unwrapped}:
+        for module in watched:
             stack.callback(module.register_forward_hook(hook).remove)
         yield
 

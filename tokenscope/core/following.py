@@ -61,9 +61,12 @@ def _watched(scope, forward):
     may be called alone)."""
     depth = 0
     thread = None
+    watched = {scope.model, scope.structure.body, scope.structure.decoder}
 
     def enter(module, args, kwargs):
         nonlocal depth, thread
+        if module not in watched:  # a copy of the model, made meanwhile, is another model
+            return
         depth += 1
         if depth == 1:
             thread = threading.get_ident()
@@ -79,12 +82,14 @@ def _watched(scope, forward):
 
     def leave(module, args, output):
         nonlocal depth
+        if module not in watched:
+            return
         depth -= 1
         if not depth and output is not None and not _aside.get():
             forward.check()
 
     with ExitStack() as stack:
-        for module in {scope.model, scope.structure.body, scope.structure.decoder}:
+        for module in watched:
             stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield

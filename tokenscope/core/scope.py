@@ -137,7 +137,7 @@ class Scope:
         **kwargs,  # anything transformers' `generate` takes
         # one text for one prompt, a list for a list (ids without a tokenizer); with `return_ids`
         # also the ids; with `return_dict_in_generate` what the model itself returns
-    ) -> str | list | tuple:
+    ) -> str | list | tuple | dict:
         "Let the model continue."
         batch = padded_left(self.encode(text, padding_side="left", ends="begin"))
         n_prompt = batch.input_ids.shape[1]

@@ -34,6 +34,8 @@ def hook_output(
     "Let `tap` see, and perhaps replace, what a module returns."
 
     def hook(module, args, output):
+        if module is not place.module:  # of a copy of the model, made meanwhile
+            return None
         tensor = output if torch.is_tensor(output) else output[place.index]
         new = tap(tensor)
         return None if new is None or new is tensor else _replace(output, place.index, new)
@@ -48,6 +50,8 @@ def hook_input(
     "Let `tap` see, and perhaps replace, what a module is given."
 
     def hook(module, args, kwargs):
+        if module is not place.module:
+            return None
         key = (
             None
             if args

@@ -90,7 +90,7 @@ Layers = int | slice | Iterable[int] | None
 # heads of a layer; negative from the end, None for all
 Heads = int | slice | Iterable[int] | None
 # a word of `POSITION_WORDS`, or numbers among real tokens
-Positions = str | int | slice | Iterable[int]
+Positions = str | int | slice | Iterable  # of whole numbers: a list, an array, a tensor
 Text = str | Iterable | Mapping  # a text, a list of texts, a chat, token ids or a `BatchEncoding`
 
 # %% ../../nbs/text/names.ipynb #127c5383
