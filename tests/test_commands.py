@@ -87,3 +87,9 @@ def test_no_model_library_for_a_slip():
     code = "import sys; from tokenscope.app.commands import main; main(['corpus', 'missing.txt', 'out']); main(['tour', 'a', '-o', 'missing/x.html']); main(['gallery']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "False", done.stdout + done.stderr
+
+
+def test_a_column_of_a_text_file(tmp_path, capsys):
+    (tmp_path / "lines.txt").write_text("one\ntwo\n")
+    assert main(["corpus", str(tmp_path / "lines.txt"), str(tmp_path / "out"), "--column", "nope"]) == 2
+    assert "No fields in" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -196,3 +196,8 @@ def test_numbers():
 def test_neither_torch_nor_transformers_is_imported():
     code = "import sys, tokenscope.show.display as d; d.TokenScores(['a'], [1]).html(); print('torch' in sys.modules, 'transformers' in sys.modules, 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 3
+
+
+def test_a_picture_of_a_long_text_shows_its_beginning_and_says_so():
+    figure = TokenScores(["word"] * 20000, [1.0] * 20000).figure()
+    assert len(figure.axes[0].patches) == 600 and "first 600 of 20,000 tokens" in figure.axes[0].texts[0].get_text()

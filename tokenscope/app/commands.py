@@ -52,7 +52,7 @@ def command_corpus(commands):
     )
     c.add_argument("data", help="a .txt (a text a line), .jsonl or .parquet file")
     c.add_argument("folder", help="where the shards go")
-    c.add_argument("--column", default="text", help="the field that holds the text")
+    c.add_argument("--column", help="the field that holds the text (default: text)")
     _what_to_compute(c)
     c.add_argument(
         "--batch-tokens", type=_token_count, default=2048, help="tokens computed at once"
@@ -107,6 +107,16 @@ def _token_count(text) -> int:
     return int(text)
 
 # %% ../../nbs/app/commands.ipynb #05378cb4
+def _column_of(options):
+    "The field that holds the text, which a file of lines does not have."
+    if options.column is not None and Path(options.data).suffix == ".txt":
+        raise BadArgument(
+            f"No fields in {options.data}: --column belongs to a .jsonl or .parquet file; a .txt "
+            "file has a text a line"
+        )
+    return options.column or "text"
+
+
 def _run_corpus(options):
     from tokenscope.text.texts import text_source
 
@@ -114,8 +124,9 @@ def _run_corpus(options):
         check_site(site)
     if options.layers and not options.sites:
         raise BadArgument("No sites asked for: --layers says which layers of a --site are kept")
+    column = _column_of(options)
     # refuses what cannot be read or written, before anything heavy is imported
-    source = text_source(options.data, options.column)
+    source = text_source(options.data, column)
     if next(iter(source), None) is None:
         raise BadArgument(f"Nothing in the corpus: {source.name} holds no text")
     if Path(options.folder).is_file():
@@ -127,7 +138,7 @@ def _run_corpus(options):
         _scope(options.model),
         options.data,
         options.folder,
-        column=options.column,
+        column=column,
         scores=scores,
         sites=options.sites,
         layers=options.layers,

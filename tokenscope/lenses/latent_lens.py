@@ -119,7 +119,10 @@ def vector_words(
     if lens != "latent":
         with torch.no_grad():
             return (embedding_lens if lens == "embedding" else output_lens)(scope, vectors, k)
-    found = (bank or small_bank(scope)).search(vectors, k=k)
+    bank = small_bank(scope) if bank is None else bank
+    if not hasattr(bank, "search"):
+        raise BadArgument(f"Not a bank of vectors: {type(bank).__name__}; give a VectorBank")
+    found = bank.search(vectors, k=k)
     told = [[found.bank.describe(int(r)) for r in row] for row in found.row]
     hints = [
         [f"{d['word']} {c:.2f}, layer {l}: {_around(d)}" for d, c, l in zip(*row)]

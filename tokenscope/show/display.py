@@ -8,7 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/show/display.html.md"""
 __all__ = ['TokenScores', 'shared_limits', 'strips']
 
 # %% ../../nbs/show/display.ipynb #5527ae68
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -69,6 +69,10 @@ class TokenScores:
         # True where the tokens are no text but alternatives: no line breaks, each with its number
         alternatives: bool = False,
     ):
+        if not isinstance(tokens, (Tokens, Iterable)):
+            raise BadArgument(
+                f"Not tokens: {type(tokens).__name__}; give Tokens or a list of strings"
+            )
         self.tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
         self.values = as_numbers(values)
         _check_scores(self.values, len(self.tokens), scale, kept, layers)

@@ -78,9 +78,14 @@ def strip_figure(
     title: str = "",  # what the numbers are, with their unit
     kept: Sequence | None = None,  # what became of each token
     columns: int = 80,  # width of a line in characters
+    max_tokens: int = 600,  # tokens drawn; a box each takes time, and the title says if more are
 ):  # a matplotlib Figure
     "The strip as a figure."
     from matplotlib.figure import Figure
+
+    if len(tokens) > max_tokens:
+        title = f"{title}, first {max_tokens:,} of {len(tokens):,} tokens"
+        tokens, values = tokens[:max_tokens], values[:max_tokens]
 
     places = box_places(tokens, columns)
     lines = places[-1][3] + 1 if places else 1
