@@ -366,7 +366,7 @@ def run(example: Example, edits: list, judge: Judge, scope: Scope):
             USES[example.use](scope, judge, rows)
         return
     row = rows[0]
-    start = len(row) // 2
+    start = 2
     with torch.no_grad():
         with steady(scope.model):
             cache = scope.model(input_ids=torch.tensor([row[:start]]), use_cache=True).past_key_values
