@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = false
 # Outputs that are committed come from one set of weights, the same on every machine.
 WHEEL := TOKENSCOPE_DEFAULT=wheel
 
-.PHONY: tour check test lab docs claims notebooks export clean-nbs bench toys
+.PHONY: tour check test fuzz lab docs claims notebooks export clean-nbs bench toys
 
 tour: .venv/.run                 ## read a sentence with a real model and write tour.html  (TEXT="…")
 	@$(BIN)/tokenscope tour $${TEXT:+"$$TEXT"}
@@ -17,6 +17,10 @@ check: .venv/.dev                ## for someone who changed one thing: fast test
 
 test: .venv/.dev                 ## every notebook and all of tests/: two workers of one thread each, the longest first
 	$(WHEEL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder --durations=12
+
+EXAMPLES ?= 50000
+fuzz: .venv/.dev                 ## random edits on random forms of a model in random uses, against an oracle; writes the table of "What works with what"
+	$(WHEEL) OMP_NUM_THREADS=1 TOKENSCOPE_FUZZ=$(EXAMPLES) TOKENSCOPE_FUZZ_TABLE=$(CURDIR)/tests/fuzz_outcomes.json $(BIN)/python -m pytest tests/test_fuzz.py
 
 lab: .venv/.dev                  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
