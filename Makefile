@@ -20,7 +20,7 @@ test: .venv/.dev                 ## every notebook and all of tests/: two worker
 
 EXAMPLES ?= 50000
 fuzz: .venv/.dev                 ## random edits on random forms of a model in random uses, against an oracle; writes the table of "What works with what"
-	$(WHEEL) OMP_NUM_THREADS=1 TOKENSCOPE_FUZZ=$(EXAMPLES) TOKENSCOPE_FUZZ_TABLE=$(CURDIR)/tests/fuzz_outcomes.json $(BIN)/python -m pytest tests/test_fuzz.py
+	$(WHEEL) OMP_NUM_THREADS=1 TOKENSCOPE_FUZZ=$(EXAMPLES) TOKENSCOPE_FUZZ_TABLE=$(CURDIR)/tests/fuzz_outcomes.json $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/test_fuzz.py
 
 lab: .venv/.dev                  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs

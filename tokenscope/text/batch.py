@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .chats import chat_text
-from .ends import ENDS, text_ends, whole_ids
+from .ends import ENDS, whole_ids, whole_rows
 from tokenscope.text.names import (
     BadArgument,
     Positions,
@@ -120,11 +120,11 @@ def _encoded(text, tokenizer, ends):
             "token ids, or a BatchEncoding"
         )
     rows = []
-    texts = tokenizer is not None and any(isinstance(one, str) for one in text)
-    around = text_ends(tokenizer) if texts else None
+    texts = [one for one in text if isinstance(one, str)]
+    cut = iter(whole_rows(tokenizer, texts, ends) if texts else ())  # at once: it is faster
     for one in text:
         if isinstance(one, str):
-            ids, offsets = whole_ids(tokenizer, one, ends, around)
+            ids, offsets = next(cut)
             rows.append((ids, one, offsets))
         elif isinstance(one, (list, tuple)) and one and all(_is_message(m) for m in one):
             one = chat_text(tokenizer, list(one))
