@@ -118,7 +118,7 @@ def nowhere(monkeypatch, tmp_path):
 def test_search_order(nowhere, monkeypatch):
     unpacked = []
     monkeypatch.setattr(dm, "find_gguf", lambda folder: folder / "x.gguf")
-    monkeypatch.setattr(dm, "unpack_gguf", lambda gguf, folder: (folder.mkdir(), (folder / "config.json").write_text("{}"), unpacked.append(folder)))
+    monkeypatch.setattr(dm, "unpack_gguf", lambda gguf, folder, *more: (folder.mkdir(), (folder / "config.json").write_text("{}"), unpacked.append(folder)))
     assert dm.default_model() == dm.default_model() == str(nowhere) and unpacked == [nowhere]  # made once
     monkeypatch.setattr(dm, "in_hub_cache", lambda: True)
     assert dm.default_model() == dm.HUB_ID
@@ -135,7 +135,7 @@ def test_a_hub_that_answers_is_used(nowhere, monkeypatch):
 
 
 def test_an_interrupted_unpacking_leaves_no_model(nowhere, monkeypatch):
-    def dies(gguf, folder):
+    def dies(gguf, folder, *more):
         raise KeyboardInterrupt
     monkeypatch.setattr(dm, "find_gguf", lambda folder: folder / "x.gguf")
     monkeypatch.setattr(dm, "unpack_gguf", dies)

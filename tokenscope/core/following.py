@@ -57,8 +57,7 @@ def _check_cache_kept(scope, given):
 # %% ../../nbs/core/following.ipynb #2d47ce14
 @contextmanager
 def _watched(scope, forward):
-    """Tell of every forward, as the outermost of model, body and decoder sees it (each
-    may be called alone)."""
+    "Tell of every forward, as the outermost of model, body and decoder sees it."
     depth = 0
     thread = None
     watched = {scope.model, scope.structure.body, scope.structure.decoder}
