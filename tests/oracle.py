@@ -122,6 +122,7 @@ class Oracle:
         visible = (apart >= 0) & (apart < (self.window or torch.inf))
         scores = torch.einsum("qhd,qkhd->hqk", q, k) * block.scaling
         scores = self.cells("attn_scores", layer, scores, visible).masked_fill(~visible, -torch.inf)
+        self.note("attn_scores", layer, scores)
         pattern = self.cells("pattern", layer, scores.softmax(-1), visible)
         z = self.at("z", layer, torch.einsum("hqk,qkhd->qhd", pattern, v))
         return block.o_proj(z.flatten(1))

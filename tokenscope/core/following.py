@@ -43,16 +43,16 @@ def _by_name(module, args, kwargs):
     return {**dict(zip(inspect.signature(forward).parameters, args)), **kwargs}
 
 
-def _check_cache_kept(scope, given):
-    "Refuse a cache that the model would leave out."
+def _begin(scope, forward, given):
+    "Take note of a forward; refuse a cache that the model would leave out."
     layer = scope.structure.layers[0]
-    if given.get("past_key_values") is None or not layer.training:
-        return
-    if getattr(layer, "gradient_checkpointing", False):
+    left_out = layer.training and getattr(layer, "gradient_checkpointing", False)
+    if left_out and given.get("past_key_values") is not None:
         raise Unavailable(
             "In training mode with gradient checkpointing the model leaves out its cache, so each "
             "new token would be read without those before it; model.eval() first"
         )
+    forward.begin(given)
 
 # %% ../../nbs/core/following.ipynb #2d47ce14
 @contextmanager
@@ -70,9 +70,7 @@ def _watched(scope, forward):
         if depth == 1:
             thread = threading.get_ident()
             if not _aside.get():
-                given = _by_name(module, args, kwargs)
-                _check_cache_kept(scope, given)
-                forward.begin(given)
+                _begin(scope, forward, _by_name(module, args, kwargs))
         elif thread != threading.get_ident():
             raise Unavailable(
                 "Two threads run this model at once while an edit is in force: their tokens "
