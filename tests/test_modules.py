@@ -145,6 +145,8 @@ def test_saved_outputs_are_fit_to_publish(path):
             continue
         kinds = {is_import(n) for n in ast.parse("".join(cell["source"])).body}
         assert len(kinds) < 2 or "".join(cell["source"]).startswith("#| hide"), f"imports and code in one cell: {''.join(cell['source'])[:80]}"
+        hidden = "".join(cell["source"]).startswith("#| hide")
+        assert not (hidden and any("data" in o for o in cell["outputs"])), "#| hide hides the output too; say #| echo: false"
         for output in cell["outputs"]:
             text = json.dumps(output)
             unclean = "widget-view+json" in text or output.get("name") == "stderr"
