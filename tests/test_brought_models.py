@@ -348,3 +348,89 @@ def test_a_cache_that_the_model_would_leave_out_is_refused():
     with scope.edit(Edit("resid_post", layers=1, add=1.0)), pytest.raises(ScopeError, match="the model leaves out its cache"):
         model.generate(torch.tensor([IDS]), max_new_tokens=2, do_sample=False, pad_token_id=0)
     scope.generate(IDS, max_new_tokens=2)  # in evaluation mode, for the time of the call
+
+
+def test_a_dropout_that_attention_and_mlp_share_is_no_place_of_either():
+    from transformers import PhiConfig, PhiForCausalLM
+    torch.manual_seed(0)
+    model = PhiForCausalLM(PhiConfig(**SMALL)).eval().requires_grad_(False)
+    seen = {}
+    layer = model.model.layers[0]
+    hooks = [layer.mlp.register_forward_hook(lambda m, a, out: seen.update(mlp_out=out)), layer.self_attn.register_forward_hook(lambda m, a, out: seen.update(attn_out=out[0]))]
+    own_logits(model)
+    for hook in hooks:
+        hook.remove()
+    trace = Scope(model).read(IDS, ["attn_out", "mlp_out"], layers=0)
+    for site, right in seen.items():
+        torch.testing.assert_close(trace[site][:, 0], right)
+
+
+def test_a_block_that_adds_the_stream_itself_has_no_output_of_its_own():
+    from transformers import MptConfig, MptForCausalLM
+    model = MptForCausalLM(MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=99, max_seq_len=64)).eval()
+    with pytest.raises(ScopeError, match="No mlp_out in layer 0"):
+        Scope(model).read(IDS, "mlp_out")
+
+
+def test_an_attention_that_is_called_twice_has_no_single_pattern():
+    from transformers import DiffLlamaConfig, DiffLlamaForCausalLM
+    model = DiffLlamaForCausalLM(DiffLlamaConfig(**SMALL)).eval()
+    with pytest.raises(ScopeError, match="More than once in one forward"):
+        Scope(model).read(IDS, "pattern")
+
+
+@pytest.mark.parametrize("where", ["layers", "positions", "heads", "keys"])
+def test_a_generator_is_asked_once_and_kept(where):
+    scope = Scope(fresh())
+    edits = [Edit("attn_scores", add=3.0, **{where: kind}) for kind in ([1, 2], (i for i in [1, 2]))]
+    changed = []
+    for edit in [edits[0], edits[1], edits[1]]:
+        with scope.edit(edit):
+            changed.append(scope.logits(IDS))
+    torch.testing.assert_close(changed[0], changed[1])
+    torch.testing.assert_close(changed[0], changed[2])
+
+
+def test_an_interrupted_forward_leaves_no_trace():
+    scope, stop = Scope(fresh()), [True]
+
+    def fn(x):
+        if stop.pop() if stop else False:
+            raise KeyboardInterrupt
+        return x + 3
+
+    edit = Edit("resid_post", layers=0, positions=2, fn=fn)
+    with scope.edit(edit):
+        with pytest.raises(KeyboardInterrupt):
+            scope.logits(IDS)
+        after = scope.logits(IDS[:6])
+    with scope.edit(edit):
+        torch.testing.assert_close(scope.logits(IDS[:6]), after)
+    assert (scope.logits(IDS[:6]) - after).abs().max() > 1e-3
+
+
+def test_guidance_is_refused_however_it_is_asked_for():
+    from transformers import GenerationConfig
+    scope = Scope(fresh())
+    settings = GenerationConfig(guidance_scale=2.0, max_new_tokens=2, pad_token_id=0)
+    with scope.edit(Edit("resid_post", layers=1, add=1.0)), pytest.raises(ScopeError, match="guidance_scale runs a second prompt"):
+        scope.generate(IDS, generation_config=settings)
+
+
+def test_a_loss_that_an_edit_of_the_logits_missed_is_refused():
+    scope = Scope(fresh())
+    with scope.edit(Edit("logits", scale=2.0)), pytest.raises(ScopeError, match="needs logits alone"):
+        scope.model(torch.tensor([IDS]), labels=torch.tensor([IDS]))
+
+
+@pytest.mark.parametrize("wrong", [slice(3, 0, -1), [1.5, 2.5], ["a"]], ids=str)
+def test_positions_that_are_none(wrong):
+    with pytest.raises((ScopeError, TypeError)):
+        Edit("resid_post", add=1.0, positions=wrong)
+
+
+def test_a_slice_may_begin_before_the_text():
+    scope = Scope(fresh())
+    with scope.edit(Edit("resid_post", layers=1, set=0.0, positions=slice(-12, None, 2))):
+        states = scope.read(IDS, "resid_post", layers=1)["resid_post"][0, 0]
+    assert (states.abs().sum(-1) == 0).nonzero()[:, 0].tolist() == list(range(11))[-12::2]

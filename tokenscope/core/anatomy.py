@@ -88,7 +88,8 @@ def _passed_on(calls, start):
     "Follow a block's output through norms that take exactly this tensor; return the last of them."
     last = calls[start]
     for call in calls[start + 1 :]:
-        if call.input is last.output and not _has_matrix(call.module):
+        once = sum(other.module is call.module for other in calls) == 1  # Phi shares one dropout
+        if once and call.input is last.output and not _has_matrix(call.module):
             last = call
     return last
 

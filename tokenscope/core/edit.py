@@ -23,6 +23,7 @@ from tokenscope.text.names import (
     Layers,
     Positions,
     SQUARE_SITES,
+    Unavailable,
     check_site,
     resolve_indices,
     resolve_layers,
@@ -62,8 +63,10 @@ class Edit:
         object.__setattr__(self, "site", check_site(self.site))
         if isinstance(self.positions, _Default):
             object.__setattr__(self, "positions", _default_positions(self.site))
-        for name in ("positions", "keys"):
+        for name in ("layers", "heads", "positions", "keys"):
             given = getattr(self, name)
+            if hasattr(given, "__next__"):  # a generator could be asked only once
+                object.__setattr__(self, name, tuple(given))
             if hasattr(given, "tolist"):  # an array or a tensor
                 object.__setattr__(self, name, given.tolist())
         _check_edit(self)
@@ -123,7 +126,11 @@ def _check_edit(edit):
     if edit.when not in ("always", "prompt", "generated"):
         raise BadArgument(f"Unknown when={edit.when!r}; accepted: 'always', 'prompt', 'generated'")
     for chosen in (edit.positions, edit.keys):
-        resolve_positions(chosen, ("prompt", "generated"))
+        chosen = resolve_positions(chosen, ("prompt", "generated"))
+        if isinstance(chosen, slice) and (1 if chosen.step is None else chosen.step) < 1:
+            raise BadArgument(
+                f"A slice of an edit runs forward: {chosen}; give a step of at least 1, or numbers"
+            )
 
 # %% ../../nbs/core/edit.ipynb #d8cf94b4
 def _taps_of(scope, edits, forward):
@@ -159,6 +166,11 @@ def _logits_edited(scope, taps):
         # the model inside the wrapper has done it; a copy, made meanwhile, is another model
         if output.logits is edited or module not in watched:
             return
+        if getattr(output, "logits", None) is None or getattr(output, "loss", None) is not None:
+            raise Unavailable(
+                "An edit of the site logits needs logits alone: this forward gave a tuple, or a "
+                "loss that was computed without the edit; call without labels and return_dict=False"
+            )
         for tap in taps:
             new = tap(output.logits)
             output.logits = output.logits if new is None else new

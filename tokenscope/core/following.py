@@ -10,6 +10,7 @@ __all__ = ['aside', 'follow', 'held', 'edits_in_force', 'logits_are_edited', 'st
 # %% ../../nbs/core/following.ipynb #d616bf7d
 import functools
 import inspect
+import sys
 import threading
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -43,6 +44,14 @@ def _by_name(module, args, kwargs):
     return {**dict(zip(inspect.signature(forward).parameters, args)), **kwargs}
 
 
+def _runs(frame):
+    "Is a call still running, below the present one?"
+    here = sys._getframe(1)
+    while here is not None and here is not frame:
+        here = here.f_back
+    return here is not None
+
+
 def _begin(scope, forward, given):
     "Take note of a forward; refuse a cache that the model would leave out."
     layer = scope.structure.layers[0]
@@ -55,34 +64,49 @@ def _begin(scope, forward, given):
     forward.begin(given)
 
 # %% ../../nbs/core/following.ipynb #2d47ce14
-@contextmanager
-def _watched(scope, forward):
-    "Tell of every forward, as the outermost of model, body and decoder sees it."
-    depth = 0
-    thread = None
-    watched = {scope.model, scope.structure.body, scope.structure.decoder}
+class _Nesting:
+    "How deep inside the outermost call a call of the model is."
 
-    def enter(module, args, kwargs):
-        nonlocal depth, thread
-        if module not in watched:  # a copy of the model, made meanwhile, is another model
-            return
-        depth += 1
-        if depth == 1:
-            thread = threading.get_ident()
-            if not _aside.get():
-                _begin(scope, forward, _by_name(module, args, kwargs))
-        elif thread != threading.get_ident():
+    def __init__(self):
+        self.depth = 0
+        self.thread = None
+        self.outer = None  # the frame of the outermost call
+
+    def enter(self) -> bool:
+        "One call more: is it the outermost?"
+        here = threading.get_ident()
+        if self.depth and self.thread == here and not _runs(self.outer):
+            self.depth = 0  # it was interrupted, and no hook told of its end
+        self.depth += 1
+        if self.depth > 1 and self.thread != here:
             raise Unavailable(
                 "Two threads run this model at once while an edit is in force: their tokens "
                 "would be mixed up; let one end before the other begins"
             )
+        if self.depth == 1:
+            self.thread = here
+            self.outer = sys._getframe(2)
+        return self.depth == 1
+
+    def leave(self) -> bool:
+        "One call less: was it the outermost?"
+        self.depth = max(self.depth - 1, 0)
+        return not self.depth
+
+
+@contextmanager
+def _watched(scope, forward):
+    "Tell of every forward, as the outermost of model, body and decoder sees it."
+    nesting = _Nesting()
+    # a copy of the model, made meanwhile, has the hooks too, and is another model
+    watched = {scope.model, scope.structure.body, scope.structure.decoder}
+
+    def enter(module, args, kwargs):
+        if module in watched and nesting.enter() and not _aside.get():
+            _begin(scope, forward, _by_name(module, args, kwargs))
 
     def leave(module, args, output):
-        nonlocal depth
-        if module not in watched:
-            return
-        depth -= 1
-        if not depth and output is not None and not _aside.get():
+        if module in watched and nesting.leave() and output is not None and not _aside.get():
             forward.check()
 
     with ExitStack() as stack:
@@ -96,7 +120,7 @@ _followed = WeakKeyDictionary()  # model -> the forwards that are told when it g
 _lock = threading.RLock()
 
 
-def _given_prompt(args, kwargs):
+def _given_prompt(model, args, kwargs):
     "How many columns the prompt of a `generate` call has, and its mask if one was given."
     names = ("inputs", "input_ids", "inputs_embeds")
     inputs = (
@@ -104,7 +128,11 @@ def _given_prompt(args, kwargs):
     )
     if inputs is None:
         raise Unavailable("generate without a prompt cannot be followed; give input_ids")
-    if kwargs.get("guidance_scale") not in (None, 1, 1.0) or "negative_prompt_ids" in kwargs:
+    config = kwargs.get("generation_config") or model.generation_config
+    scale = kwargs.get("guidance_scale") or getattr(config, "guidance_scale", None)
+    processors = [type(p).__name__ for p in kwargs.get("logits_processor") or ()]
+    guided = any("ClassifierFreeGuidance" in name for name in processors)
+    if guided or scale not in (None, 1, 1.0) or "negative_prompt_ids" in kwargs:
         raise Unavailable(
             "guidance_scale runs a second prompt beside the first, and an edit cannot tell them "
             "apart; generate without it while an edit is in force"
@@ -121,7 +149,7 @@ def _telling(plain):
         "The class's own, told of."
         told = [f for f in _followed.get(self, ()) if not f.n_given]  # not of a call inside a call
         for forward in told:
-            forward.n_given, forward.prompt = _given_prompt(args, kwargs)
+            forward.n_given, forward.prompt = _given_prompt(self, args, kwargs)
         try:
             return plain(self, *args, **kwargs)
         finally:

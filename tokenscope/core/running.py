@@ -70,7 +70,7 @@ class RunningForward:
                     f"attention_mask has {mask.shape[1]} columns, and cache and new tokens are "
                     f"{n_keys}; give a mask for all of them"
                 )
-            return mask[:, :n_keys]
+            return (mask[:, :n_keys] != 0).long()
         if self.n_given:  # transformers made the mask from the prompt's
             if self.prompt is not None:
                 ones[:, : self.n_given] = _rows(self.prompt, n_rows)[:, :n_keys]
@@ -181,7 +181,7 @@ def position_mask(
         return n_prompt + p if p < 0 else torch.full_like(n_prompt, p)
 
     if isinstance(positions, slice):
-        start = at(positions.start or 0)
+        start = at(positions.start or 0).clamp(min=0)
         stop = index.max() + 1 if positions.stop is None else at(positions.stop)
         step = positions.step or 1
         return real & (index >= start) & (index < stop) & ((index - start) % step == 0)

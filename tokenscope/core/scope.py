@@ -197,7 +197,8 @@ class Scope:
 def _until_end(row, settings, model):
     "New ids up to the end that was said; what fills the row behind it was not."
     given = settings.get("generation_config", model.generation_config)
-    ends = settings.get("eos_token_id", given.eos_token_id)
+    known = (settings.get("eos_token_id"), given.eos_token_id, model.generation_config.eos_token_id)
+    ends = next((e for e in known if e is not None), None)
     ends = [ends] if isinstance(ends, int) else list(ends or ())
     return row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))]
 

@@ -121,7 +121,8 @@ class Structure:
     def __post_init__(self):
         self.decoder = find_decoder(self.model)
         self.unwrapped = _unwrapped(self.model)
-        self.body = self.unwrapped.base_model
+        base = self.unwrapped.base_model
+        self.body = self.decoder if base is self.unwrapped else base
         layer_classes = stated_classes(self.decoder, "hidden_states")
         attention_classes = stated_classes(self.decoder, "attentions")
         self.layers = [m for m in self.decoder.modules() if _is_one(m, layer_classes)]
@@ -237,7 +238,12 @@ def _places_in(structure, layer, attention, calls, matrices):
     of_blocks = [c for c in calls if c.module in set(blocks)]
     inner = [c for c in calls if c.module in set(matrices)]
     entering = calls[_call_of(layer, calls)].input
-    return layer_places(of_blocks, entering, block, inner, structure.router(layer) is not None)
+    places = layer_places(of_blocks, entering, block, inner, structure.router(layer) is not None)
+    leaving = calls[_call_of(layer, calls)].output
+    whole = {c.module for c in of_blocks if c.output is leaving}  # it adds the stream itself (MPT)
+    return {
+        s: p for s, p in places.items() if s not in ("attn_out", "mlp_out") or p.module not in whole
+    }
 
 
 def _probe(structure):

@@ -104,6 +104,12 @@ class Collector:
         "A function that takes in the tensor of one site and layer."
 
         def take(tensor):
+            if (site, layer) in self.came:
+                where = site if layer is None else f"{site} of layer {layer}"
+                raise Unavailable(
+                    f"More than once in one forward: {where} of this model, so that no single "
+                    "tensor is the site's; read another site"
+                )
             if tensor.ndim == 2:  # routers see a flat list of tokens
                 tensor = tensor.unflatten(0, (self.n_rows, -1))
             if self.keep_grad:

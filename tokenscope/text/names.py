@@ -158,13 +158,17 @@ def resolve_positions(
             "first, or numbers"
         )
     positions = positions.tolist() if hasattr(positions, "tolist") else positions
+    positions = list(positions) if hasattr(positions, "__next__") else positions
     if not (hasattr(positions, "__index__") or isinstance(positions, (slice, Iterable))):
         _refuse_number("position", positions)
     if not isinstance(positions, (str, slice)) and hasattr(positions, "__len__"):
-        if any(isinstance(p, bool) for p in positions):
-            raise BadArgument(
-                "Not position numbers: a mask of truth values; give the numbers where it is true"
-            )
+        for p in positions:
+            rows = isinstance(p, Iterable) and not isinstance(p, str)  # a list for each text
+            if isinstance(p, bool) or not (hasattr(p, "__index__") or rows):
+                raise BadArgument(
+                    f"Not position numbers: {p!r} among them; give whole numbers (of a mask of "
+                    "truth values those where it is true)"
+                )
     if not isinstance(positions, str) or positions in more:
         return positions
     if positions not in POSITION_WORDS:
