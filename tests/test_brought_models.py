@@ -10,6 +10,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
 from architectures import SMALL, tiny
+from fuzz import ALL_LINEAR, lora
 from tokenscope import Edit, Scope
 from tokenscope.core.structure import table_rows
 from tokenscope.corpus.corpus import run_corpus
@@ -44,14 +45,6 @@ def test_scores_of_a_model_whose_weights_require_gradients(family):
     right = -logp[:-1].gather(1, torch.tensor(IDS[1:])[:, None])[:, 0]
     np.testing.assert_allclose(Scope(model).surprisal(IDS).values[1:], right, atol=1e-5)
     np.testing.assert_allclose(Scope(model).entropy(IDS).values, -(logp.exp() * logp).sum(-1), atol=1e-5)
-
-
-def lora(model, modules):
-    from peft import LoraConfig, get_peft_model
-    return get_peft_model(model, LoraConfig(r=4, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM")).eval()
-
-
-ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @pytest.mark.parametrize("modules", [["q_proj", "v_proj"], ALL_LINEAR])

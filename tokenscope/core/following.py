@@ -91,6 +91,8 @@ class _Nesting:
     def leave(self) -> bool:
         "One call less: was it the outermost?"
         self.depth = max(self.depth - 1, 0)
+        if not self.depth:
+            self.outer = None  # a frame keeps the tensors of its call alive
         return not self.depth
 
 
