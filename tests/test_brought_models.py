@@ -427,3 +427,72 @@ def test_a_slice_may_begin_before_the_text():
     with scope.edit(Edit("resid_post", layers=1, set=0.0, positions=slice(-12, None, 2))):
         states = scope.read(IDS, "resid_post", layers=1)["resid_post"][0, 0]
     assert (states.abs().sum(-1) == 0).nonzero()[:, 0].tolist() == list(range(11))[-12::2]
+
+
+def test_an_adapter_that_came_after_the_scope_is_refused():
+    model = fresh()
+    scope = Scope(model)
+    scope.read(IDS, "mlp_post")
+    lora(model, ALL_LINEAR)
+    with pytest.raises(ScopeError, match="down_proj of .* is another module than when the Scope looked"):
+        scope.read(IDS, "mlp_post")
+    assert Scope(model).read(IDS, "mlp_post")["mlp_post"].isfinite().all()
+
+
+def test_bidirectional_models_are_refused():
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+    sizes = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8)
+    with pytest.raises(ScopeError, match="use_bidirectional_attention"):
+        Scope(Gemma3ForCausalLM(Gemma3TextConfig(**sizes, use_bidirectional_attention=True)))
+
+
+def test_a_forward_of_a_logits_processor_is_no_step():
+    "It is read as a text of its own, and its places are its own."
+    scope = Scope(fresh())
+    other = torch.tensor([IDS[:4]])
+    edit = Edit("resid_post", layers=1, positions=-1, scale=5.0)
+    aside = []
+
+    def processor(ids, scores):
+        aside.append(scope.model(input_ids=other).logits)
+        return scores
+
+    with scope.edit(edit):
+        plain = scope.generate(IDS, max_new_tokens=3)
+        right = own_logits(scope.model, IDS[:4])
+        assert scope.generate(IDS, max_new_tokens=3, logits_processor=[processor]) == plain
+    assert all(torch.equal(one, right) for one in aside) and len(aside) == 3
+
+
+def test_logits_by_index_are_not_edited():
+    scope = Scope(fresh())
+    ids = torch.tensor([IDS])
+    with scope.edit(Edit("logits", scale=2.0, positions=-1)), torch.no_grad():
+        two = scope.model(input_ids=ids, logits_to_keep=2).logits
+        torch.testing.assert_close(two, scope.model(input_ids=ids).logits[:, -2:])
+        with pytest.raises(ScopeError, match="logits_to_keep by index"):
+            scope.model(input_ids=ids, logits_to_keep=torch.tensor([0, 3]))
+
+
+def test_settings_of_torch_and_of_the_config():
+    "Another default number type, tuples for outputs, positions counted from five, weights of inference mode."
+    scope = Scope(fresh())
+    right = scope.surprisal(IDS).values
+    torch.set_default_dtype(torch.float64)
+    try:
+        np.testing.assert_array_equal(scope.surprisal(IDS).values, right)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    scope.model.config.return_dict = False
+    np.testing.assert_array_equal(scope.surprisal(IDS).values, right)
+    scope.model.config.return_dict = True
+    places = torch.arange(5, 5 + len(IDS))[None]
+    padded = dict(input_ids=torch.tensor([[*IDS, 0, 0]]), attention_mask=torch.tensor([[1] * len(IDS) + [0, 0]]))
+    padded["position_ids"] = torch.cat([places, places[:, -2:] + 2], 1)
+    with torch.no_grad():
+        own = scope.model(**padded).logits[:, : len(IDS)]
+    torch.testing.assert_close(scope.logits(padded)[:, : len(IDS)], own)
+    with torch.inference_mode():
+        held = Scope(tiny("llama", trainable=False))
+    with pytest.raises(ScopeError, match="made inside torch.inference_mode"):
+        held.read(IDS, "resid_post", grad=True)

@@ -38,12 +38,11 @@ class RowEdit:
                 "AutoModelForCausalLM"
             )
         self.ids = torch.as_tensor(ids, device=scope.device)
-        if not len(self.ids) or not 0 <= int(self.ids.min()) <= int(self.ids.max()) < len(
-            self.head.weight
-        ):
+        n_rows = len(table_rows(self.head))
+        if not len(self.ids) or not 0 <= int(self.ids.min()) <= int(self.ids.max()) < n_rows:
             raise BadArgument(
                 f"No such row of the head: ids {self.ids.tolist()[:9]}; give at least one, from 0 "
-                f"to {len(self.head.weight) - 1}"
+                f"to {n_rows - 1}"
             )
         self.rows = table_rows(self.head, self.ids).float().clone()
 

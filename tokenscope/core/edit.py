@@ -73,8 +73,8 @@ class Edit:
 
     @property
     def neutral(self) -> bool:
-        """Does it change nothing, whatever the tensor? (Adding zero, multiplying by one.) What is
-        trained changes."""
+        """Does it change nothing, whatever the tensor? (Adding zero, multiplying by one; asked when
+        the block begins.) What is trained changes."""
         if getattr(self.add, "requires_grad", False) or getattr(self.scale, "requires_grad", False):
             return False
         if self.add is not None:
@@ -161,7 +161,7 @@ def _logits_edited(scope, taps):
     edited = None
     watched = {scope.model, scope.structure.unwrapped}
 
-    def hook(module, args, output):
+    def hook(module, args, kwargs, output):
         nonlocal edited
         # the model inside the wrapper has done it; a copy, made meanwhile, is another model
         if output.logits is edited or module not in watched:
@@ -171,6 +171,11 @@ def _logits_edited(scope, taps):
                 "An edit of the site logits needs logits alone: this forward gave a tuple, or a "
                 "loss that was computed without the edit; call without labels and return_dict=False"
             )
+        if torch.is_tensor(kwargs.get("logits_to_keep")):
+            raise Unavailable(
+                "logits_to_keep by index leaves it open whose logits these are, so that an edit of "
+                "them has no positions; give it as a number, or leave it out"
+            )
         for tap in taps:
             new = tap(output.logits)
             output.logits = output.logits if new is None else new
@@ -178,7 +183,7 @@ def _logits_edited(scope, taps):
 
     with ExitStack() as stack:  # a wrapper's `generate` calls the model inside it
         for module in watched:
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield
 
 # %% ../../nbs/core/edit.ipynb #44ea89f8

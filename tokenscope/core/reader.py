@@ -132,7 +132,7 @@ def _score_batch(scope, batch, names, hidden):
 
     out = {}
     for name, column in zip(names, over_logits(scope, hidden[mask], scores_at).T):
-        full = torch.full(ids.shape, float("nan"), device=ids.device)
+        full = torch.full(ids.shape, float("nan"), dtype=torch.float32, device=ids.device)
         full[mask] = column
         if SCORES[name][1]:
             full = torch.cat([torch.full_like(full[:, :1], float("nan")), full[:, :-1]], 1)

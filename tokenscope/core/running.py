@@ -56,13 +56,16 @@ class RunningForward:
         n_rows, n_new = inputs.shape[:2]
         cache = given.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        mask = self._mask(given.get("attention_mask"), n_rows, past + n_new, inputs.device)
-        self._places = None if mask is None else self._placed(mask, past)
+        given_mask = given.get("attention_mask")
+        # `generate` gives its own forwards a cache or a mask: one without is a processor's
+        inside = self.n_given if cache is not None or given_mask is not None else 0
+        mask = self._mask(given_mask, n_rows, past + n_new, inputs.device, inside)
+        self._places = None if mask is None else self._placed(mask, past, inside)
 
-    def _mask(self, mask, n_rows, n_keys, device):
+    def _mask(self, mask, n_rows, n_keys, device, n_given):
         "Which keys are real, (batch, key); None if only the model can tell."
         ones = torch.ones(n_rows, n_keys, dtype=torch.long, device=device)
-        if mask is None and not self.n_given:
+        if mask is None and not n_given:
             return ones
         if torch.is_tensor(mask) and mask.ndim == 2:
             if mask.shape[1] < n_keys:
@@ -71,19 +74,19 @@ class RunningForward:
                     f"{n_keys}; give a mask for all of them"
                 )
             return (mask[:, :n_keys] != 0).long()
-        if self.n_given:  # transformers made the mask from the prompt's
+        if n_given:  # transformers made the mask from the prompt's
             if self.prompt is not None:
-                ones[:, : self.n_given] = _rows(self.prompt, n_rows)[:, :n_keys]
+                ones[:, :n_given] = _rows(self.prompt, n_rows)[:, :n_keys]
             return ones
         return None
 
-    def _placed(self, mask, past):
+    def _placed(self, mask, past, n_given):
         "Positions of the tokens, of the keys, and the length of each prompt."
         key_index = real_index(mask)
-        if not self.n_given:
+        if not n_given:
             n_prompt = (key_index[:, : past or None] >= 0).sum(1, keepdim=True)
         elif self.prompt is None:  # transformers made a mask where none was given
-            self.prompt = mask[:, : self.n_given]
+            self.prompt = mask[:, :n_given]
             n_prompt = self.prompt.sum(1, keepdim=True)
         else:
             n_prompt = _rows(self.prompt.sum(1, keepdim=True), len(mask)).to(mask.device)

@@ -73,7 +73,7 @@ def logprobs(
     mask = batch.attention_mask.bool()
     seen = mask[:, :-1] & mask[:, 1:]  # both the token and its predecessor are real
     targets = ids[:, 1:][seen]
-    out = torch.full(ids.shape, float("nan"), device=ids.device)
+    out = torch.full(ids.shape, float("nan"), dtype=torch.float32, device=ids.device)
     values = (
         over_logits(
             scope, hidden[:, :-1][seen], lambda lp, at: lp.gather(1, targets[at, None])[:, 0]

@@ -159,7 +159,7 @@ def body_inputs(
     if not bool(batch.attention_mask.all()):
         inputs["attention_mask"] = batch.attention_mask
         if "position_ids" in inspect.signature(type(scope.structure.body).forward).parameters:
-            inputs["position_ids"] = real_index(batch.attention_mask).clamp(min=0)
+            inputs.setdefault("position_ids", real_index(batch.attention_mask).clamp(min=0))
     return inputs
 
 # %% ../../nbs/core/trace.ipynb #79ea9fd8
@@ -214,7 +214,8 @@ def _head_on(scope, hidden, normed):
     ids = torch.zeros(1, 1, dtype=torch.long, device=flat.device)
     with _body_returns(scope, flat):
         model = scope.structure.unwrapped
-        logits = type(model).forward(model, input_ids=ids, use_cache=False).logits
+        out = type(model).forward(model, input_ids=ids, use_cache=False)
+    logits = out[0] if isinstance(out, tuple) else out.logits  # as the model is set to answer
     return logits.reshape(*hidden.shape[:-1], -1)
 
 # %% ../../nbs/core/trace.ipynb #97b4252c
@@ -294,6 +295,11 @@ def read(
         raise BadArgument(
             "positions= does not go with grad=True: a gradient needs the whole tensor; choose "
             "positions of the gradient"
+        )
+    if grad and scope.structure.embedding.weight.is_inference():
+        raise Unavailable(
+            "No gradients: the weights were made inside torch.inference_mode(); load the model "
+            "outside of it"
         )
     batch = scope.encode(text)
     columns, real = choose_columns(positions, batch.attention_mask)

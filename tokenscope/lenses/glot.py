@@ -404,6 +404,8 @@ def glot(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             pooler = TokenGraphPool(X.shape[-1], tau=tau)
+    if not hasattr(pooler, "weigh"):
+        raise BadArgument(f"Not a pooler: {type(pooler).__name__}; give a TokenGraphPool")
     edges = graph(X, mask, check_number("tau", tau), mean)
     unit = F.normalize(X if mean is None else X - mean, dim=-1)
     with torch.no_grad():

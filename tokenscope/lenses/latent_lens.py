@@ -99,6 +99,14 @@ def output_lens(
         [[f"would say {w!r}" for w in row] for row in words],
     )
 
+# %% ../../nbs/lenses/latent_lens.ipynb #0a6e7060
+def _bank_for(scope, bank):
+    "A bank that was given, or the small one."
+    bank = small_bank(scope) if bank is None else bank
+    if not hasattr(bank, "search"):
+        raise BadArgument(f"Not a bank of vectors: {type(bank).__name__}; give a VectorBank")
+    return bank
+
 # %% ../../nbs/lenses/latent_lens.ipynb #8d13cb60
 def vector_words(
     scope: Scope,
@@ -119,9 +127,7 @@ def vector_words(
     if lens != "latent":
         with torch.no_grad():
             return (embedding_lens if lens == "embedding" else output_lens)(scope, vectors, k)
-    bank = small_bank(scope) if bank is None else bank
-    if not hasattr(bank, "search"):
-        raise BadArgument(f"Not a bank of vectors: {type(bank).__name__}; give a VectorBank")
+    bank = _bank_for(scope, bank)
     found = bank.search(vectors, k=k)
     told = [[found.bank.describe(int(r)) for r in row] for row in found.row]
     hints = [
@@ -242,7 +248,7 @@ def shuffled_bank_lens(
     **hyperparameters,  # of `latent_lens`
 ) -> LatentReading:
     "The lens with the descriptions of its bank dealt out at random."
-    bank = bank or small_bank(scope)
+    bank = _bank_for(scope, bank)
     order = torch.randperm(len(bank.places), generator=torch.Generator().manual_seed(seed))
     return latent_lens(
         scope, text, bank=replace(bank, places=bank.places[order]), **hyperparameters

@@ -237,6 +237,18 @@ def padded_left(
     )
 
 # %% ../../nbs/text/batch.ipynb #26b3c995
+def _check_unpacked(position_ids, mask):
+    "Refuse rows of several texts: what one text is told of would be counted over all of them."
+    if not torch.is_tensor(position_ids) or position_ids.shape != mask.shape:
+        return  # a vision-language model's have three axes
+    for row, (places, real) in enumerate(zip(position_ids, mask.bool().to(position_ids.device))):
+        if not bool((places[real].diff() == 1).all()):
+            raise BadArgument(
+                f"Several texts in one row: the position_ids of row {row} do not count on by one; "
+                "give each text a row of its own, or leave position_ids out"
+            )
+
+
 def _given_batch(given, tokenizer, device, vocab_size, max_tokens):
     "A batch from tensors that a tokenizer or processor has made."
     if "input_ids" not in given:
@@ -256,8 +268,11 @@ def _given_batch(given, tokenizer, device, vocab_size, max_tokens):
             f"Wrong shape: input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}; "
             "both must be (batch, token)"
         )
+    ids = ids.long()
+    mask = (mask != 0).long()
     rows = [row[m.bool()].tolist() for row, m in zip(ids, mask)]
     _check_rows(rows, vocab_size, max_tokens)
+    _check_unpacked(given.get("position_ids"), mask)
     extra = {
         k: v.to(device)
         for k, v in given.items()
