@@ -123,7 +123,7 @@ _lock = threading.RLock()
 
 
 def _given_prompt(model, args, kwargs):
-    "How many columns the prompt of a `generate` call has, and its mask if one was given."
+    "The prompt of a `generate` call: how many columns, its mask and its ids, if they were given."
     names = ("inputs", "input_ids", "inputs_embeds")
     inputs = (
         args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
@@ -140,7 +140,8 @@ def _given_prompt(model, args, kwargs):
             "apart; generate without it while an edit is in force"
         )
     mask = kwargs.get("attention_mask")
-    return inputs.shape[1], mask if torch.is_tensor(mask) and mask.ndim == 2 else None
+    mask = mask if torch.is_tensor(mask) and mask.ndim == 2 else None
+    return inputs.shape[1], mask, inputs if inputs.ndim == 2 else None
 
 
 def _telling(plain):
@@ -151,12 +152,12 @@ def _telling(plain):
         "The class's own, told of."
         told = [f for f in _followed.get(self, ()) if not f.n_given]  # not of a call inside a call
         for forward in told:
-            forward.n_given, forward.prompt = _given_prompt(self, args, kwargs)
+            forward.n_given, forward.prompt, forward.prompt_ids = _given_prompt(self, args, kwargs)
         try:
             return plain(self, *args, **kwargs)
         finally:
             for forward in told:
-                forward.n_given, forward.prompt = 0, None
+                forward.n_given, forward.prompt, forward.prompt_ids = 0, None, None
 
     generate.plain = plain
     return generate

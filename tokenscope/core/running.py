@@ -36,6 +36,7 @@ class RunningForward:
 
     n_given: int = 0  # inside `generate`: columns of the prompt; 0 outside
     prompt: Tensor | None = None  # inside `generate`: its mask, (batch, token)
+    prompt_ids: Tensor | None = None  # inside `generate`: its ids, if it was given as ids
     # what all layers of the running forward share, such as masks
     shared: dict = field(default_factory=dict)
     expected: list = field(default_factory=list)  # (site, layer) of each tap in force
@@ -56,11 +57,18 @@ class RunningForward:
         n_rows, n_new = inputs.shape[:2]
         cache = given.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        given_mask = given.get("attention_mask")
-        # `generate` gives its own forwards a cache or a mask: one without is a processor's
-        inside = self.n_given if cache is not None or given_mask is not None else 0
-        mask = self._mask(given_mask, n_rows, past + n_new, inputs.device, inside)
+        inside = self.n_given if cache is not None or self._goes_on(inputs) else 0
+        mask = given.get("attention_mask")
+        mask = self._mask(mask, n_rows, past + n_new, inputs.device, inside)
         self._places = None if mask is None else self._placed(mask, past, inside)
+
+    def _goes_on(self, inputs):
+        "Does a forward without a cache hold the prompt? If not, a logits processor has made it."
+        if self.prompt_ids is None or inputs.ndim != 2:
+            return True
+        begin = inputs[:, : self.n_given]
+        whole = begin.shape[1] == self.n_given and len(begin) % len(self.prompt_ids) == 0
+        return whole and torch.equal(begin, _rows(self.prompt_ids, len(begin)).to(begin.device))
 
     def _mask(self, mask, n_rows, n_keys, device, n_given):
         "Which keys are real, (batch, key); None if only the model can tell."
