@@ -56,7 +56,7 @@ class Scope:
             tokenizer, "tokenizer", tokenizer
         )  # a processor carries its tokenizer
         self.structure = Structure(model)
-        if getattr(self.structure.config, "use_bidirectional_attention", False) in (True, "all"):
+        if getattr(model.config, "use_bidirectional_attention", False) in (True, "all"):
             raise Unavailable(
                 f"{type(model).__name__} is set to use_bidirectional_attention: its tokens see "
                 "those that come later; give a causal model"

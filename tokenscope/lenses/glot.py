@@ -358,10 +358,8 @@ class GraphReading:
     def density(self) -> dict[int, float]:
         "Share of the pairs of different tokens that are joined, for each layer."
         n = len(self.tokens)
-        return {
-            l: float(e.triu(1).sum()) / max(n * (n - 1) / 2, 1)
-            for l, e in zip(self.layers, self.edges)
-        }
+        pairs = max(n * (n - 1) / 2, 1)
+        return {l: float(e.triu(1).sum()) / pairs for l, e in zip(self.layers, self.edges)}
 
     def _repr_html_(self):
         drawn = list(zip(self.layers, self.cosine, self.edges, self.weights))[-3:]
@@ -398,13 +396,13 @@ def glot(
         raise BadArgument(f"glot takes one text; given: {len(read.mask)}")
     X = read.states[0]
     mask = read.mask.expand(len(read.layers), -1)
-    columns, _ = choose_columns(positions, read.mask.long())
+    columns = choose_columns(positions, read.mask.long())[0]
     mean = X[:, min(1, X.shape[1] - 1) :].mean(1, keepdim=True) if centred else None
     if pooler is None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             pooler = TokenGraphPool(X.shape[-1], tau=tau)
-    if not hasattr(pooler, "weigh"):
+    elif not hasattr(pooler, "weigh"):
         raise BadArgument(f"Not a pooler: {type(pooler).__name__}; give a TokenGraphPool")
     edges = graph(X, mask, check_number("tau", tau), mean)
     unit = F.normalize(X if mean is None else X - mean, dim=-1)
