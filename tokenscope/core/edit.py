@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..text.batch import PICTURE_WORDS
 from tokenscope.text.names import (
     ATTENTION_SITES,
     BadArgument,
@@ -126,7 +127,7 @@ def _check_edit(edit):
     if edit.when not in ("always", "prompt", "generated"):
         raise BadArgument(f"Unknown when={edit.when!r}; accepted: 'always', 'prompt', 'generated'")
     for chosen in (edit.positions, edit.keys):
-        chosen = resolve_positions(chosen, ("prompt", "generated"))
+        chosen = resolve_positions(chosen, ("prompt", "generated", *PICTURE_WORDS))
         if isinstance(chosen, slice) and (1 if chosen.step is None else chosen.step) < 1:
             raise BadArgument(
                 f"A slice of an edit runs forward: {chosen}; give a step of at least 1, or numbers"

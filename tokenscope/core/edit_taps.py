@@ -86,11 +86,22 @@ def _in_time(edit, forward):
     return early if edit.when == "prompt" else ~early
 
 # %% ../../nbs/core/edit_taps.ipynb #055a8f54
+def _meant(positions, forward, width, of_keys):
+    "Which of the tensor's tokens or keys are meant."
+
+    def is_image():
+        "Which of them are of a picture."
+        known = forward.key_is_image if of_keys else forward.is_image
+        return fit_index(known.long(), width) > 0
+
+    index = fit_index(forward.key_index if of_keys else forward.index, width)
+    return position_mask(positions, index, forward.n_prompt, is_image)
+
+
 def _vector_mask(edit, forward, x, now):
     "Which of the tensor's places are changed, and are these all?"
     of_keys = edit.site in ("k", "v")
-    index = forward.key_index if of_keys else forward.index
-    mask = position_mask(edit.positions, fit_index(index, x.shape[1]), forward.n_prompt)
+    mask = _meant(edit.positions, forward, x.shape[1], of_keys)
     if now is None and of_keys:
         raise Unavailable(
             "Tokens of the prompt and new ones share their keys in this forward, so that "
@@ -143,11 +154,9 @@ def _square_mask(edit, forward, n_head, n_query, n_key):
     if _now(edit, forward) is None:
         mask = mask & _in_time(edit, forward)[:, None, :, None]
     if not is_all(edit.positions):
-        index = fit_index(forward.index, n_query)
-        mask = mask & position_mask(edit.positions, index, forward.n_prompt)[:, None, :, None]
+        mask = mask & _meant(edit.positions, forward, n_query, False)[:, None, :, None]
     if not is_all(edit.keys):
-        index = fit_index(forward.key_index, n_key)
-        mask = mask & position_mask(edit.keys, index, forward.n_prompt)[:, None, None, :]
+        mask = mask & _meant(edit.keys, forward, n_key, True)[:, None, None, :]
     if edit.heads is not None:
         mask = mask & _head_mask(edit, n_head, mask.device)[None, :, None, None]
     return mask

@@ -207,7 +207,7 @@ def follow(
     scope,  # a `Scope`
 ):
     "A `RunningForward` that is kept up to date while the block runs."
-    forward = RunningForward()
+    forward = RunningForward(image_token_id=scope.structure.image_token_id)
     with _watched(scope, forward), _generate_noted(scope, forward):
         yield forward
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..text.batch import real_index
+from ..text.batch import PICTURE_WORDS, check_sees, real_index
 from ..text.names import BadArgument, Positions, Unavailable, resolve_positions
 
 # %% ../../nbs/core/running.ipynb #7c0b89bc
@@ -37,11 +37,14 @@ class RunningForward:
     n_given: int = 0  # inside `generate`: columns of the prompt; 0 outside
     prompt: Tensor | None = None  # inside `generate`: its mask, (batch, token)
     prompt_ids: Tensor | None = None  # inside `generate`: its ids, if it was given as ids
+    image_token_id: int | None = None  # what stands for a token of a picture
     # what all layers of the running forward share, such as masks
     shared: dict = field(default_factory=dict)
     expected: list = field(default_factory=list)  # (site, layer) of each tap in force
     ran: set = field(default_factory=set)  # the numbers of those that ran in this forward
     _places: tuple | None = None
+    _ids: Tensor | None = None
+    _past: int = 0  # keys before the tokens of this forward
 
     def begin(self, given: dict):
         "A forward is about to begin with these arguments: take note of it."
@@ -61,6 +64,7 @@ class RunningForward:
         mask = given.get("attention_mask")
         mask = self._mask(mask, n_rows, past + n_new, inputs.device, inside)
         self._places = None if mask is None else self._placed(mask, past, inside)
+        self._ids, self._past = given.get("input_ids"), past
 
     def _goes_on(self, inputs):
         "Does a forward without a cache hold the prompt? If not, a logits processor has made it."
@@ -123,6 +127,38 @@ class RunningForward:
         "Real tokens of each prompt."
         return self._known(2)
 
+    @property
+    def is_image(self) -> Bool[Tensor, "batch token"]:
+        "Which tokens are of a picture."
+        self._check_kinds()
+        return self._ids == self.image_token_id
+
+    @property
+    def key_is_image(self) -> Bool[Tensor, "batch key"]:
+        "The same for every key. What comes after a prompt is said, not seen."
+        now = self.is_image
+        if not self._past:
+            return now
+        if self.prompt_ids is None:
+            raise Unavailable(
+                "Which cached keys are of a picture is not known outside generate; give the whole "
+                "text at once, or numbers"
+            )
+        prompt = _rows(self.prompt_ids, len(now)).to(now.device) == self.image_token_id
+        whole = now.new_zeros(len(now), self._past + now.shape[1])
+        n = min(prompt.shape[1], whole.shape[1])
+        whole[:, :n] = prompt[:, :n]
+        return whole
+
+    def _check_kinds(self):
+        "Refuse to tell picture tokens apart where there is nothing to tell them by."
+        check_sees("image", self.image_token_id is not None)
+        if self._ids is None:
+            raise Unavailable(
+                "A forward of inputs_embeds: which of them are of a picture is not known; give "
+                "input_ids, or numbers"
+            )
+
     def once(self, key, make: Callable):
         "Make something in the first layer that asks, and keep it until the next forward."
         if key not in self.shared:
@@ -175,10 +211,15 @@ def position_mask(
     positions: Positions,  # a word, or numbers among the prompt's real tokens
     index: Int[Tensor, "batch token"],  # real positions, -1 for padding
     n_prompt: Int[Tensor, "batch 1"],  # length of each prompt
+    is_image: Callable | None = None,  # asked for the words "image" and "text"
 ) -> Bool[Tensor, "batch token"]:
     "Which tokens of the running forward an edit concerns."
-    positions = resolve_positions(positions, ("all", "not first", "prompt", "generated"))
+    words = ("all", "not first", "prompt", "generated", *PICTURE_WORDS)
+    positions = resolve_positions(positions, words)
     real = index >= 0
+    if isinstance(positions, str) and positions in PICTURE_WORDS:
+        check_sees(positions, is_image is not None)
+        return real & (is_image() if positions == "image" else ~is_image())
     if isinstance(positions, str):
         return {
             "all": real,

@@ -8,6 +8,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/scope.html.md"""
 __all__ = ['Scope', 'load']
 
 # %% ../../nbs/core/scope.ipynb #b4836ddd
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..text.batch import Batch, make_batch, pad_id, padded_left
+from ..text.pictures import picture_chats, seeing_batch
 from .default_model import default_model
 from .loading import model_from, device_and_dtype, tokenizer_from
 from .edit import edit
@@ -111,7 +113,9 @@ class Scope:
 
     def encode(
         self,
-        text,  # a text, a list of texts, a chat, ids, a BatchEncoding, or a `Batch`
+        # a text, a list of texts, a chat (with pictures if the model sees), ids, a BatchEncoding, or
+        # a `Batch`
+        text,
         padding_side: str = "right",
         # which of the tokenizer's own marks a text gets: "both", "begin" for a prompt, "none"
         ends: str = "both",
@@ -120,10 +124,29 @@ class Scope:
         that ends in the assistant's words is left open; no end is set twice."""
         if isinstance(text, Batch):
             return text
-        limit = self.structure.max_tokens
-        return make_batch(
-            text, self.tokenizer, self.device, padding_side, self.vocab_size, limit, ends
-        )
+        sizes = (self.vocab_size, self.structure.max_tokens)
+        image = self.structure.image_token_id
+        if chats := picture_chats(text):
+            self._check_sees()
+            batch = seeing_batch(
+                chats, self.processor, image, padding_side, *sizes, single=chats[0] is text
+            ).to(self.device)
+        else:
+            batch = make_batch(text, self.tokenizer, self.device, padding_side, *sizes, ends)
+        return batch if image is None else replace(batch, is_image=batch.input_ids == image)
+
+    def _check_sees(self):
+        "Refuse pictures for a model of texts, and for one without its processor."
+        if self.structure.image_token_id is None:
+            raise BadArgument(
+                f"{type(self.model).__name__} reads texts, and a picture was given; load a "
+                "vision-language model"
+            )
+        if not hasattr(self.processor, "image_processor"):
+            raise BadArgument(
+                "A picture needs the model's processor, and this Scope has a tokenizer alone; give "
+                "Scope(model, processor)"
+            )
 
     def logits(
         self,

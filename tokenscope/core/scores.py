@@ -143,10 +143,8 @@ def next_tokens(
 def _mean_received(pattern, real, heads):
     "Mean weight on each key from the real queries that can see it: (batch, key)."
     p = pattern if heads is None else pattern[:, heads]
-    n = p.shape[-1]
-    causal = torch.ones(n, n, dtype=torch.bool, device=p.device).tril()
-    # what a window or another mask hides has weight 0 in every head
-    sees = real[:, :, None] & real[:, None, :] & causal & (pattern > 0).any(1)
+    # what comes later, or is hidden by a window or another mask, has weight 0 in every head
+    sees = real[:, :, None] & real[:, None, :] & (pattern > 0).any(1)
     return (p.mean(1) * sees).sum(1) / sees.sum(1).clamp(min=1)
 
 # %% ../../nbs/core/scores.ipynb #0a05c492

@@ -181,6 +181,11 @@ class Structure:
         "Tokens that the model can take at once, if it says."
         return _first(self.config, "max_position_embeddings", "n_positions", "max_seq_len")
 
+    @property
+    def image_token_id(self) -> int | None:
+        "The id that stands for each token of a picture; None for a model of texts."
+        return _first(self.unwrapped.config, "image_token_id", "image_token_index")
+
     def router(self, layer: nn.Module) -> Place | None:
         "The place of a layer's router, if it has one."
         stated = (getattr(self.decoder, "_can_record_outputs", None) or {}).get("router_logits")

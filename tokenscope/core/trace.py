@@ -158,7 +158,10 @@ def body_inputs(
     inputs = {"input_ids": batch.input_ids, "use_cache": False, **batch.extra}
     if not bool(batch.attention_mask.all()):
         inputs["attention_mask"] = batch.attention_mask
-        if "position_ids" in inspect.signature(type(scope.structure.body).forward).parameters:
+        body = scope.structure.body
+        takes = inspect.signature(type(body).forward).parameters
+        # a model that counts by the rows and columns of its pictures does so from the mask
+        if "position_ids" in takes and not hasattr(body, "get_rope_index"):
             inputs.setdefault("position_ids", real_index(batch.attention_mask).clamp(min=0))
     return inputs
 
@@ -283,7 +286,8 @@ def read(
     text,  # a text, a list of texts, a chat, ids, a BatchEncoding
     sites: str | Iterable[str] = ("resid_post",),  # names of `text/names`
     layers: Layers = None,  # None for all; negative from the end
-    positions: Positions = "all",  # or "not first", "first", "last", numbers among real tokens
+    # or "not first", "first", "last", "image", "text", numbers among real tokens
+    positions: Positions = "all",
     grad: bool = False,  # keep the graph, for gradients at the sites
 ) -> Trace:
     "Read sites for chosen layers and tokens; nothing after the last of them is computed."
@@ -302,7 +306,7 @@ def read(
             "outside of it"
         )
     batch = scope.encode(text)
-    columns, real = choose_columns(positions, batch.attention_mask)
+    columns, real = choose_columns(positions, batch.attention_mask, batch.is_image)
     gather = None if is_all(positions) else columns
     collector = Collector(
         layers, gather, len(batch), len(pieces), keep_grad=grad, stop="logits" not in names
