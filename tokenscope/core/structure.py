@@ -278,9 +278,11 @@ def _probe(structure):
 # %% ../../nbs/core/structure.ipynb #930b30de
 def _check_there(structure, module):
     "Refuse a module that has since been wrapped: what the wrapper adds would pass a hook by."
-    owner, name = structure.owners.get(module, (None, ""))
-    now = owner and _inside_compiled(getattr(owner, name, None))
-    if now is not None and now is not module:
+    if module not in structure.owners:
+        return
+    owner, name = structure.owners[module]
+    now = _inside_compiled(getattr(owner, name, module))
+    if now is not module:
         raise Unavailable(
             f"{name} of {type(owner).__name__} is another module than when the Scope looked, now "
             f"{type(now).__name__} (was an adapter added?); make a new Scope of the model"
