@@ -52,6 +52,14 @@ def _runs(frame):
     return here is not None
 
 
+def _module_frame():
+    "The frame in which torch runs the module whose hook is running."
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__") != nn.Module.__module__:
+        frame = frame.f_back
+    return frame
+
+
 def _begin(scope, forward, given):
     "Take note of a forward; refuse a cache that the model would leave out."
     layer = scope.structure.layers[0]
@@ -85,7 +93,7 @@ class _Nesting:
             )
         if self.depth == 1:
             self.thread = here
-            self.outer = sys._getframe(2)
+            self.outer = _module_frame()
         return self.depth == 1
 
     def leave(self) -> bool:
