@@ -207,6 +207,12 @@ def raise_silent(
     )
 
 # %% ../../nbs/core/running.ipynb #bb2b21c7
+def _of_kind(word, is_image):
+    "Which tokens are of a picture, or of the text."
+    check_sees(word, is_image is not None)
+    return is_image() if word == "image" else ~is_image()
+
+
 def position_mask(
     positions: Positions,  # a word, or numbers among the prompt's real tokens
     index: Int[Tensor, "batch token"],  # real positions, -1 for padding
@@ -217,10 +223,9 @@ def position_mask(
     words = ("all", "not first", "prompt", "generated", *PICTURE_WORDS)
     positions = resolve_positions(positions, words)
     real = index >= 0
-    if isinstance(positions, str) and positions in PICTURE_WORDS:
-        check_sees(positions, is_image is not None)
-        return real & (is_image() if positions == "image" else ~is_image())
     if isinstance(positions, str):
+        if positions in PICTURE_WORDS:
+            return real & _of_kind(positions, is_image)
         return {
             "all": real,
             "not first": index > 0,

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..text.batch import Batch, make_batch, pad_id, padded_left
-from ..text.pictures import picture_chats, seeing_batch
+from ..text.picture_chats import picture_chats, seeing_batch
 from .default_model import default_model
 from .loading import model_from, device_and_dtype, tokenizer_from
 from .edit import edit
@@ -113,8 +113,7 @@ class Scope:
 
     def encode(
         self,
-        # a text, a list of texts, a chat (with pictures if the model sees), ids, a BatchEncoding, or
-        # a `Batch`
+        # a text, a list of texts, a chat (perhaps with pictures), ids, a BatchEncoding, a `Batch`
         text,
         padding_side: str = "right",
         # which of the tokenizer's own marks a text gets: "both", "begin" for a prompt, "none"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..text.names import BadArgument, check_choice, check_count
+from ..text.names import check_choice, check_count
 
 # %% ../../nbs/data/emoji_scenes.ipynb #3ce76b99
 THINGS = (
@@ -247,6 +247,16 @@ class Question(NamedTuple):
     choices: tuple[str, ...]  # the answer among what else might be said
 
 
+def _where(thing, size):
+    "On which side a thing is, if it is not in the middle."
+    x, y = (at - size / 2 for at in thing.centre)
+    sides = ("left", "right") if abs(x) >= abs(y) else ("top", "bottom")
+    at = x if abs(x) >= abs(y) else y
+    if abs(at) <= size / 8:
+        return None
+    return Question("where", f"On which side is the {thing.word}?", sides[at > 0], sides)
+
+
 def scene_questions(
     scene: Scene,
 ) -> list[Question]:
@@ -256,17 +266,10 @@ def scene_questions(
     asked = [Question("how many", "How many things are there?", NUMBERS[n - 1], NUMBERS)]
     if n == 1:
         asked.append(Question("which", "What is this?", scene.words[0], tuple(THINGS)))
-    for word, box in scene.things:
-        x, y = Placed(word, box).centre
-        across = abs(x - size / 2) >= abs(y - size / 2)
-        sides = ("left", "right") if across else ("top", "bottom")
-        at = x if across else y
-        if abs(at - size / 2) > size / 8:
-            text = f"On which side is the {word}?"
-            asked.append(Question("where", text, sides[at > size / 2], sides))
+    asked += [_where(thing, size) for thing in scene.things]
     for a, b in combinations(scene.things, 2):  # from left to right
         if b.centre[0] - a.centre[0] > size / 4:
             pair = tuple(sorted((a.word, b.word)))
             text = f"Which is further left, the {pair[0]} or the {pair[1]}?"
             asked.append(Question("left of", text, a.word, pair))
-    return asked
+    return [question for question in asked if question]

@@ -292,6 +292,9 @@ def _check_unpacked(position_ids, mask):
             )
 
 
+_no_extra = ("input_ids", "attention_mask", "offset_mapping", "labels")  # scores need no labels
+
+
 def _given_batch(given, tokenizer, device, vocab_size, max_tokens):
     "A batch from tensors that a tokenizer or processor has made."
     if "input_ids" not in given:
@@ -316,12 +319,7 @@ def _given_batch(given, tokenizer, device, vocab_size, max_tokens):
     rows = [row[m.bool()].tolist() for row, m in zip(ids, mask)]
     check_rows(rows, vocab_size, max_tokens)
     _check_unpacked(given.get("position_ids"), mask)
-    extra = {
-        k: v.to(device)
-        for k, v in given.items()
-        if k not in ("input_ids", "attention_mask", "offset_mapping", "labels")
-        and torch.is_tensor(v)
-    }
+    extra = {k: v.to(device) for k, v in given.items() if k not in _no_extra and torch.is_tensor(v)}
     return Batch(
         ids.to(device), mask.to(device), [tokens_of(tokenizer, row) for row in rows], extra
     )

@@ -49,11 +49,9 @@ class Tokens(Sequence):
         text: str | None = None,  # the whole text
         special: Sequence | None = None,  # True where a token is a mark of the tokenizer, not text
         raw: Sequence | None = None,  # the bytes of each token
-        patches: Sequence | None = None,  # for each token its place in a picture, or None
     ):
         self.pieces = [piece_text(p) if isinstance(p, bytes) else str(p) for p in pieces]
-        fields = dict(ids=ids, offsets=offsets, special=special, raw=raw, patches=patches)
-        for name, field in fields.items():
+        for name, field in (("ids", ids), ("offsets", offsets), ("special", special), ("raw", raw)):
             if field is not None and len(field) != len(self.pieces):
                 raise BadArgument(
                     f"Token fields differ in length: {len(self.pieces)} pieces but {len(field)} "
@@ -64,7 +62,6 @@ class Tokens(Sequence):
         self.special = [False] * len(self.pieces) if special is None else [bool(s) for s in special]
         self.text = text
         self.raw = None if raw is None else list(raw)
-        self.patches = None if patches is None else list(patches)
 
     def __len__(self):
         return len(self.pieces)
@@ -80,10 +77,8 @@ class Tokens(Sequence):
     def __getitem__(self, index):
         if not isinstance(index, slice):
             return self.pieces[index]
-        fields = (self.ids, self.offsets, self.raw, self.patches)
-        ids, offsets, raw, patches = (f and f[index] for f in fields)
-        special = self.special[index]
-        return Tokens(self.pieces[index], ids, offsets, self.text, special, raw, patches)
+        ids, offsets, raw = (f and f[index] for f in (self.ids, self.offsets, self.raw))
+        return Tokens(self.pieces[index], ids, offsets, self.text, self.special[index], raw)
 
     def groups(self) -> list[range]:  # runs of token indices; most hold one token
         "Runs of tokens that share a character, such as the tokens of one emoji."
