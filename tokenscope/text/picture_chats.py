@@ -152,19 +152,23 @@ def _told(given, processor, number, size):
 
 # %% ../../nbs/text/picture_chats.ipynb #3709ee0d
 class PictureTokens(Tokens):
-    "The tokens of a text with pictures; `patches` says for each its place in a picture, or None."
+    "The tokens of a text with pictures."
 
     def __init__(
         self,
         tokens: Tokens,
-        patches: list,  # a `Patch` or None for each
+        patches: list,  # for each token its `Patch`, or None
+        pictures: list,  # as they were given
     ):
         vars(self).update(vars(tokens))
         self.patches = patches
+        self.pictures = pictures
 
     def __getitem__(self, index):
         part = super().__getitem__(index)
-        return PictureTokens(part, self.patches[index]) if isinstance(index, slice) else part
+        if not isinstance(index, slice):
+            return part
+        return PictureTokens(part, self.patches[index], self.pictures)
 
 
 def _at_marks(patches, ids, image_token_id):
@@ -203,8 +207,8 @@ def seeing_batch(
 ) -> Batch:
     "Chats with their pictures, as a model takes them; every token knows its place in a picture."
     mark = processor.tokenizer.convert_ids_to_tokens(image_token_id)
-    shown = getattr(processor, "image_token", mark)  # Gemma 3 writes another mark into its text
-    told = [chat_pictures(chat, shown) for chat in chats]
+    asked = getattr(processor, "image_token", mark)  # Gemma 3 has another mark before than after
+    told = [chat_pictures(chat, asked) for chat in chats]
     pictures = [some for _, some in told]
     texts = [_rendered(processor, messages) for messages, _ in told]
     given = _processed(processor, texts, pictures, padding_side)
@@ -213,7 +217,9 @@ def seeing_batch(
     rows = [row[real.bool()].tolist() for row, real in zip(ids, attention_mask)]
     check_rows(rows, vocab_size, max_tokens)
     tokens = [
-        PictureTokens(tokens_of(processor.tokenizer, row), _at_marks(some, row, image_token_id))
-        for row, some in zip(rows, patches)
+        PictureTokens(
+            tokens_of(processor.tokenizer, row), _at_marks(some, row, image_token_id), shown
+        )
+        for row, some, shown in zip(rows, patches, pictures)
     ]
     return Batch(ids, attention_mask, tokens, given, single)
