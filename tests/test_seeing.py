@@ -7,6 +7,7 @@ from PIL import Image
 from seeing_models import FAMILIES, tiny_seeing
 from tokenscope import Edit, Scope
 from tokenscope.text.names import ScopeError
+from tokenscope.text.pictures import as_picture
 
 
 def picture(width, height, seed=0):
@@ -150,3 +151,75 @@ def test_what_does_not_see_is_told_so():
     with pytest.raises(ScopeError, match="A picture is missing"):
         scope.encode([{"role": "user", "content": [{"type": "image"}]}])
     assert scope.encode([ONE, NONE]).is_image.any(1).tolist() == [True, False]
+
+
+def saved(image, form, **more):
+    "A picture as a file that was opened again."
+    import io
+    file = io.BytesIO()
+    image.save(file, form, **more)
+    file.seek(0)
+    return file
+
+
+def colour(image):
+    return as_picture(image).getpixel((0, 0))
+
+
+def test_every_kind_of_picture_becomes_the_same():
+    red = Image.new("RGB", (6, 4), (200, 0, 0))
+    assert as_picture(red).mode == "RGB" and colour(red) == (200, 0, 0)
+    assert colour(Image.new("RGBA", (6, 4), (0, 0, 0, 0))) == (255, 255, 255)
+    assert colour(Image.new("LA", (6, 4), (0, 255))) == (0, 0, 0)
+    assert colour(Image.new("L", (6, 4), 77)) == (77,) * 3 and colour(Image.new("1", (6, 4), 1)) == (255,) * 3
+    assert colour(Image.new("CMYK", (6, 4), (0, 255, 255, 0))) == (255, 0, 0)
+    assert colour(Image.open(saved(Image.fromarray(np.full((4, 6), 2**15, np.uint16)), "png"))) == (128,) * 3
+    assert colour(np.full((4, 6, 3), 0.5)) == (128,) * 3 and colour(torch.full((3, 4, 6), 9, dtype=torch.uint8)) == (9,) * 3
+    see_through = red.quantize(4)
+    see_through.info["transparency"] = 0
+    assert as_picture(Image.open(saved(see_through, "png", transparency=0))).mode == "RGB"
+    assert as_picture(np.zeros((4, 6, 4), np.uint8)).getpixel((0, 0)) == (255,) * 3  # an array may have an alpha channel too
+
+
+def test_a_picture_stands_upright():
+    high = Image.new("RGB", (4, 8))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # turn it by a quarter
+    assert as_picture(Image.open(saved(high, "jpeg", exif=turned))).size == (8, 4)
+
+
+def test_pictures_that_cannot_be_taken_are_refused(tmp_path):
+    noise = Image.effect_noise((64, 64), 60)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(saved(noise, "jpeg").getvalue()[:700])
+    film = [noise, Image.effect_noise((64, 64), 20)]
+    (tmp_path / "words.png").write_text("no picture")
+    for given, words in (
+        (cut, "The picture cannot be read"),
+        (Image.open(saved(noise, "gif", save_all=True, append_images=film[1:])), "An animation of 2 pictures"),
+        (Image.new("1", (10_000, 10_000)), "Too large a picture: 10000 x 10000"),
+        (tmp_path / "words.png", "Not a picture file"),
+        (tmp_path / "none.png", "Not a picture file"),
+        ("https://example.org/a.png", "not fetched from an address"),
+        (np.full((4, 4), 300), "Not a picture: an array of int64"),
+        (np.full((4, 4), np.nan), "Not a picture: an array of float64"),
+        (np.zeros((0, 4)), "Not a picture"), (np.zeros(4), "Not a picture"), (3, "Not a picture"), (None, "Not a picture"),
+    ):
+        with pytest.raises(ScopeError, match=words):
+            as_picture(given)
+
+
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1)])
+def test_pictures_a_pixel_wide(scope, size):
+    "Read, or refused in the processor's words."
+    try:
+        assert scope.logits(asked(picture(*size))).isfinite().all()
+    except ScopeError as error:
+        assert "The processor does not take these pictures" in str(error)
+
+
+def test_the_processor_of_another_model():
+    model, _ = tiny_seeing("llava")
+    _, processor = tiny_seeing("qwen2_5_vl")
+    with pytest.raises(ScopeError):
+        Scope(model, processor).logits(ONE)

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from .colours import Markup, as_numbers, scale_limits, short_number
 from .marks import visible_text
+from .picture_tokens import pictures_html
 from tokenscope.show.pictures import (
     attention_map as attention_map,
     figure_html as figure_html,
@@ -109,8 +110,10 @@ def html(
     max_tokens: int | None = 2000,  # tokens drawn at all; None: every one
     style: bool = True,  # with the style sheet; a page with many strips needs it once
 ) -> Markup:  # self-contained HTML
-    "The strip as HTML."
-    return strip_html(
+    "The strip as HTML, under the pictures of the text if it has some."
+    look = dict(name=self.name, unit=self.unit, limits=self.limits, kept=self.kept)
+    pictures = pictures_html(self.tokens, self.values, **look) if self.values.ndim == 1 else ""
+    strip = strip_html(
         self.tokens,
         self.values,
         self.limits,
@@ -126,6 +129,7 @@ def html(
         fold=fold,
         max_tokens=max_tokens,
     )
+    return Markup(pictures + strip)
 
 # %% ../../nbs/show/display.ipynb #1add03b4
 @patch

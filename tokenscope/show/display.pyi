@@ -7,6 +7,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from .colours import Markup, as_numbers, scale_limits, short_number
 from .marks import visible_text
+from .picture_tokens import pictures_html
 from tokenscope.show.pictures import attention_map as attention_map, figure_html as figure_html, patch_grid as patch_grid
 from .strip import strip_html, strip_notes
 from .strip_figures import heatmap_figure, save_figure, strip_figure

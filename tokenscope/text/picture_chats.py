@@ -171,9 +171,9 @@ class PictureTokens(Tokens):
         return PictureTokens(part, self.patches[index], self.pictures)
 
 
-def _at_marks(patches, ids, image_token_id):
+def _at_marks(patches, ids, image_token_id, pictures):
     "For each token its patch, or None."
-    if len(patches) != ids.count(image_token_id):
+    if len(patches) != ids.count(image_token_id) or (pictures and not patches):
         raise Unavailable(
             f"Picture tokens do not fit: the processor wrote {len(patches)} marks, and the text "
             f"has {ids.count(image_token_id)} tokens of them; use this model's own processor"
@@ -218,7 +218,9 @@ def seeing_batch(
     check_rows(rows, vocab_size, max_tokens)
     tokens = [
         PictureTokens(
-            tokens_of(processor.tokenizer, row), _at_marks(some, row, image_token_id), shown
+            tokens_of(processor.tokenizer, row),
+            _at_marks(some, row, image_token_id, shown),
+            shown,
         )
         for row, some, shown in zip(rows, patches, pictures)
     ]

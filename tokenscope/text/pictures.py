@@ -13,9 +13,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
 from .names import BadArgument, BadFile
 
 # %% ../../nbs/text/pictures.ipynb #5ea8246d
@@ -39,16 +36,20 @@ def _opened(source):
         except (OSError, Image.DecompressionBombError) as error:
             name = Path(source).name
             raise BadFile(f"Not a picture file: {name} ({type(error).__name__}: {error})") from None
-    if hasattr(source, "__array__") or torch.is_tensor(source):
-        return Image.fromarray(_levels(np.asarray(source)))
+    if hasattr(source, "__array__"):
+        return Image.fromarray(_levels(source))
     raise BadArgument(
         f"Not a picture: {type(source).__name__}; give a PIL image, a path, or an array of (row, "
         "column) or (row, column, colour)"
     )
 
 
-def _levels(array):
-    "An array as whole numbers from 0 to 255."
+def _levels(source, wide=False):
+    "An array as whole numbers from 0 to 255. `wide`: PIL holds 16 bits in 32."
+    import numpy as np
+
+    array = np.asarray(source)
+    array = array.astype(np.uint16) if wide else array
     if array.ndim == 3 and array.shape[0] in (3, 4) and array.shape[2] not in (3, 4):
         array = np.moveaxis(array, 0, 2)  # as torch has it
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
@@ -90,7 +91,7 @@ def as_picture(
     except (OSError, SyntaxError, ValueError) as error:  # a file that ends too early
         raise BadFile(f"The picture cannot be read ({type(error).__name__}: {error})") from None
     if picture.mode == "F" or picture.mode.startswith("I"):  # PIL itself would cut them off at 255
-        picture = Image.fromarray(_levels(np.asarray(picture).astype(np.uint16)))
+        picture = Image.fromarray(_levels(picture, wide=picture.mode == "I"))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
