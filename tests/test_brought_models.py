@@ -496,3 +496,10 @@ def test_settings_of_torch_and_of_the_config():
         held = Scope(tiny("llama", trainable=False))
     with pytest.raises(ScopeError, match="made inside torch.inference_mode"):
         held.read(IDS, "resid_post", grad=True)
+
+
+def test_a_read_pattern_shows_no_later_token_whatever_is_set_there():
+    scope = Scope(fresh())
+    with scope.edit(Edit("pattern", add=0.5)):
+        pattern = scope.read(IDS, "pattern")["pattern"]
+    assert pattern.triu(1).abs().max() == 0 and (pattern.diagonal(dim1=-2, dim2=-1) > 0.5).all()

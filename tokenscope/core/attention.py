@@ -82,14 +82,15 @@ def eager_attention(
 _taps = WeakKeyDictionary()  # attention module -> list of (site, tap)
 
 # %% ../../nbs/core/attention.ipynb #b8c999f5
-def _run(taps, site, tensor):
+def _run(taps, site, tensor, hidden=None):
     """Let every tap at a site see the tensor and perhaps replace it; return the tensor and whether
-    it changed."""
+    it changed. What is hidden stays zero, whatever a tap sets there."""
     changed = False
     for name, tap in taps:
         new = tap(tensor) if name == site else None
         if new is None or new is tensor:
             continue
+        new = new if hidden is None else new.masked_fill(hidden, 0)
         # with a graph, equal numbers are another tensor: gradients are asked for at this one
         if new.requires_grad or not torch.equal(new, tensor):
             tensor = new
@@ -160,9 +161,9 @@ def tapped_attention(
     if "pattern" in sites:
         explicit = additive_mask(attention_mask, query, key, getattr(module, "is_causal", True))
         pattern = eager_attention(module)(module, query, key, value, explicit, **kw)[1]
-        pattern, changed = _run(taps, "pattern", pattern)
-        hidden = explicit <= torch.finfo(explicit.dtype).min  # stays hidden, whatever is set there
-        weights = pattern.masked_fill(hidden, 0) if changed else None
+        hidden = explicit <= torch.finfo(explicit.dtype).min
+        pattern, changed = _run(taps, "pattern", pattern, hidden)
+        weights = pattern if changed else None
     if weights is None:
         z, weights = plain(module, query, key, value, attention_mask, **kw)
     else:
