@@ -90,7 +90,8 @@ def test_probes_by_layer_and_their_control():
     (lambda s: lora_adapter(s, [], GOAL[:0]).__enter__(), "An adapter needs"), (lambda s: lora_adapter(s, ROWS, GOAL[:3]).__enter__(), "An adapter needs"), (lambda s: lora_adapter(s, ROWS, GOAL, ["qkv"]).__enter__(), "No linear layer is called"),
     (lambda s: layer_probes(torch.ones(12, 1, 4), [1] * 12, [0]), "are the same"), (lambda s: layer_probes(torch.ones(12, 1, 4), range(5), [0]), "Probes need a number"),
     (lambda s: layer_probes(torch.ones(12, 1, 4), range(12), [0], groups=[1]), "Probes need a number"), (lambda s: layer_probes(torch.ones(12, 1, 4), range(12), [0])[1], "No probe for layer 1"),
-    (lambda s: RowEdit(Scope(s.model.base_model), [5]), "No head to edit")])
+    (lambda s: RowEdit(Scope(s.model.base_model), [5]), "No head to edit"),
+    (lambda s: RowEdit(Scope(torch.ao.quantization.quantize_dynamic(s.model, {torch.nn.Linear})), [5]), "No rows to read")])
 def test_bad_input(wrong, message):
     with pytest.raises(ScopeError, match=message):
         wrong(Scope(tiny("llama")))
