@@ -83,7 +83,7 @@ def _row_positions(positions, length, row):
             )
         ) from None
 
-# %% ../../nbs/text/batch.ipynb #80784a6d
+# %% ../../nbs/text/batch.ipynb #8614633f
 PICTURE_WORDS = ("image", "text")  # positions by what a token is of
 
 
@@ -108,7 +108,7 @@ def _of_kind(word, is_image, index):
         raise BadArgument(f"No {word} tokens in this text, and positions={word!r} was asked for")
     return rows
 
-
+# %% ../../nbs/text/batch.ipynb #80784a6d
 def choose_columns(
     positions: Positions,  # counted among real tokens
     attention_mask: Int[Tensor, "batch token"],
