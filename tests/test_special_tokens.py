@@ -258,7 +258,7 @@ def test_contents_in_parts_and_without_text():
     for message in ({"role": "assistant", "content": None}, {"role": "user"}, {"role": "user", "content": []}, {"role": "user", "content": 5}):
         with pytest.raises(ScopeError, match="message 1"):
             scope.encode([*CHAT, message])
-    with pytest.raises(ScopeError, match="message 0 holds 'image'"):
+    with pytest.raises(ScopeError, match="reads texts, and a picture was given"):
         scope.encode([{"role": "user", "content": [{"type": "image", "url": "a.png"}, *said]}])
     call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "clock", "arguments": {}}}]}
     with pytest.raises(ScopeError, match="tool_calls"):

@@ -196,7 +196,7 @@ def _touch(a, b):
 
 # %% ../../nbs/data/emoji_scenes.ipynb #b55f7466
 def emoji_scene(
-    n: int = 2,  # things, one to four
+    n_things: int = 2,  # one to four
     seed: int = 0,
     *,
     split: str = "train",  # or "held out"
@@ -207,11 +207,11 @@ def emoji_scene(
 ) -> Scene:
     "A scene, the same for the same arguments."
     check_choice("split", split, ("train", "held out"))
-    check_count("n", n if words is None else len(words), 1, 4)
+    check_count("n_things", n_things if words is None else len(words), 1, 4)
     check_count("size", size, 32)
     chance = random.Random(f"{split} {seed}")
     draw = np.random.default_rng(chance.getrandbits(32))
-    words = _words(n, split, chance) if words is None else list(words)
+    words = _words(n_things, split, chance) if words is None else list(words)
     kind = chance.choice(GROUNDS) if kind is None else check_choice("kind", kind, GROUNDS)
     picture = ground(kind, size, draw)
     _distract(picture, check_count("distractors", distractors, 0), chance)
