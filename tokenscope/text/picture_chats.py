@@ -11,6 +11,7 @@ __all__ = ['holds_pictures', 'picture_chats', 'chat_pictures', 'PictureTokens', 
 from collections.abc import Mapping
 
 from .batch import Batch, check_rows
+from .chats import render_chat
 from .names import BadArgument, Unavailable
 from .pictures import WHOLE, as_picture, picture_patches
 from .tokens import Tokens, tokens_of
@@ -93,14 +94,7 @@ def _rendered(processor, messages):
         )
     begun = messages[-1].get("role") == "assistant"
     how = {"continue_final_message": True} if begun else {"add_generation_prompt": True}
-    try:
-        return processor.apply_chat_template(messages, tokenize=False, **how)
-    except ImportError:
-        raise
-    except Exception as error:  # a template may raise anything
-        raise BadArgument(
-            f"The chat template does not take these messages: {str(error).splitlines()[0]}"
-        ) from error
+    return render_chat(processor, messages, how)
 
 
 def _processed(processor, texts, pictures, padding_side):
