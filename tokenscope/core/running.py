@@ -113,6 +113,16 @@ class RunningForward:
         return self._places[place]
 
     @property
+    def n_past(self) -> int:
+        "Keys before the tokens of this forward."
+        return self._past
+
+    @property
+    def ids(self) -> Tensor | None:
+        "The ids of its tokens, if it was given ids."
+        return self._ids
+
+    @property
     def index(self) -> Int[Tensor, "batch token"]:
         "Real position of each token, -1 for padding."
         return self._known(0)

@@ -30,6 +30,7 @@ from tokenscope.text.names import (
 from .readouts import logit_lens
 from .scores import attention_received, entropy, logprobs, next_tokens, surprisal
 from .following import steady
+from .shortened import kept
 from .structure import Structure
 from .trace import read, unembed
 
@@ -202,6 +203,7 @@ class Scope:
 
     read = read
     edit = edit
+    kept = kept
     unembed = unembed
     surprisal = surprisal
     entropy = entropy
