@@ -7,14 +7,14 @@ Docs: https://tokenscope.github.io/tokenscope/core/shortened.html.md"""
 # %% auto #0
 __all__ = ['kept_columns', 'ShortenedRun', 'kept']
 
-# %% ../../nbs/core/shortened.ipynb #58b78ee4
+# %% ../../nbs/core/shortened.ipynb #9d25dfd0
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 from transformers import Cache
 
@@ -32,14 +32,8 @@ from tokenscope.core.shorter import (
 from .taps import uncompiled
 from ..text.names import BadArgument, Unavailable, check_choice
 
-# %% ../../nbs/core/shortened.ipynb #af0eff9d
+# %% ../../nbs/core/shortened.ipynb #aa24b766
 _plain = (type(None), bool, int, float, str, Cache)
-
-
-def _by_name(layer, args, kwargs):
-    "What a layer is called with beside its states, by name."
-    names = list(inspect.signature(type(layer).forward).parameters)[1:]
-    return {**dict(zip(names[1:], args[1:])), **kwargs}
 
 
 def _tensors(value):
@@ -60,7 +54,7 @@ def _check_arguments(layer, given):
                 "here; hide the tokens instead, with scope.edit(*keep.edits())"
             )
 
-# %% ../../nbs/core/shortened.ipynb #680dcff6
+# %% ../../nbs/core/shortened.ipynb #df29ea70
 def _rows_of(keeps, forward):
     "A mask for each row of a forward: beams and samples of one text stand side by side."
     n_rows = len(forward.index)
@@ -101,7 +95,7 @@ def _check_same_text(keep, forward, row, known):
             + "; make the mask from the text that is run"
         )
 
-# %% ../../nbs/core/shortened.ipynb #29a5d8f2
+# %% ../../nbs/core/shortened.ipynb #5ab85177
 @dataclass(eq=False)
 class ShortenedRun:
     "Forwards of a model in which some tokens drop out."
@@ -114,7 +108,9 @@ class ShortenedRun:
     sets: list = field(default_factory=list)  # columns, (batch, kept), of each kind of layer
     kind: list = field(default_factory=list)  # of each layer; None where every token stays
     n_dropped: list = field(default_factory=list)  # of each kind: (batch,)
+    new: Tensor | None = None  # the columns that the running forward brings
     sizes: Tensor | None = None  # (batch, column): tokens that a state stands for
+    weights: Tensor | None = None  # (batch, column): how much it counts when states merge
     cache: Cache | None = None
     tables: dict = field(default_factory=dict)  # the rotations of all columns read so far
     shared: dict = field(default_factory=dict)  # what layers of one kind share in a forward
@@ -129,8 +125,11 @@ class ShortenedRun:
     def begin(self, given: dict):
         "A forward has come to the first layer, with these arguments."
         self.shared = {}
+        index, n_past = self.forward.index, self.forward.n_past
+        columns = torch.arange(n_past, n_past + index.shape[1], device=index.device)
+        self.new = columns.expand_as(index)
         cache = next((v for v in given.values() if isinstance(v, Cache)), None)
-        if self.forward.n_past:
+        if n_past:
             self._go_on(cache)
             return
         if cache is not None:
@@ -138,12 +137,6 @@ class ShortenedRun:
         self.cache = cache
         self.tables = {}
         self._plan()
-
-    @property
-    def new(self) -> Int[Tensor, "batch token"]:
-        "The columns that a forward brings."
-        index, n_past = self.forward.index, self.forward.n_past
-        return torch.arange(n_past, n_past + index.shape[1], device=index.device).expand_as(index)
 
     def _plan(self):
         "Which columns each layer works on. Equal layers share them."
@@ -160,6 +153,11 @@ class ShortenedRun:
                 self.sets.append(left_columns(now))
                 self.n_dropped.append((real & ~now).sum(1))
         self.sizes = real.float()
+        self.weights = real.float()
+        for row, keep in enumerate(_rows_of(self.keeps, self.forward)):
+            if keep.weights is not None:
+                known = (self.forward.index[row] >= 0) & (self.forward.index[row] < len(keep))
+                self.weights[row, known] = keep.weights.to(self.weights)
 
     def _go_on(self, cache):
         "More tokens, after those in the cache."
@@ -180,19 +178,16 @@ class ShortenedRun:
         if kind is None or not (dropping or self.forward.n_past):
             return hidden, given
         keys = self.sets[kind]
-        queries = keys if dropping else self.new
         if dropping and (not layer or self.kind[layer - 1] != kind):
             hidden = self._drop(layer, hidden, keys)
-        changed = {
-            "attention_mask": self._mask(given.get("attention_mask"), queries, keys, kind, hidden)
-        }
+        queries = keys if dropping else self.new
+        mask = self._mask(given.get("attention_mask"), queries, kind, hidden)
+        changed = {"attention_mask": mask}
         if dropping and torch.is_tensor(given.get("position_ids")):
             changed["position_ids"] = take_columns(given["position_ids"], keys, -1)
-        if given.get("position_embeddings") is not None:
-            changed["position_embeddings"] = self._rotations(
-                given["position_embeddings"], kind, dropping
-            )
-        return hidden, {**given, **{k: v for k, v in changed.items() if k in given}}
+        if (dropping or self.renumber) and given.get("position_embeddings") is not None:
+            changed["position_embeddings"] = self._rotations(given["position_embeddings"], kind)
+        return hidden, {**given, **changed}
 
     def _drop(self, layer, hidden, columns):
         "The states that stay, from those that the layer before worked on."
@@ -203,34 +198,44 @@ class ShortenedRun:
             hidden = self._merge(hidden, held, columns)
         return take_columns(hidden, torch.searchsorted(held.contiguous(), columns.contiguous()), -2)
 
-    def _merge(self, hidden, held, columns):
-        "States that drop out go into those that take them in."
+    def _targets(self, held, columns):
+        "Where the state of each column goes: its own place, or that of the token that takes it in."
         targets = torch.arange(held.shape[1], device=held.device).repeat(len(held), 1)
-        index = self.forward.index.to(held.device)
+        firsts = (self.forward.index == 0).long().argmax(1).tolist()
         for row, keep in enumerate(_rows_of(self.keeps, self.forward)):
             if keep.sources is None:
                 continue
-            place = {int(c): i for i, c in enumerate(held[row]) if c >= 0}
-            first = int((index[row] == 0).nonzero()[0])
-            leaving = set(place) - set(columns[row].tolist())
-            for column in leaving:
-                source = int(keep.sources[column - first])
+            place = {column: i for i, column in enumerate(held[row].tolist()) if column >= 0}
+            for column in set(place) - set(columns[row].tolist()):
+                known = 0 <= column - firsts[row] < len(keep)
+                source = int(keep.sources[column - firsts[row]]) if known else -1
                 if source >= 0:
-                    targets[row, place[column]] = place[source + first]
-        sizes = self.sizes.to(held.device)
-        hidden, now = merge_into(hidden, sizes.gather(1, held.clamp(min=0)), targets)
-        self.sizes = sizes.scatter(1, held.clamp(min=0), now)
+                    targets[row, place[column]] = place[source + firsts[row]]
+        return targets
+
+    def _merge(self, hidden, held, columns):
+        "States that drop out go into those that take them in."
+        targets = self._targets(held, columns)
+        places = held.clamp(min=0)
+        weights, sizes = self.weights.to(held.device), self.sizes.to(held.device)
+        hidden, now = merge_into(hidden, weights.gather(1, places), targets)
+        summed = torch.zeros_like(now).scatter_add(1, targets, sizes.gather(1, places))
+        self.weights = weights.scatter(1, places, now)
+        self.sizes = sizes.scatter(1, places, summed)
         return hidden
 
-    def _mask(self, mask, queries, keys, kind, hidden):
+    def _mask(self, mask, queries, kind, hidden):
         "The attention mask of a layer; layers of one kind share it."
-        if torch.is_tensor(mask) and mask.ndim != 4:
-            raise Unavailable(
-                f"An attention mask of {mask.ndim} axes cannot be made shorter; load the model "
-                "with attn_implementation='sdpa' or 'eager'"
-            )
         about = (kind, id(mask))
         if about not in self.shared:
+            if torch.is_tensor(mask) and mask.ndim != 4:
+                raise Unavailable(
+                    f"An attention mask of {mask.ndim} axes cannot be made shorter; load the model "
+                    "with attn_implementation='sdpa' or 'eager'"
+                )
+            if self.renumber and mask is not None:
+                self._check_plain(mask)
+            keys = self.sets[kind]
             shorter = shorter_mask(mask, queries, keys, self.forward.n_past)
             if self.log_sizes:
                 sizes = self.sizes.gather(1, keys.clamp(min=0)).log()[:, None, None]
@@ -239,14 +244,28 @@ class ShortenedRun:
         shorter = self.shared[about][0]
         return shorter if shorter is None else shorter.to(hidden.device)
 
-    def _rotations(self, given, kind, dropping):
+    def _check_plain(self, mask):
+        "Refuse to renumber where a mask counts positions: they would be others."
+        sees = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        columns = torch.arange(mask.shape[-1], device=mask.device)
+        new = self.new.to(mask.device)[:, None, :, None]
+        real = (self.sizes > 0).to(mask.device)[:, None]
+        expected = (new >= columns) & real[:, :, None]
+        asked = real.gather(2, new[..., 0])[..., None]
+        if bool(((sees != expected) & asked).any()):
+            raise Unavailable(
+                "A window, or a picture whose tokens see one another, is told by positions, which "
+                "cannot be renumbered; keep them with renumber=False"
+            )
+
+    def _rotations(self, given, kind):
         "The rotations of the positions of a layer's tokens."
         pair = given if isinstance(given, (tuple, list)) else [given]
-        if not self.renumber:
-            taken = [take_columns(x, self.sets[kind], -2) if dropping else x for x in pair]
-        else:
-            places = self._renumbered(kind, dropping)
-            taken = [take_columns(x, places, -2) for x in self.tables[self._note_rotations(given)]]
+        places = self.sets[kind]
+        if self.renumber:
+            places = self._renumbered(kind)
+            pair = self.tables[self._note_rotations(given)]
+        taken = [take_columns(x, places, -2) for x in pair]
         return tuple(taken) if isinstance(given, (tuple, list)) else taken[0]
 
     def _note_rotations(self, given):
@@ -274,9 +293,9 @@ class ShortenedRun:
             self.shared[number] = given
         return number
 
-    def _renumbered(self, kind, dropping):
+    def _renumbered(self, kind):
         "The columns whose positions the tokens of a layer take: without gaps."
-        if not dropping:
+        if self.forward.n_past:
             return self.new - self.n_dropped[kind][:, None]
         columns = self.sets[kind]
         n_fill = (columns < 0).sum(1, keepdim=True)
@@ -325,7 +344,7 @@ class ShortenedRun:
                     "cannot drop out; hide them instead, with scope.edit(*keep.edits())"
                 )
 
-# %% ../../nbs/core/shortened.ipynb #0c30bc61
+# %% ../../nbs/core/shortened.ipynb #dd0e5f4f
 @contextmanager
 def kept(
     scope,  # a `Scope`
@@ -359,13 +378,15 @@ def kept(
 
 def _listen(run, layer, module):
     "Let a run see and change what a layer is given."
+    names = list(inspect.signature(type(module).forward).parameters)[2:]  # after self and states
 
     def enter(called, args, kwargs):
         if called is not module:  # of a copy of the model, made meanwhile
             return None
-        given = _by_name(module, args, kwargs)
+        given = {**dict(zip(names, args[1:])), **kwargs}
         hidden = args[0] if args else given.pop("hidden_states")
-        _check_arguments(module, given)
+        if not run.forward.n_past:
+            _check_arguments(module, given)
         if not layer:
             run.begin(given)
         hidden, given = run.enter(layer, hidden, given)

@@ -7,7 +7,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/shorter.html.md"""
 # %% auto #0
 __all__ = ['left_columns', 'take_columns', 'shorter_mask', 'ShortenedCache', 'shorten_cache', 'added_mask', 'merge_into']
 
-# %% ../../nbs/core/shorter.ipynb #5eabada5
+# %% ../../nbs/core/shorter.ipynb #2765983d
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..text.names import Unavailable
 
-# %% ../../nbs/core/shorter.ipynb #cf0fa65f
+# %% ../../nbs/core/shorter.ipynb #910312ab
 def left_columns(
     kept: Bool[Tensor, "batch token"],
 ) -> Int[Tensor, "batch kept"]:  # in their order; -1 fills a row that keeps fewer, from the left
@@ -26,7 +26,7 @@ def left_columns(
     ordered = places.masked_fill(~kept, -1).sort(1).values
     return ordered[:, kept.shape[1] - n_most :]
 
-# %% ../../nbs/core/shorter.ipynb #b149433e
+# %% ../../nbs/core/shorter.ipynb #c184a276
 def take_columns(
     tensor: Tensor,  # the batch's axis stands before the tokens' axis
     columns: Int[Tensor, "batch kept"],
@@ -42,7 +42,7 @@ def take_columns(
     index = index.view(*[1] * len(lead), *index.shape, *[1] * len(tail))
     return tensor.gather(axis, index.expand(*lead, *index.shape[len(lead) : len(lead) + 2], *tail))
 
-# %% ../../nbs/core/shorter.ipynb #88a6b65d
+# %% ../../nbs/core/shorter.ipynb #0cf126ac
 def shorter_mask(
     mask: Tensor | None,  # (batch or 1, head or 1, query, key), bool or added; None: causal
     queries: Int[Tensor, "batch query"],  # columns of the text, -1 for filling
@@ -73,7 +73,7 @@ def shorter_mask(
     lowest = torch.finfo(mask.dtype).min
     return mask.masked_fill(hidden, lowest).masked_fill(lone, 0)
 
-# %% ../../nbs/core/shorter.ipynb #a4b4f6f4
+# %% ../../nbs/core/shorter.ipynb #26b020b1
 class ShortenedCache(DynamicCache):
     "A cache whose layers hold fewer tokens than have been read; its length is what was read."
 
@@ -109,7 +109,7 @@ def shorten_cache(cache):
     cache.layers = [DynamicLayer() for _ in cache.layers]
     cache.__class__ = ShortenedCache
 
-# %% ../../nbs/core/shorter.ipynb #2d4ebeaa
+# %% ../../nbs/core/shorter.ipynb #35df9e18
 def added_mask(mask, queries, keys, dtype):
     "A mask in the form that is added to the scores."
     if mask is None:
@@ -119,15 +119,15 @@ def added_mask(mask, queries, keys, dtype):
     nothing = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return nothing.masked_fill(~mask, torch.finfo(dtype).min)
 
-# %% ../../nbs/core/shorter.ipynb #c86a1fc4
+# %% ../../nbs/core/shorter.ipynb #69fffdf5
 def merge_into(
     hidden: Float[Tensor, "batch token d_model"],
-    sizes: Float[Tensor, "batch token"],  # how many tokens each state stands for
+    weights: Float[Tensor, "batch token"],  # how much each state counts
     targets: Int[Tensor, "batch token"],  # where each state goes: its own place, or another
 ) -> tuple[Float[Tensor, "batch token d_model"], Float[Tensor, "batch token"]]:
-    "Means of the states that go to one place, weighted by their sizes; and the new sizes."
-    summed = torch.zeros_like(sizes).scatter_add(1, targets, sizes)
+    "Weighted means of the states that go to one place, and the summed weights there."
+    summed = torch.zeros_like(weights).scatter_add(1, targets, weights)
+    share = (weights / summed.gather(1, targets).clamp(min=1e-9)).to(hidden.dtype)
     places = targets[..., None].expand_as(hidden)
-    weighted = hidden * sizes[..., None].to(hidden.dtype)
-    merged = torch.zeros_like(hidden).scatter_add(1, places, weighted)
-    return merged / summed.clamp(min=1e-9)[..., None].to(hidden.dtype), summed
+    merged = torch.zeros_like(hidden).scatter_add(1, places, hidden * share[..., None])
+    return merged, summed
