@@ -7,7 +7,7 @@ Docs: https://tokenscope.github.io/tokenscope/core/keep_mask.html.md"""
 # %% auto #0
 __all__ = ['KeepMask', 'span_tokens', 'keep_top', 'save_keep', 'load_keep']
 
-# %% ../../nbs/core/keep_mask.ipynb #9442ad30
+# %% ../../nbs/core/keep_mask.ipynb #5506105a
 import json
 import os
 from collections.abc import Iterable
@@ -25,6 +25,7 @@ from ..text.batch import PICTURE_WORDS
 from tokenscope.text.names import (
     BadArgument,
     BadFile,
+    Layers,
     Positions,
     check_choice,
     resolve_indices,
@@ -32,7 +33,7 @@ from tokenscope.text.names import (
 )
 from ..text.tokens import Tokens
 
-# %% ../../nbs/core/keep_mask.ipynb #8a31b7e7
+# %% ../../nbs/core/keep_mask.ipynb #8961b536
 @dataclass(eq=False)
 class KeepMask:
     "Which tokens of one text are still there in each layer."
@@ -113,7 +114,7 @@ class KeepMask:
             f"{self.budget:.0%} of all{merged})"
         )
 
-# %% ../../nbs/core/keep_mask.ipynb #497dbefc
+# %% ../../nbs/core/keep_mask.ipynb #d270deb7
 def _check_keep(mask):
     "Refuse a mask that fits no text, or leaves nothing to go on from."
     if mask.keep.ndim != 2 or mask.keep.shape[1] != len(mask.tokens) or not mask.keep.numel():
@@ -150,7 +151,7 @@ def _joined_sources(a, b):
         return a.sources if b.sources is None else b.sources
     return torch.where(a.sources >= 0, a.sources, b.sources)
 
-# %% ../../nbs/core/keep_mask.ipynb #95a49c02
+# %% ../../nbs/core/keep_mask.ipynb #47ef8e81
 @patch
 def strip(self: KeepMask) -> TokenScores:
     "The text with what became of each token: its score, or the share of layers that it stays in."
@@ -174,7 +175,7 @@ def figure(self: KeepMask):  # a matplotlib Figure
         self.tokens, self.keep.float().numpy(), name=title, layers=layers, limits=(0, 1)
     ).heatmap()
 
-# %% ../../nbs/core/keep_mask.ipynb #94392cb5
+# %% ../../nbs/core/keep_mask.ipynb #85416eb5
 @patch
 def edits(
     self: KeepMask,
@@ -200,7 +201,7 @@ def edits(
         for gone, layers in groups.items()
     ]
 
-# %% ../../nbs/core/keep_mask.ipynb #4483ed1b
+# %% ../../nbs/core/keep_mask.ipynb #af134cc6
 def span_tokens(
     span: Positions,  # also "image" and "text"
     tokens: Tokens,
@@ -215,7 +216,7 @@ def span_tokens(
         chosen = resolve_indices(resolve_positions(span), len(tokens), "position")
     return sorted(set(chosen) - {len(tokens) - 1})
 
-# %% ../../nbs/core/keep_mask.ipynb #22cd8ea6
+# %% ../../nbs/core/keep_mask.ipynb #5f097aa0
 def _stages(ratio, layers, n_layers):
     "Pairs of a layer and the share that stays from there on."
     ratios = list(ratio) if isinstance(ratio, Iterable) else [ratio]
@@ -230,13 +231,13 @@ def _stages(ratio, layers, n_layers):
             raise BadArgument(f"ratio is a share of tokens between 0 and 1; given: {share}")
     return list(zip(firsts, ratios))
 
-# %% ../../nbs/core/keep_mask.ipynb #8f0599bd
+# %% ../../nbs/core/keep_mask.ipynb #390e247c
 def keep_top(
     scope,  # a `Scope`: the mask has its layers
     scores: TokenScores,  # of one text, one number a token; high stays
     *,
     ratio: float | Iterable[float] = 0.5,  # the share of the span that stays, rounded down
-    layers: int | Iterable[int] = 0,  # from which layer on; one for each ratio
+    layers: Layers = 0,  # from which layer on; one for each ratio
     span: Positions = "not first",  # the tokens up for choice; the last is never
 ) -> KeepMask:
     "Keep the tokens with the highest scores, of equals the first."
@@ -257,7 +258,7 @@ def keep_top(
     protected[chosen] = False
     return KeepMask(scores.tokens, keep, values, scores.name, protected=protected)
 
-# %% ../../nbs/core/keep_mask.ipynb #5a2f3590
+# %% ../../nbs/core/keep_mask.ipynb #7645f73c
 def save_keep(keep: KeepMask, path: str | Path) -> Path:
     "Write a mask to a safetensors file."
     from safetensors.torch import save_file

@@ -13,7 +13,7 @@ from torch import Tensor
 from .edit import Edit
 from ..show.display import TokenScores
 from ..text.batch import PICTURE_WORDS
-from tokenscope.text.names import BadArgument, BadFile, Positions, check_choice, resolve_indices, resolve_positions
+from tokenscope.text.names import BadArgument, BadFile, Layers, Positions, check_choice, resolve_indices, resolve_positions
 from ..text.tokens import Tokens
 
 @dataclass(eq=False)
@@ -88,7 +88,7 @@ def span_tokens(span: Positions, tokens: Tokens) -> list[int]:
 def _stages(ratio, layers, n_layers):
     ...
 
-def keep_top(scope, scores: TokenScores, *, ratio: float | Iterable[float]=..., layers: int | Iterable[int]=..., span: Positions=...) -> KeepMask:
+def keep_top(scope, scores: TokenScores, *, ratio: float | Iterable[float]=..., layers: Layers=..., span: Positions=...) -> KeepMask:
     ...
 
 def save_keep(keep: KeepMask, path: str | Path) -> Path:

@@ -95,8 +95,8 @@ def _check_all_there(structure, taps):
     for site, layer, _ in taps:
         if layer is not None and any(layer >= f for f in first):
             raise BadArgument(
-                f"Tokens drop out before {site} of layer {layer}, so that its columns are no longer "
-                "the text's; read before that layer, or hide the tokens with keep.edits()"
+                f"Tokens drop out before {site} of layer {layer}, so that its columns are no "
+                "longer the text's; read before that layer, or hide the tokens with keep.edits()"
             )
 
 
