@@ -247,10 +247,12 @@ class ShortenedRun:
         n_past = self.forward.n_past
         kind = self.kind[-1]
         if not n_past and self.when == "cache" and self.cache is not None:
-            self._shorten_layers()
+            self.cache.keep_columns([None if k is None else self.sets[k] for k in self.kind])
         if self.cache is not None:
             self.cache.n_read = n_past + self.forward.index.shape[1]
-            self._check_cache()
+            self.cache.check_held(
+                [self.cache.n_read if k is None else self.sets[k].shape[1] for k in self.kind]
+            )
         if n_past or self.when == "cache" or kind is None:
             return output
         short = output if torch.is_tensor(output) else output[0]
@@ -261,27 +263,6 @@ class ShortenedRun:
         rows, places = (columns >= 0).nonzero(as_tuple=True)
         full = full.index_put((rows, columns[rows, places]), short[rows, places])
         return full if torch.is_tensor(output) else (full, *output[1:])
-
-    def _shorten_layers(self):
-        "Take the tokens that drop out from what the cache holds."
-        for kind, held in zip(self.kind, self.cache.layers):
-            if kind is not None:
-                columns = self.sets[kind].clamp(min=0).to(held.keys.device)[:, None, :, None]
-                for name in ("keys", "values"):
-                    whole = getattr(held, name)
-                    index = columns.expand(-1, whole.shape[1], -1, whole.shape[3])
-                    setattr(held, name, whole.gather(2, index))
-
-    def _check_cache(self):
-        "Refuse a cache whose layers do not hold what they should."
-        for layer, (kind, held) in enumerate(zip(self.kind, self.cache.layers)):
-            expected = self.cache.n_read if kind is None else self.sets[kind].shape[1]
-            if held.is_initialized and held.get_seq_length() != expected:
-                raise Unavailable(
-                    f"The cache of layer {layer} holds {held.get_seq_length()} tokens instead of "
-                    f"{expected}: this model fills its cache in another way, so that tokens "
-                    "cannot drop out; hide them instead, with scope.edit(*keep.edits())"
-                )
 
 # %% ../../nbs/core/shortened.ipynb #498b2733
 @contextmanager

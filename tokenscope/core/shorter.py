@@ -93,6 +93,33 @@ class ShortenedCache(DynamicCache):
         "The mask is made for all tokens; each layer takes the columns that it holds."
         return self.n_read + query_length, 0
 
+    def keep_columns(
+        self,
+        columns: list,  # (batch, kept) for each layer; None where everything stays
+    ):
+        "Take out what drops out."
+        for stays, layer in zip(columns, self.layers):
+            if stays is None:
+                continue
+            index = stays.clamp(min=0).to(layer.keys.device)[:, None, :, None]
+            for name in ("keys", "values"):
+                states = getattr(layer, name)
+                size = (-1, states.shape[1], -1, states.shape[3])
+                setattr(layer, name, states.gather(2, index.expand(size)))
+
+    def check_held(
+        self,
+        n_expected: list[int],  # tokens of each layer
+    ):
+        "Refuse layers that do not hold what they should."
+        for i, (n, layer) in enumerate(zip(n_expected, self.layers)):
+            if layer.is_initialized and layer.get_seq_length() != n:
+                raise Unavailable(
+                    f"The cache of layer {i} holds {layer.get_seq_length()} tokens instead of {n}: "
+                    "this model fills its cache in another way, so that tokens cannot drop out; "
+                    "hide them instead, with scope.edit(*keep.edits())"
+                )
+
     def crop(self, tokens_to_remove: int) -> None:
         "Refused: which of the last tokens a layer holds is not known."
         raise Unavailable(
