@@ -22,6 +22,7 @@ from .keep_mask import KeepMask
 from .running import RunningForward
 from tokenscope.core.shorter import (
     added_mask,
+    at_own_columns,
     check_arguments,
     kept_columns,
     keeps_of_rows,
@@ -256,12 +257,7 @@ class ShortenedRun:
         if n_past or self.when == "cache" or kind is None:
             return output
         short = output if torch.is_tensor(output) else output[0]
-        columns = self.sets[kind].to(short.device)
-        index = self.forward.index.to(short.device)
-        full = short.new_full((*index.shape, short.shape[-1]), float("nan"))
-        full[index < 0] = 0
-        rows, places = (columns >= 0).nonzero(as_tuple=True)
-        full = full.index_put((rows, columns[rows, places]), short[rows, places])
+        full = at_own_columns(short, self.sets[kind], self.forward.index)
         return full if torch.is_tensor(output) else (full, *output[1:])
 
 # %% ../../nbs/core/shortened.ipynb #498b2733
