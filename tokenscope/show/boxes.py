@@ -17,6 +17,7 @@ from hashlib import sha1
 
 from .colours import short_number, tint
 from .marks import box_text, visible_parts, visible_text
+from .picture_tokens import thumbnail
 from ..text.tokens import Tokens
 
 # %% ../../nbs/show/boxes.ipynb #1116b595
@@ -39,6 +40,9 @@ SHEET = (
     ".K [title^=n]{box-shadow:none;outline:1px dashed #8889;outline-offset:-1px}\n"
     ".K .o{box-shadow:inset 0 0 0 1.5px #888b;font-size:.85em}\n"
     ".K .m{border-bottom:3px double}\n"
+    ".K .t{display:inline-block;width:20px;height:20px;margin:2px 0 -2px;opacity:1;"
+    "text-align:center}"
+    '.K s .t::after{content:"✕";color:#b00;font:20px/20px system-ui}\n'
     ".K .n{display:inline;box-decoration-break:clone;-webkit-box-decoration-break:clone}\n"
     ".K s{text-decoration:line-through 2px;text-decoration-skip-ink:none}\n"
     ".K.h i{background-image:repeating-linear-gradient(135deg,#888a 0 1px,"
@@ -189,7 +193,7 @@ def box_html(
     raw = b"".join(tokens.raw[i] for i in box) if tokens.raw else None
     start = "\u200d" * arabic_joins(tokens[first - 1] if first else "", text)
     end = "\u200d" * arabic_joins(text, tokens[last + 1] if last + 1 < len(tokens) else "")
-    shown = start + marked_html(text, raw) + end
+    shown = thumbnail(tokens, first) or start + marked_html(text, raw) + end
     line_break = "\n" * text.endswith("\n")
     if len(box) == 1:
         html = token_html(tokens, first, values[first], limits, scale, state(first), shown)

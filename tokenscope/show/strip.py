@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from .boxes import STRIP_CLASS, box_html, marked_html, strip_style
 from .colours import SOLID, SOLID_MAP, Markup, legend_bar, short_number, tint
 from .marks import box_text, token_boxes
+from .picture_tokens import picture_sheet
 from .pictures import map_image
 from ..text.tokens import Tokens
 
@@ -221,5 +222,5 @@ def strip_html(
     )
     foot = f"<div class=f>{html_text.escape(' '.join(notes))}</div>" if notes else ""
     empty = "" if len(tokens) else "<p>No tokens.</p>"
-    sheet = strip_style() if style else ""
+    sheet = (strip_style() if style else "") + picture_sheet(tokens)
     return Markup(f'<div class="{kinds}">{sheet}{head}{body}{empty}{foot}</div>')
