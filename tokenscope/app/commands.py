@@ -16,6 +16,7 @@ from pathlib import Path
 import tokenscope
 from .tour import DEFAULT_TEXT, page_path, tour
 from ..text.names import BadArgument, ScopeError, check_site
+from ..text.pictures import as_picture
 
 # %% ../../nbs/app/commands.ipynb #683992d9
 def command_tour(commands):
@@ -23,10 +24,16 @@ def command_tour(commands):
     c = commands.add_parser("tour", help="read a sentence with a real model and write a page")
     c.add_argument("text", nargs="?", default=DEFAULT_TEXT)
     c.add_argument("-o", "--output", default="tour.html", help="the page to write")
+    c.add_argument("--image", help="a picture: then the text is a question about it")
     _model_argument(c)
-    c.set_defaults(
-        run=lambda a: tour(a.text, a.output, _scope(a.model) if a.model else None).resolve()
-    )
+    c.set_defaults(run=_run_tour)
+
+
+def _run_tour(a):
+    "The page; a picture that cannot be read is refused before a model is loaded."
+    page_path(a.output)
+    picture = as_picture(a.image) if a.image else None
+    return tour(a.text, a.output, _scope(a.model) if a.model else None, picture).resolve()
 
 # %% ../../nbs/app/commands.ipynb #150fe951
 def _model_argument(command):
