@@ -113,3 +113,40 @@ def test_an_import_that_runs_upward_is_named_though_the_package_does_not_load(tm
     done = subprocess.run([sys.executable, "tests/house.py"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["The house is not in order:", "text/names imports core.edit, which is not in a room above"]
+
+
+def _top_names(body):
+    "Names that statements at the top of a cell give to something."
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+            continue
+        inner = getattr(node, "body", [])
+        yield from _top_names(inner)
+        heads = [part for part in ast.iter_child_nodes(node) if part not in inner and not isinstance(node, ast.Expr)]
+        yield from (n.id for head in heads for n in ast.walk(head) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+
+
+def shadowed(path) -> set:
+    "Names that a page's functions use, and that a cell of the page gives to something else."
+    own, used, given = set(), set(), set()
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or source.lstrip().startswith("%"):
+            continue
+        tree = ast.parse(source)
+        if not source.startswith("#| export"):
+            given |= set(_top_names(tree.body))
+            continue
+        for node in tree.body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                own |= {a.asname or a.name.split(".")[0] for a in node.names}
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+                used |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return own & used & given
+
+
+def test_cells_leave_the_modules_names_alone():
+    "A page shares its names with its module: a list called `train` breaks every function that calls `train`."
+    assert not {p.name: names for p in sorted(ROOT.glob("nbs/*/*.ipynb")) if (names := shadowed(p))}
