@@ -1,4 +1,5 @@
 "The house in order: format, sizes, imports, and that each fault is named."
+import ast
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 import house
+from notebooks import ROOT
 from house import BODY, COLUMNS, KILOBYTES, LINES, NODES, code_lines, excess, function_sizes, page_name, page_size, pages, size_table, without_panel
 
 # Pages from before the limits, with what of each exceeds them: exported lines without the panel (300), functions of more than 30 lines or

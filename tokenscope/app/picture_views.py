@@ -84,8 +84,8 @@ def view_looks(scope, chat) -> View:
     share = pattern.float().mean((0, 1))[0]
     image = torch.tensor([p is not None for p in tokens.patches])
     reading = (
-        f"{float(share[image].sum()):.0%} of the attention of the last token before the answer lies "
-        "on the picture."
+        f"{float(share[image].sum()):.0%} of the attention of the last token before the answer "
+        "lies on the picture."
     )
     name = "attention before the answer"
     scores = TokenScores(tokens, share.cpu().numpy(), name=name, unit="share")
