@@ -22,6 +22,7 @@ def no_model(monkeypatch):
 BAD = {
     "tour: nowhere": (["tour", "Hi", "-o", "missing/x.html"], "Nowhere to write: missing/x.html lies in no folder"),
     "tour: a folder": (["tour", "Hi", "-o", "."], "is a folder; give a file in it"),
+    "tour: no picture": (["tour", "Hi", "--image", "missing.png"], "missing.png"),
     "tour: no text": (["tour", " "], "Nothing to tour"),
     "corpus: no data": (["corpus", "missing.txt", "out"], "No such corpus file: missing.txt"),
     "corpus: no kind": (["corpus", "data.docx", "out"], "Unknown kind of corpus"),

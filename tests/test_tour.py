@@ -5,9 +5,12 @@ import pytest
 
 import tokenscope
 from architectures import tiny
+from seeing_models import FAMILIES, tiny_seeing
+from test_seeing import ONE, TWO, picture
 from tokenscope.text.names import ScopeError
 from tokenscope.core.scope import Scope, load
 from tokenscope.app.commands import main
+from tokenscope.app.picture_views import PICTURE_VIEWS
 from tokenscope.app.tour import VIEWS, tour
 
 
@@ -44,3 +47,20 @@ def test_the_command_line(tmp_path, capsys, monkeypatch, scope):
     with pytest.raises(SystemExit) as done:
         main(["--version"])
     assert done.value.code == 0 and tokenscope.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_views_of_pictures(family):
+    scope = Scope(*tiny_seeing(family))
+    for chat in (ONE, TWO):
+        for view in PICTURE_VIEWS:
+            assert view(scope, chat).shown
+
+
+def test_a_picture_gives_a_page(tmp_path):
+    picture(30, 20).save(tmp_path / "p.png")
+    scope = Scope(*tiny_seeing("llava"))
+    page = tour("What <b>is</b> it?", tmp_path / "t.html", scope, tmp_path / "p.png").read_text(encoding="utf-8")
+    assert page.count("<section") == len(PICTURE_VIEWS) and "<b>is" not in page and "<script" not in page
+    with pytest.raises(ScopeError, match="vision-language"):
+        tour("What?", tmp_path / "t.html", Scope(tiny("llama"), scope.tokenizer), tmp_path / "p.png")

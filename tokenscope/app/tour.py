@@ -14,7 +14,6 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 import tokenscope
-from .picture_views import PICTURE_VIEWS
 from tokenscope.app.views import (
     View,
     view_attention,
@@ -141,6 +140,8 @@ def tour(
     text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written to a file
     given, views = text, VIEWS
     if picture is not None:
+        from tokenscope.app.picture_views import PICTURE_VIEWS  # it imports torch
+
         question = QUESTION if text == DEFAULT_TEXT else text
         given = [{"role": "user", "content": [{"type": "image", "image": picture}, question]}]
         text, views = question, PICTURE_VIEWS
