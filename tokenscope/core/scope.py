@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..text.batch import Batch, make_batch, pad_id, padded_left
 from ..text.picture_chats import picture_chats, seeing_batch
 from .default_model import default_model
+from .emoji_vlm import EMOJI_VLM, emoji_vlm
 from .loading import model_from, device_and_dtype, tokenizer_from
 from .edit import edit
 from tokenscope.text.names import (
@@ -265,7 +266,9 @@ def load(
     name: str
     | Path
     | nn.Module
-    | None = None,  # hub id, folder, GGUF file, or a model; None for the default
+    # hub id, folder, GGUF file, or a model; None for the default, "tokenscope/emoji-vlm" for the
+    # default with eyes
+    | None = None,
     tokenizer=None,  # a tokenizer or processor, if not the model's own
     # default: float32 on a processor, as saved on a GPU; a dict for the parts of a composite model
     dtype: torch.dtype | str | dict | None = None,
@@ -292,7 +295,11 @@ def load(
     _one_answer(dtype, device, kwargs)
     older = kwargs.pop("torch_dtype", None)  # the older name of dtype
     place, kwargs["dtype"] = device_and_dtype(device, older if dtype is None else dtype)
-    model = model_from(name, kwargs)
+    if name == EMOJI_VLM:
+        model, shipped = emoji_vlm(kwargs)
+        tokenizer = tokenizer or shipped
+    else:
+        model = model_from(name, kwargs)
     if "device_map" not in kwargs:
         model = _moved(model, place)
     if tokenizer is None:

@@ -179,7 +179,7 @@ def _words(n, split, chance):
 
 def _boxes(n, size, chance):
     "Squares that do not touch."
-    for _ in range(1000):
+    for _ in range(100_000):  # of four large ones less than one draw in a hundred fits
         boxes = []
         for _ in range(n):
             side = chance.randint(size // 4, size * (5 if n > 2 else 6) // 12)

@@ -183,6 +183,12 @@ _FAMILIES = [  # models: name -> (file, kilobytes, minutes, settings of the make
         models={"hat_bpe": ("hat_bpe", 2346, 5, {"name": "BPE"})},
     ),
     dict(
+        maker="learn.eyes:train_eyes",
+        loader="learn.eyes:load_eyes",
+        trained_on="scenes of `tokenscope.data.emoji_scenes`, through the frozen default model",
+        models={"eyes": ("emoji_eyes", 5591, 60, {})},
+    ),
+    dict(
         maker="learn.shipped:_fit_sae",
         loader="measure.sae:load_sae",
         trained_on="odd articles of the Declaration in six languages, read by the default model",

@@ -135,6 +135,7 @@ def train(
     lr: float = 1e-3,
     warmup: int = 50,
     weight_decay: float = 0.01,
+    last: float = 0.1,  # the share of the learning rate that is left at the end
 ) -> list[float]:  # the loss of every step
     "Minimise a loss."
     trained = [p for p in parameters if p.requires_grad]
@@ -143,7 +144,7 @@ def train(
     def pace(step):
         "The share of the learning rate at a step."
         cosine = torch.cos(torch.tensor(torch.pi * step / steps)).item()
-        return min((step + 1) / warmup, 1) * (0.55 + 0.45 * cosine)
+        return min((step + 1) / warmup, 1) * ((1 + last) / 2 + (1 - last) / 2 * cosine)
 
     plan = torch.optim.lr_scheduler.LambdaLR(adam, pace)
     losses: list[float] = []
@@ -184,7 +185,7 @@ def train_lm(
 
 # %% ../../nbs/learn/small_models.ipynb #377d999c
 def save_weights(
-    model,  # any module
+    model,  # any module, or a dict of tensors
     path: str | Path,
     kind: str,  # what `load_weights` has to be asked for
     losses: Iterable[float] = (),  # about 200 of them are kept
@@ -194,8 +195,9 @@ def save_weights(
     "Weights in one safetensors file, with what they belong to in its header."
     losses = list(losses)
     header["losses"] = [round(x, 4) for x in losses[:: max(1, len(losses) // 200)]]
+    weights = model if isinstance(model, dict) else model.state_dict()
     save_file(
-        {name: p.detach().to(dtype).contiguous().clone() for name, p in model.state_dict().items()},
+        {name: p.detach().to(dtype).contiguous().clone() for name, p in weights.items()},
         path,
         metadata={kind: json.dumps(header)},
     )
