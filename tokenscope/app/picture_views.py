@@ -42,9 +42,10 @@ def nearest_words(
 ) -> tuple:  # the tokens; for each a word and its cosine, None and NaN for the words of the text
     "The word whose embedding each picture token is closest to, as the first layer gets them."
     trace = scope.read(chat, "resid_pre", layers=0, positions="image")
-    states = torch.nn.functional.normalize(trace["resid_pre"][0, 0].float(), dim=-1)
-    rows = torch.nn.functional.normalize(table_rows(scope.structure.embedding).float(), dim=-1)
-    cosine, ids = (states @ rows.T).max(-1)
+    rows = table_rows(scope.structure.embedding).float()
+    states = trace["resid_pre"][0, 0].float() - rows.mean(0)
+    rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=-1)
+    cosine, ids = (torch.nn.functional.normalize(states, dim=-1) @ rows.T).max(-1)
     tokens = trace.batch.tokens[0]
     places = trace.batch.is_image[0][trace.batch.attention_mask[0].bool()].nonzero()[:, 0].tolist()
     words, values = [None] * len(tokens), torch.full((len(tokens),), float("nan"))

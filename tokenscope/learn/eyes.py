@@ -273,7 +273,7 @@ def nearest_things(
 ) -> tuple[list[list[str]], Float[Tensor, "token word"]]:  # the nearest; all cosines of each token
     "The word of a thing that each picture token is nearest to, row by row."
     chat = [{"role": "user", "content": [{"type": "image", "image": scene.picture}, CAPTION]}]
-    made = scope.read(chat, "embed")["embed"][0, 0].float()
+    made = scope.read(chat, "resid_pre", layers=0)["resid_pre"][0, 0].float()
     mean = scope.structure.embedding.weight.detach().float().mean(0)
     rows = word_rows(scope.model, scope.tokenizer, THINGS) - mean
     near = F.normalize(made - mean, dim=-1) @ F.normalize(rows, dim=-1).T
