@@ -136,17 +136,17 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch, default):
     assert isinstance(load(), Scope)
 
 
-def test_no_two_answers_at_once():
+def test_no_two_answers_at_once(scope, monkeypatch):
     scene = emoji_scene(2, seed=8)
     question = scene_questions(scene)[0]
     assert question.kind == "how many"
 
-    class Talker:
-        "Says all numbers, and all things."
+    def generate(chats, max_new_tokens):
+        "All numbers, and all things."
+        return ["one two three four " + " ".join(scene.words)] * len(chats)
 
-        def generate(self, chats, max_new_tokens):
-            return ["one two three four " + " ".join(scene.words)] * len(chats)
-
-    hits = sight_hits(Talker(), [scene])
+    talker = Scope(scope.model, scope.processor)
+    monkeypatch.setattr(talker, "generate", generate)
+    hits = sight_hits(talker, [scene])
     assert all(right for kind, right, _ in hits if kind == "named")
     assert not any(right for kind, right, _ in hits if kind in ("how many", "left of"))
