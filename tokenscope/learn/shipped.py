@@ -186,7 +186,7 @@ _FAMILIES = [  # models: name -> (file, kilobytes, minutes, settings of the make
         maker="learn.eyes:train_eyes",
         loader="learn.eyes:load_eyes",
         trained_on="scenes of `tokenscope.data.emoji_scenes`, through the frozen default model",
-        models={"eyes": ("emoji_eyes", 5591, 60, {})},
+        models={"eyes": ("emoji_eyes", 5604, 60, {})},
     ),
     dict(
         maker="learn.shipped:_fit_sae",
