@@ -224,7 +224,7 @@ def train_eyes(
     more_steps: int = 240,  # on fresh scenes, more slowly
     seed: int = 0,
 ) -> Path:
-    "Train the eyes of this page: about half an hour of two cores."
+    "Train the eyes of this page: about an hour of one core."
     sizes = dict(n_scenes=n_scenes, tower_steps=tower_steps, steps=steps, more_steps=more_steps)
     scope = scope or load()
     language, tokenizer = scope.model, scope.tokenizer
